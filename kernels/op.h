@@ -1,0 +1,107 @@
+/* op.h - what a kernel sees of a node.  Kernels are <op>_shape, <op>_prepare (optional), <op>_forward_cpu, <op>_backward_cpu.
+ *
+ * shape     checks n->in, sets n->out by sd_out(), saved tensors by sd_save(), flops; attributes are in n->attr.
+ *           A mismatch is sd_graph_fault(), then sd_out() with the best shape there is.
+ * prepare   runs when the plan knows which gradients are wanted (n->din) and before any byte is allocated: choose the
+ *           implementation, make vendor primitives, sd_param_reserve() packed weights, set n->scratch_bytes.
+ * forward   computes n->out (and n->saved) from n->in.  backward computes every n->din[i] that is not NULL from n->dout
+ *           and what ops.def says it reads; n->din_store[i]: store, else add.  Neither allocates.
+ * Parallel loops are cut by the shape, never by the thread count; reductions sum in a fixed order.
+ * Inputs may be pitched only where ops.def says so (rows n->in[i]->pitch apart); a din has the pitch of its own tensor. */
+#ifndef SD_OP_H
+#define SD_OP_H
+
+#include "graph.h"
+#include "param.h"
+#include "real.h"
+
+enum sd_op {
+#define OP(name, ...) SD_OP_##name,
+#include "ops.def"
+#undef OP
+    SD_OP_COUNT
+};
+
+enum { SD_MAX_SAVED = 2 };
+
+struct sd_node {
+    enum sd_op op;
+    struct sd_graph *graph;
+    const char *path;                           /* module path */
+    int n_in;
+    struct sd_tensor *in[SD_MAX_IN];            /* NULL where an optional input is absent */
+    struct sd_tensor *out;
+    struct sd_tensor *saved[SD_MAX_SAVED];      /* what the gradient needs besides inputs and output */
+    const void *attr;                           /* copy of the struct given to sd_apply */
+    double flops, backward_flops;               /* of matrix products only; backward for the wanted gradients (prepare) */
+    size_t scratch_bytes;                       /* wanted while forward or backward runs */
+    void *scratch;                              /* 64-byte aligned, given while it runs */
+    bool training;                              /* some gradient flows through this node */
+    struct sd_tensor *dout;
+    struct sd_tensor *din[SD_MAX_IN];           /* NULL: not wanted */
+    bool din_store[SD_MAX_IN];
+    void *vendor;                               /* vendor primitives; freed by vendor_free when the graph dies */
+    void (*vendor_free)(void *);
+    int block;                                  /* unit of recomputation, 0 for none */
+};
+
+/* What a gradient reads, for the table: inputs by index, the output, the saved tensors. */
+#define R_IN(i)  (1u << (i))
+#define R_OUT    (1u << 8)
+#define R_SAVED  (1u << 9)
+
+/* Flags */
+#define F_CHEAP    1u       /* output is worth recomputing rather than keeping for the backward pass */
+#define F_INPLACE  2u       /* output may take the bytes of in[0] when that dies here (same shape, dtype) */
+#define F_NO_GRAD  4u       /* no gradient flows through (schedules, noise) */
+#define P_IN(i)    (16u << (i))     /* in[i] (and its gradient) may be pitched */
+#define P_OUT      (16u << 8)       /* out (and dout) may be pitched */
+
+struct sd_op_info {
+    const char *name;
+    int n_in;
+    void (*shape)(struct sd_node *n);
+    void (*prepare)(struct sd_node *n);         /* NULL: none */
+    void (*forward_cpu)(struct sd_node *n);
+    void (*backward_cpu)(struct sd_node *n);
+    unsigned flags;
+    unsigned reads[SD_MAX_IN];                  /* by gradient */
+};
+extern const struct sd_op_info sd_ops[SD_OP_COUNT];
+
+/* sd_apply - add a node.  in: sd_ops[op].n_in tensors (NULL = absent); attr is copied.  Inputs that may not be pitched are
+ * made dense by a counted copy.  Returns the output. */
+struct sd_tensor *sd_apply(struct sd_graph *g, enum sd_op op, struct sd_tensor *const *in, const void *attr, size_t attr_size);
+
+/* For shape rules. */
+void sd_out(struct sd_node *n, enum sd_dtype dtype, int ndim, const int64_t *shape);
+void sd_out_like(struct sd_node *n, const struct sd_tensor *x);
+void sd_save(struct sd_node *n, int index, enum sd_dtype dtype, int ndim, const int64_t *shape);
+/* sd_expect_shape - fault unless x has this shape (-1 matches anything): "to_k: weight [320, 768], expected [320, 1024]". */
+bool sd_expect_shape(struct sd_node *n, const char *what, const struct sd_tensor *x, int ndim, const int64_t *shape);
+
+/* What a leaf weight input holds: sd_values(n->in[1]) is row-major real for parameters and ordinary tensors alike. */
+static inline const real *
+sd_values(const struct sd_tensor *x)
+{
+    return x->param ? sd_param_values(x->param) : (const real *)x->data;
+}
+
+#define OP(name, n_in, prep, flags, ...) \
+    void name##_shape(struct sd_node *n); void name##_forward_cpu(struct sd_node *n); void name##_backward_cpu(struct sd_node *n);
+#include "ops.def"
+#undef OP
+
+/* Vector code: one source <name>_simd.c, compiled for sse4, avx2, avx512 with -DSD_ISA=...; each defines SD_V(f).
+ * SD_V_DECLARE(void, f, (args)) declares the three; SD_V_CALL(f)(args) calls the one chosen at start (SD_ISA=sse4|avx2|avx512
+ * in the environment forces one; asking for what the machine lacks is status 2). */
+enum sd_isa { SD_ISA_SSE4, SD_ISA_AVX2, SD_ISA_AVX512 };
+enum sd_isa sd_isa(void);
+const char *sd_isa_name(void);
+#define SD_V_JOIN2(a, b) a##_##b
+#define SD_V_JOIN(a, b)  SD_V_JOIN2(a, b)
+#define SD_V(f)          SD_V_JOIN(f, SD_ISA)
+#define SD_V_DECLARE(type, f, args) type f##_sse4 args; type f##_avx2 args; type f##_avx512 args
+#define SD_V_CALL(f)     (sd_isa() == SD_ISA_AVX512 ? f##_avx512 : sd_isa() == SD_ISA_AVX2 ? f##_avx2 : f##_sse4)
+
+#endif
