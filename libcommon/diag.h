@@ -88,6 +88,11 @@ void  sd_output_abandon(struct sd_output *o);
 /* sd_output_refuse - status 2 unless path is absent or overwrite is set: "exists (use --overwrite)". */
 void  sd_output_refuse(const char *path, bool overwrite);
 
+/* sd_catch_signals - SIGINT, SIGTERM, SIGHUP remove partial outputs, then end the program by the signal; SIGPIPE and
+ * SIGXFSZ become failed writes; closed standard descriptors are filled.  sd_options calls it; a program that catches
+ * SIGINT or SIGTERM itself installs its handler afterwards. */
+void sd_catch_signals(void);
+
 /* sd_finish - flush and check stdout (a full disk is status 3), return the status for main to return. */
 int sd_finish(int status);
 
