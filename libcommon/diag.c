@@ -73,14 +73,13 @@ sd_fail_prefix(const char *format, ...)
 {
     char old[sizeof reason];
     va_list ap;
-    size_t n;
 
     memcpy(old, sd_reason(), strlen(sd_reason()) + 1);
     va_start(ap, format);
     set_reason(format, ap);
     va_end(ap);
-    n = strlen(reason);
-    snprintf(reason + n, sizeof reason - n, ": %s", old);
+    strncat(reason, ": ", sizeof reason - strlen(reason) - 1);
+    strncat(reason, old, sizeof reason - strlen(reason) - 1);
     return -1;
 }
 
