@@ -92,6 +92,15 @@ sd_values(const struct sd_tensor *x)
 #include "ops.def"
 #undef OP
 
+/* sd_fast - may vendor and vector paths be used?  False in the f64 build and while sd_plain is set (tests: the C loops are the
+ * definition).  Kernels: `if (sd_fast() && onednn_linear_forward(n)) return;` */
+extern bool sd_plain;
+static inline bool
+sd_fast(void)
+{
+    return SD_REAL_IS_FLOAT && !sd_plain;
+}
+
 /* Vector code: one source <name>_simd.c, compiled for sse4, avx2, avx512 with -DSD_ISA=...; each defines SD_V(f).
  * SD_V_DECLARE(void, f, (args)) declares the three; SD_V_CALL(f)(args) calls the one chosen at start (SD_ISA=sse4|avx2|avx512
  * in the environment forces one; asking for what the machine lacks is status 2). */
