@@ -245,7 +245,7 @@ sd_output_open(const char *path)
         return sd_fail_null("name too long");
     o = new_output();
     strcpy(o->path, path);
-    snprintf(o->part, sizeof o->part, "%s.part", path);
+    strcpy(stpcpy(o->part, path), ".part");
     o->direct = !stat(path, &st) && !S_ISREG(st.st_mode);
     if (o->direct && S_ISDIR(st.st_mode)) {
         o->in_use = false;
@@ -525,20 +525,18 @@ sd_strdup(struct sd_scope *s, const char *text)
 char *
 sd_sprintf(struct sd_scope *s, const char *format, ...)
 {
-    va_list ap, again;
-    char *text;
+    va_list ap;
+    char *text, *copy;
     int n;
 
     va_start(ap, format);
-    va_copy(again, ap);
-    n = vsnprintf(NULL, 0, format, again);
-    va_end(again);
-    if (n < 0)
-        sd_bug("sd_sprintf", "format %s", format);
-    text = sd_alloc(s, (size_t)n + 1);
-    vsnprintf(text, (size_t)n + 1, format, ap);
+    n = vasprintf(&text, format, ap);
     va_end(ap);
-    return text;
+    if (n < 0)
+        sd_die("memory", "no room for a text");
+    copy = sd_strndup(s, text, (size_t)n);
+    free(text);
+    return copy;
 }
 
 void
