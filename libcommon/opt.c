@@ -1,0 +1,582 @@
+/* opt.c - the option table's parser, --help, --help=json and --config. */
+#include "opt.h"
+#include "json.h"
+
+#include <ctype.h>
+#include <errno.h>
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+#ifdef _OPENMP
+#include <omp.h>
+#endif
+
+struct sd_shared_options sd_shared = { .device = "auto", .dtype = "" };
+
+static bool help, version, quiet;
+static const char *config;
+
+static const struct sd_opt everywhere[] = {
+    { 'h', "help", SD_OPT_FLAG, &help, 0, 0, NULL, "print this and end; --help=json for programs" },
+    { 'V', "version", SD_OPT_FLAG, &version, 0, 0, NULL, "print the version and end" },
+    { 'q', "quiet", SD_OPT_FLAG, &quiet, 0, 0, NULL, "no warnings, no progress" },
+    { 'v', "verbose", SD_OPT_FLAG, NULL, 0, 0, NULL, "say more; twice: more still" },
+    { 0, "config", SD_OPT_TEXT, &config, 0, 0, "FILE", "JSON object of long option names; the command line wins" },
+    { 0 }
+}, records[] = {
+    { 'j', "json", SD_OPT_FLAG, &sd_shared.json_lines, 0, 0, NULL, "records as JSON lines, tensors as dtype and shape" },
+    { 'k', "keep-going", SD_OPT_FLAG, &sd_shared.keep_going, 0, 0, NULL, "bad inputs only warn: status 0, not 1" },
+    { 0 }
+}, compute[] = {
+    { 0, "threads", SD_OPT_INT, &sd_shared.threads, 0, 1024, "N", "threads (OMP_NUM_THREADS, else the cores allowed)" },
+    { 0, "device", SD_OPT_TEXT, &sd_shared.device, 0, 0, "auto|cpu|cuda[:N]", "where to compute (auto)" },
+    { 0, "dtype", SD_OPT_CHOICE, &sd_shared.dtype, 0, 0, "f32|bf16|tf32|f16",
+      "precision (f32 on a CPU, bf16 on a GPU)" },
+    { 0, "memory", SD_OPT_SIZE, &sd_shared.memory, 0, 0, "SIZE", "stay within so many bytes; K, M, G (no limit)" },
+    { 0, "plan", SD_OPT_FLAG, &sd_shared.plan, 0, 0, NULL, "print memory and work as JSON and end" },
+    { 0 }
+}, seeds[] = {
+    { 0, "seed", SD_OPT_INT, &sd_shared.seed, 0, 9007199254740992.0, "N", "names all randomness (0)" },
+    { 0 }
+}, overwrites[] = {
+    { 0, "overwrite", SD_OPT_FLAG, &sd_shared.overwrite, 0, 0, NULL, "replace existing outputs" },
+    { 0 }
+};
+
+/* All options of this run, and how each came by its value. */
+enum origin { BY_DEFAULT, BY_CONFIG, BY_USER };
+static struct entry {
+    const struct sd_opt *opt;
+    enum origin origin;
+    bool own;               /* the program's, not shared */
+} *entries;
+static size_t entry_count;
+
+static void
+add(const struct sd_opt *table, bool own)
+{
+    size_t n = 0;
+
+    while (table[n].name)
+        n++;
+    entries = realloc(entries, (entry_count + n + 1) * sizeof *entries);
+    if (!entries)
+        sd_die("memory", "no room for options");
+    for (size_t i = 0; i < n; i++)
+        entries[entry_count++] = (struct entry){ &table[i], BY_DEFAULT, own };
+}
+
+static struct entry *
+find(const char *name, size_t length)
+{
+    for (size_t i = 0; i < entry_count; i++)
+        if (strlen(entries[i].opt->name) == length && !memcmp(entries[i].opt->name, name, length))
+            return &entries[i];
+    return NULL;
+}
+
+static bool
+takes_value(const struct sd_opt *o)
+{
+    return o->kind != SD_OPT_FLAG;
+}
+
+/* ---- values ------------------------------------------------------------------------------------------------- */
+
+/* Is `text` one of the words of "a|b|c"? */
+static bool
+one_of(const char *words, const char *text)
+{
+    size_t n = strlen(text);
+
+    for (const char *w = words; ; w++) {
+        if (!strncmp(w, text, n) && (w[n] == '|' || !w[n]) && n)
+            return true;
+        if (!(w = strchr(w, '|')))
+            return false;
+    }
+}
+
+/* The word itself, which must outlive a configuration file. */
+static char *
+keep(const char *text)
+{
+    return sd_strdup(NULL, text);
+}
+
+static void
+set_size(const struct sd_opt *o, const char *subject, const char *text)
+{
+    static const char units[] = "KMGT";
+    const char *unit;
+    char *end;
+    double x;
+
+    errno = 0;
+    x = strtod(text, &end);
+    if (end == text || !isdigit((unsigned char)text[0]))
+        sd_usage(subject, "expected a size such as 8G, found \"%s\"", text);
+    if (*end && (unit = strchr(units, toupper((unsigned char)*end)))) {
+        x = ldexp(x, 10 * (int)(unit - units + 1));
+        end++;
+    }
+    if (*end || strpbrk(text, "xXpP") || !(x < 0x1p62) || x != floor(x))
+        sd_usage(subject, "expected a size such as 8G, found \"%s\"", text);
+    *(int64_t *)o->value = (int64_t)x;
+}
+
+static void
+set_int(const struct sd_opt *o, const char *subject, int64_t x)
+{
+    if ((o->min != 0 || o->max != 0) && ((double)x < o->min || (double)x > o->max))
+        sd_usage(subject, "expected %.0f to %.0f, found %lld", o->min, o->max, (long long)x);
+    *(int64_t *)o->value = x;
+}
+
+static void
+set_real(const struct sd_opt *o, const char *subject, double x)
+{
+    if (!isfinite(x) || ((o->min != 0 || o->max != 0) && (x < o->min || x > o->max)))
+        sd_usage(subject, o->min != 0 || o->max != 0 ? "expected %g to %g, found %g" : "expected a finite number",
+                 o->min, o->max, x);
+    *(double *)o->value = x;
+}
+
+static void
+append_list(struct sd_list *list, const char *text)
+{
+    const char **more = sd_alloc_array(NULL, list->count + 1, sizeof *more);
+
+    if (list->count)
+        memcpy(more, list->item, list->count * sizeof *more);
+    more[list->count++] = keep(text);
+    list->item = more;
+}
+
+/* A value given as text. */
+static void
+set(struct entry *e, const char *subject, const char *text)
+{
+    const struct sd_opt *o = e->opt;
+    char *end;
+
+    errno = 0;
+    switch (o->kind) {
+    case SD_OPT_INT: {
+        long long x = strtoll(text, &end, 10);
+
+        if (end == text || *end || errno || isspace((unsigned char)text[0]) || text[0] == '+')
+            sd_usage(subject, "expected an integer, found \"%s\"", text);
+        set_int(o, subject, x);
+        break;
+    }
+    case SD_OPT_REAL: {
+        double x = strtod(text, &end);
+
+        if (end == text || *end || isspace((unsigned char)text[0]) || text[0] == '+' || strpbrk(text, "xXpP"))
+            sd_usage(subject, "expected a number, found \"%s\"", text);
+        set_real(o, subject, x);
+        break;
+    }
+    case SD_OPT_TEXT:
+        *(const char **)o->value = keep(text);
+        break;
+    case SD_OPT_LIST:
+        append_list(o->value, text);
+        break;
+    case SD_OPT_CHOICE:
+        if (strchr(text, '|') || !one_of(o->argument, text))
+            sd_usage(subject, "expected %s, found \"%s\"", o->argument, text);
+        *(const char **)o->value = keep(text);
+        break;
+    case SD_OPT_SIZE:
+        set_size(o, subject, text);
+        break;
+    case SD_OPT_FLAG:
+    case SD_OPT_END:
+        sd_bug("opt", "%s takes no value", o->name);
+    }
+}
+
+/* ---- help --------------------------------------------------------------------------------------------------- */
+
+static void
+print_help(const char *synopsis, const char *purpose)
+{
+    printf("usage: %s %s\n%s\n\noptions:\n", sd_program, synopsis, purpose);
+    for (size_t i = 0; i < entry_count; i++) {
+        const struct sd_opt *o = entries[i].opt;
+        char left[256], letter[8] = "    ";
+
+        if (o->short_name)
+            snprintf(letter, sizeof letter, "-%c, ", o->short_name);
+        snprintf(left, sizeof left, "  %s--%s%s%s", letter, o->name, takes_value(o) ? " " : "",
+                 takes_value(o) && o->argument ? o->argument : "");
+        printf("%-34s%s%s\n", left, strlen(left) > 32 ? "\n                                  " : "", o->help);
+    }
+    exit(sd_finish(SD_OK));
+}
+
+static json_t *
+current_value(const struct sd_opt *o)
+{
+    const struct sd_list *list = o->value;
+    json_t *array;
+
+    if (!o->value)
+        return NULL;
+    switch (o->kind) {
+    case SD_OPT_FLAG: return json_boolean(*(bool *)o->value);
+    case SD_OPT_INT:
+    case SD_OPT_SIZE: return json_integer(*(int64_t *)o->value);
+    case SD_OPT_REAL: return json_real(*(double *)o->value);
+    case SD_OPT_TEXT:
+    case SD_OPT_CHOICE: {
+        const char *text = *(const char **)o->value;
+
+        return text && *text ? json_string(text) : NULL;
+    }
+    case SD_OPT_LIST:
+        if (!list->count)
+            return NULL;
+        array = json_array();
+        for (size_t i = 0; i < list->count; i++)
+            json_array_append_new(array, json_string(list->item[i]));
+        return array;
+    case SD_OPT_END: break;
+    }
+    return NULL;
+}
+
+static void
+print_json(const char *synopsis, const char *purpose)
+{
+    static const char *const kinds[] = { "", "flag", "integer", "real", "text", "list", "choice", "size" };
+    json_t *all = json_object(), *options = json_array();
+
+    for (size_t i = 0; i < entry_count; i++) {
+        const struct sd_opt *o = entries[i].opt;
+        json_t *j = json_object(), *value = o->value == &help ? NULL : current_value(o);
+
+        json_object_set_new(j, "name", json_string(o->name));
+        if (o->short_name)
+            json_object_set_new(j, "short", json_stringn(&o->short_name, 1));
+        json_object_set_new(j, "kind", json_string(kinds[o->kind]));
+        if (o->argument)
+            json_object_set_new(j, "argument", json_string(o->argument));
+        if (o->kind == SD_OPT_CHOICE) {
+            json_t *choices = json_array();
+
+            for (const char *w = o->argument; w; w = strchr(w, '|') ? strchr(w, '|') + 1 : NULL)
+                json_array_append_new(choices, json_stringn(w, strcspn(w, "|")));
+            json_object_set_new(j, "choices", choices);
+        }
+        if (o->min != 0 || o->max != 0) {
+            json_object_set_new(j, "min", json_real(o->min));
+            json_object_set_new(j, "max", json_real(o->max));
+        }
+        if (value)
+            json_object_set_new(j, "default", value);
+        json_object_set_new(j, "help", json_string(o->help));
+        json_object_set_new(j, "shared", json_boolean(!entries[i].own));
+        json_array_append_new(options, j);
+    }
+    json_object_set_new(all, "program", json_string(sd_program));
+    json_object_set_new(all, "version", json_string(SD_VERSION));
+    json_object_set_new(all, "purpose", json_string(purpose));
+    json_object_set_new(all, "synopsis", json_string(synopsis));
+    json_object_set_new(all, "options", options);
+    json_dumpf(all, stdout, JSON_INDENT(2));
+    putchar('\n');
+    json_decref(all);
+    exit(sd_finish(SD_OK));
+}
+
+/* ---- the command line --------------------------------------------------------------------------------------- */
+
+/* Edits between two words (optimal string alignment without transpositions), for "did you mean". */
+static size_t
+edits(const char *a, size_t n, const char *b)
+{
+    size_t m = strlen(b), row[128];
+
+    if (m >= 128)
+        return m;
+    for (size_t j = 0; j <= m; j++)
+        row[j] = j;
+    for (size_t i = 1; i <= n; i++) {
+        size_t diagonal = row[0];
+
+        row[0] = i;
+        for (size_t j = 1; j <= m; j++) {
+            size_t best = diagonal + (a[i - 1] != b[j - 1]);
+
+            diagonal = row[j];
+            if (row[j] + 1 < best)
+                best = row[j] + 1;
+            if (row[j - 1] + 1 < best)
+                best = row[j - 1] + 1;
+            row[j] = best;
+        }
+    }
+    return row[m];
+}
+
+static void
+unknown(const char *subject, const char *name, size_t length)
+{
+    const char *near = NULL;
+    size_t best = length < 5 ? 2 : 4;       /* fewer edits than this */
+
+    for (size_t i = 0; i < entry_count; i++) {
+        size_t d = edits(name, length, entries[i].opt->name);
+
+        if (d < best) {
+            best = d;
+            near = entries[i].opt->name;
+        }
+    }
+    if (near)
+        sd_usage(subject, "unknown option, did you mean --%s?", near);
+    sd_usage(subject, "unknown option (--help lists them)");
+}
+
+static void
+set_flag(struct entry *e, bool value)
+{
+    if (!strcmp(e->opt->name, "verbose"))
+        sd_verbosity = value ? (sd_verbosity < 0 ? 1 : sd_verbosity + 1) : 0;
+    else
+        *(bool *)e->opt->value = value;
+    if (e->opt->value == &quiet)
+        sd_verbosity = value ? -1 : 0;
+    e->origin = BY_USER;
+}
+
+/* --name, --no-name, --name=value, --name value.  Returns how many words of argv were eaten. */
+static int
+long_option(char **word, const char *synopsis, const char *purpose)
+{
+    const char *name = word[0] + 2, *value = strchr(name, '=');
+    size_t length = value ? (size_t)(value - name) : strlen(name);
+    struct entry *e = find(name, length);
+    char *subject = sd_strndup(NULL, word[0], length + 2);
+
+    if (value)
+        value++;
+    if (!e && length > 3 && !strncmp(name, "no-", 3) && (e = find(name + 3, length - 3)) && !takes_value(e->opt)
+            && e->opt->value != &help && e->opt->value != &version) {
+        if (value)
+            sd_usage(subject, "takes no value");
+        set_flag(e, false);
+        return 1;
+    }
+    if (!e)
+        unknown(subject, name, length);
+    if (e->opt->value == &help) {
+        if (value && strcmp(value, "json"))
+            sd_usage(subject, "expected --help or --help=json");
+        (value ? print_json : print_help)(synopsis, purpose);
+    }
+    if (!takes_value(e->opt)) {
+        if (value)
+            sd_usage(subject, "takes no value");
+        set_flag(e, true);
+        return 1;
+    }
+    if (!value && !(value = word[1]))
+        sd_usage(subject, "needs a value: %s", e->opt->argument ? e->opt->argument : "");
+    if (e->origin != BY_USER && e->opt->kind == SD_OPT_LIST)
+        *(struct sd_list *)e->opt->value = (struct sd_list){ 0, NULL };     /* the default, if there was one */
+    e->origin = BY_USER;
+    set(e, subject, value);
+    return strchr(word[0] + 2, '=') ? 1 : 2;
+}
+
+/* -a, -abc, -n5, -n 5. */
+static int
+short_options(char **word, const char *synopsis, const char *purpose)
+{
+    for (const char *c = word[0] + 1; *c; c++) {
+        struct entry *e = NULL;
+        char subject[3] = { '-', *c, 0 };
+
+        for (size_t i = 0; i < entry_count && !e; i++)
+            if (entries[i].opt->short_name == *c)
+                e = &entries[i];
+        if (!e)
+            sd_usage(word[0], "unknown option (--help lists them)");
+        if (e->opt->value == &help)
+            print_help(synopsis, purpose);
+        if (takes_value(e->opt)) {
+            if (!c[1] && !word[1])
+                sd_usage(subject, "needs a value: %s", e->opt->argument ? e->opt->argument : "");
+            e->origin = BY_USER;
+            set(e, subject, c[1] ? c + 1 : word[1]);
+            return c[1] ? 1 : 2;
+        }
+        set_flag(e, true);
+    }
+    return 1;
+}
+
+/* ---- --config ----------------------------------------------------------------------------------------------- */
+
+static void
+set_from_json(struct entry *e, const char *subject, const json_t *value)
+{
+    const struct sd_opt *o = e->opt;
+
+    if (o->kind == SD_OPT_FLAG && json_is_boolean(value) && o->value && o->value != &quiet) {
+        *(bool *)o->value = json_is_true(value);
+    } else if (o->kind == SD_OPT_FLAG && json_is_boolean(value)) {
+        set_flag(e, json_is_true(value));
+    } else if (o->kind == SD_OPT_INT && json_is_integer(value)) {
+        set_int(o, subject, json_integer_value(value));
+    } else if (o->kind == SD_OPT_SIZE && json_is_integer(value) && json_integer_value(value) >= 0) {
+        *(int64_t *)o->value = json_integer_value(value);
+    } else if (o->kind == SD_OPT_REAL && json_is_number(value)) {
+        set_real(o, subject, json_number_value(value));
+    } else if ((o->kind == SD_OPT_TEXT || o->kind == SD_OPT_CHOICE || o->kind == SD_OPT_SIZE) && json_is_string(value)) {
+        set(e, subject, json_string_value(value));
+    } else if (o->kind == SD_OPT_LIST && json_is_array(value)) {
+        *(struct sd_list *)o->value = (struct sd_list){ 0, NULL };
+        for (size_t i = 0; i < json_array_size(value); i++) {
+            const json_t *item = json_array_get(value, i);
+
+            if (!json_is_string(item))
+                sd_usage(subject, "expected an array of strings, found %s in it", sd_json_kind(item));
+            append_list(o->value, json_string_value(item));
+        }
+    } else {
+        static const char *const kinds[] = { "", "true or false", "an integer", "a number", "a string",
+                                             "an array of strings", "a string", "a size such as \"8G\"" };
+
+        sd_usage(subject, "expected %s, found %s", kinds[o->kind], sd_json_kind(value));
+    }
+    e->origin = BY_CONFIG;
+}
+
+static void
+read_config(void)
+{
+    struct sd_scope *s = sd_scope_open();
+    json_t *object = sd_json_load(s, config, 0), *value;
+    const char *name;
+
+    if (!object)
+        sd_usage(config, "%s", sd_reason());
+    if (!json_is_object(object))
+        sd_usage(config, "expected an object, found %s", sd_json_kind(object));
+    json_object_foreach(object, name, value) {
+        struct entry *e = find(name, strlen(name));
+        char *subject = sd_sprintf(s, "%s: %s", config, name);
+
+        if (!e)
+            unknown(subject, name, strlen(name));
+        if (e->opt->value == &help || e->opt->value == &version || e->opt->value == (void *)&config)
+            sd_usage(subject, "belongs on the command line");
+        if (e->origin != BY_USER)
+            set_from_json(e, subject, value);
+    }
+    sd_scope_close(s);
+}
+
+static void
+check_shared(void)
+{
+    const char *d = sd_shared.device;
+
+    if (strcmp(d, "auto") && strcmp(d, "cpu") && strcmp(d, "cuda")
+            && (strncmp(d, "cuda:", 5) || !d[5] || strlen(d) > 8 || strspn(d + 5, "0123456789") != strlen(d + 5)))
+        sd_usage("--device", "expected auto, cpu, cuda or cuda:N, found \"%s\"", d);
+#ifdef _OPENMP
+    if (sd_shared.threads)
+        omp_set_num_threads((int)sd_shared.threads);
+#endif
+}
+
+void
+sd_options(int *argc, char ***argv, const struct sd_opt *table, unsigned shared, const char *synopsis,
+           const char *purpose)
+{
+    char **words = *argv;
+    int operands = 1;
+
+    if (*argc > 0)
+        sd_program = strrchr(words[0], '/') ? strrchr(words[0], '/') + 1 : words[0];
+    sd_catch_signals();
+    free(entries);
+    entries = NULL;
+    entry_count = 0;
+    if (table)
+        add(table, true);
+    if (shared & SD_OPT_COMPUTE)
+        add(compute, false);
+    if (shared & SD_OPT_SEED)
+        add(seeds, false);
+    if (shared & SD_OPT_OVERWRITE)
+        add(overwrites, false);
+    if (shared & SD_OPT_RECORDS)
+        add(records, false);
+    add(everywhere, false);
+
+    for (int i = 1; i < *argc; ) {
+        if (!strcmp(words[i], "--")) {
+            while (++i < *argc)
+                words[operands++] = words[i];
+        } else if (!strncmp(words[i], "--", 2)) {
+            i += long_option(words + i, synopsis, purpose);
+        } else if (words[i][0] == '-' && words[i][1]) {
+            i += short_options(words + i, synopsis, purpose);
+        } else {
+            words[operands++] = words[i++];
+        }
+        if (version) {
+            printf("%s %s\n", sd_program, SD_VERSION);
+            exit(sd_finish(SD_OK));
+        }
+    }
+    words[operands] = NULL;
+    *argc = operands;
+    if (config)
+        read_config();
+    if (shared & SD_OPT_COMPUTE)
+        check_shared();
+}
+
+bool
+sd_option_given(const char *name)
+{
+    const struct entry *e = find(name, strlen(name));
+
+    if (!e)
+        sd_bug("sd_option_given", "no option %s", name);
+    return e->origin != BY_DEFAULT;
+}
+
+/* An option whose argument is called FILE, DIR, PATH or MODEL names a place on this machine, not a setting. */
+static bool
+is_path(const struct sd_opt *o)
+{
+    return o->argument && (strstr(o->argument, "FILE") || strstr(o->argument, "DIR") || strstr(o->argument, "PATH")
+                           || strstr(o->argument, "MODEL"));
+}
+
+json_t *
+sd_options_json(const char *const *except)
+{
+    json_t *settings = json_object();
+
+    for (size_t i = 0; i < entry_count; i++) {
+        const struct sd_opt *o = entries[i].opt;
+        bool wanted = !is_path(o) && (entries[i].own || o->value == &sd_shared.seed || o->value == &sd_shared.dtype);
+        json_t *value;
+
+        for (size_t j = 0; except && except[j] && wanted; j++)
+            wanted = strcmp(except[j], o->name) != 0;
+        if (wanted && (value = current_value(o)))
+            json_object_set_new(settings, o->name, value);
+    }
+    return settings;
+}
