@@ -52,8 +52,8 @@ struct sd_node {
 
 /* Flags */
 #define F_CHEAP    1u       /* output is worth recomputing rather than keeping for the backward pass */
-#define F_INPLACE  2u       /* output may take the bytes of in[0] when that dies here (same shape, dtype) */
-#define F_NO_GRAD  4u       /* no gradient flows through (schedules, noise) */
+#define F_NO_GRAD  2u       /* no gradient flows through (schedules, noise) */
+#define I_IN(i)    (65536u << (i))  /* output may take the bytes of in[i] when that dies here: n->out->data == n->in[i]->data */
 #define P_IN(i)    (16u << (i))     /* in[i] (and its gradient) may be pitched */
 #define P_OUT      (16u << 8)       /* out (and dout) may be pitched */
 
@@ -87,6 +87,11 @@ sd_values(const struct sd_tensor *x)
     return x->param ? sd_param_values(x->param) : (const real *)x->data;
 }
 
+void linear_prepare(struct sd_node *n);
+void conv2d_prepare(struct sd_node *n);
+void group_norm_prepare(struct sd_node *n);
+void layer_norm_prepare(struct sd_node *n);
+void attention_prepare(struct sd_node *n);
 #define OP(name, n_in, prep, flags, ...) \
     void name##_shape(struct sd_node *n); void name##_forward_cpu(struct sd_node *n); void name##_backward_cpu(struct sd_node *n);
 #include "ops.def"

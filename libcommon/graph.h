@@ -57,6 +57,8 @@ struct sd_tensor *sd_reshape(struct sd_tensor *x, int ndim, const int64_t *shape
 void sd_path_push(struct sd_graph *g, const char *format, ...) SD_PRINTF(2, 3);
 void sd_path_pop(struct sd_graph *g);
 const char *sd_path(struct sd_graph *g);
+/* sd_graph_find - the output of the last node described at this very path, NULL when there is none (tests, debugging). */
+struct sd_tensor *sd_graph_find(struct sd_graph *g, const char *path);
 void sd_block_begin(struct sd_graph *g);
 void sd_block_end(struct sd_graph *g);
 
