@@ -11,6 +11,8 @@
 #ifndef SD_OP_H
 #define SD_OP_H
 
+#include <string.h>
+
 #include "graph.h"
 #include "param.h"
 #include "real.h"
@@ -42,6 +44,7 @@ struct sd_node {
     bool din_store[SD_MAX_IN];
     void *vendor;                               /* vendor primitives; freed by vendor_free when the graph dies */
     void (*vendor_free)(void *);
+    size_t index;                               /* in the order described */
     int block;                                  /* unit of recomputation, 0 for none */
 };
 
@@ -106,12 +109,25 @@ sd_fast(void)
     return SD_REAL_IS_FLOAT && !sd_plain;
 }
 
+/* sd_din - where the gradient of input i is added; zeroed first when it is to be stored; NULL when it is not wanted. */
+static inline real *
+sd_din(const struct sd_node *n, int i)
+{
+    const struct sd_tensor *d = n->din[i];
+
+    for (int64_t r = 0; d && n->din_store[i] && r < sd_rows(d); r++)
+        memset((real *)d->data + r * d->pitch, 0, (size_t)sd_cols(d) * sizeof(real));
+    return d ? d->data : NULL;
+}
+
 /* Vector code: one source <name>_simd.c, compiled for sse4, avx2, avx512 with -DSD_ISA=...; each defines SD_V(f).
  * SD_V_DECLARE(void, f, (args)) declares the three; SD_V_CALL(f)(args) calls the one chosen at start (SD_ISA=sse4|avx2|avx512
  * in the environment forces one; asking for what the machine lacks is status 2). */
 enum sd_isa { SD_ISA_SSE4, SD_ISA_AVX2, SD_ISA_AVX512 };
 enum sd_isa sd_isa(void);
 const char *sd_isa_name(void);
+enum sd_isa sd_isa_best(void);              /* what the machine has */
+void sd_isa_force(enum sd_isa isa);         /* tests */
 #define SD_V_JOIN2(a, b) a##_##b
 #define SD_V_JOIN(a, b)  SD_V_JOIN2(a, b)
 #define SD_V(f)          SD_V_JOIN(f, SD_ISA)

@@ -127,6 +127,13 @@ sd_graph_find(struct sd_graph *g, const char *path)
 
 /* -- views ---------------------------------------------------------------------------------------------------------- */
 
+void
+sd_view_link(struct sd_tensor *v)
+{
+    v->next_view = v->base->views;
+    v->base->views = v;
+}
+
 static struct sd_tensor *
 view(struct sd_tensor *x, int64_t offset, int ndim, const int64_t *shape, int64_t pitch)
 {
@@ -136,6 +143,7 @@ view(struct sd_tensor *x, int64_t offset, int ndim, const int64_t *shape, int64_
     v->param = v->base->param;
     v->offset = x->offset + offset;
     v->pitch = pitch;
+    sd_view_link(v);
     return v;
 }
 
@@ -258,6 +266,7 @@ sd_apply(struct sd_graph *g, enum sd_op op, struct sd_tensor *const *in, const v
     n->path = sd_strdup(g->scope, g->path[0] ? g->path : info->name);
     n->n_in = info->n_in;
     n->block = g->block;
+    n->index = g->nodes.count;
     memcpy(n->in, dense, sizeof n->in);
     if (attr_size)
         n->attr = memcpy(sd_alloc(g->scope, attr_size), attr, attr_size);

@@ -34,6 +34,7 @@ struct sd_tensor {
     const char *name;               /* "noisy_latents", or the module path of its node */
     void *data;                     /* valid only while a planned step that uses it runs (and for kept outputs after) */
     struct sd_storage *storage;     /* the planner's */
+    struct sd_tensor *views, *next_view;    /* of a base: its views, so that they get addresses together */
 };
 
 struct sd_graph *sd_graph_new(void);

@@ -28,6 +28,8 @@ struct sd_graph {
 
 struct sd_tensor *sd_tensor_new(struct sd_graph *g, const char *name, enum sd_dtype dtype, int ndim, const int64_t *shape);
 
+void sd_view_link(struct sd_tensor *v);     /* v->base is set: enter v among its views */
+
 /* sd_storage - what the planner knows of one tensor that has bytes of its own (views have none). */
 struct sd_storage {
     struct sd_tensor *grad;     /* gradient of this tensor, NULL when none flows */
@@ -35,6 +37,8 @@ struct sd_storage {
     bool read_in_backward;
     bool redo;                  /* its node is run again before the backward pass reads it */
     bool redone;
+    bool is_gradient;
+    bool written;               /* a gradient: an earlier step has stored into it */
     struct sd_life *life;       /* the one being built */
 };
 

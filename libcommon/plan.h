@@ -43,9 +43,18 @@ void sd_arena_free(struct sd_arena *a);
 void sd_plan_bind(struct sd_plan *p, struct sd_arena *arena);
 
 /* sd_feed - copy dense data (numel elements of the input's dtype; SD_F32 as float even in the double build) into an input.
- * sd_fetch - copy a kept tensor out, dense.  sd_input_data - where an input lies, to fill in place. */
+ * sd_fetch - copy a kept tensor out, dense.  */
 void  sd_feed(struct sd_plan *p, struct sd_tensor *input, const void *data);
 void  sd_fetch(struct sd_plan *p, struct sd_tensor *output, void *data);
+
+/* sd_data - where a kept tensor or an input lies (`real` elements, rows `pitch` apart). */
+void *sd_data(struct sd_plan *p, struct sd_tensor *x);
+
+/* For tests.  sd_plan_seed - what the backward pass starts from instead of ones (numel of the loss; the caller keeps it).
+ * sd_guard - set before planning: every buffer is followed by a guard and begins as NaN; sd_run is then sd_bug() when a
+ * guard was overwritten. */
+void sd_plan_seed(struct sd_plan *p, const void *seed);
+extern bool sd_guard;
 
 /* sd_run - all steps.  sd_run_scan - the same with every output scanned: returns the module path of the first step whose
  * result is not finite, or NULL. */

@@ -1,0 +1,711 @@
+/* plan - which gradients, what is redone, where every byte lies.
+ *
+ * 1. wanted: forward over the nodes; a tensor is wanted when a trainable lies upstream of it.
+ * 2. steps: the forward nodes, then backwards over the nodes through which a gradient flows; what a step reads and is marked
+ *    `redo` is computed again just before.
+ * 3. lives: from the step that writes a tensor to the last that reads it, once per computation.
+ * 4. places: lives by size, each at the lowest offset free for its whole time. */
+#include "plan_internal.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+enum { ALIGN = 64 };
+
+static struct sd_tensor *
+base_of(struct sd_tensor *x)
+{
+    return x->base ? x->base : x;
+}
+
+static struct sd_storage *
+storage(struct sd_tensor *x)
+{
+    return base_of(x)->storage;
+}
+
+static struct sd_node *
+node_at(const struct sd_graph *g, size_t i)
+{
+    return g->nodes.item[i];
+}
+
+static size_t
+tensor_bytes(const struct sd_tensor *x)
+{
+    return (x->numel * sd_element_size(x->dtype) + ALIGN - 1) / ALIGN * ALIGN + (sd_guard ? SD_GUARD : 0);
+}
+
+/* -- what is needed, what is wanted --------------------------------------------------------------------------------- */
+
+static void
+mark_needed(bool *needed, const struct sd_graph *g, struct sd_tensor *loss)
+{
+    for (size_t k = 0; k < g->kept.count; k++)
+        if (base_of(g->kept.item[k])->node)
+            needed[base_of(g->kept.item[k])->node->index] = true;
+    if (loss && base_of(loss)->node)
+        needed[base_of(loss)->node->index] = true;
+    for (size_t i = g->nodes.count; i-- > 0;) {
+        struct sd_node *n = node_at(g, i);
+
+        for (int a = 0; needed[i] && a < n->n_in; a++)
+            if (n->in[a] && base_of(n->in[a])->node)
+                needed[base_of(n->in[a])->node->index] = true;
+    }
+}
+
+static void
+mark_wanted(struct sd_graph *g)
+{
+    for (size_t i = 0; i < g->tensors.count; i++) {
+        struct sd_tensor *x = g->tensors.item[i];
+
+        if (x->base)
+            continue;
+        x->storage = sd_alloc(g->scope, sizeof *x->storage);
+        x->storage->wanted = x->param && x->param->trainable;
+    }
+    for (size_t i = 0; i < g->nodes.count; i++) {
+        struct sd_node *n = node_at(g, i);
+
+        if (sd_ops[n->op].flags & F_NO_GRAD)
+            continue;
+        for (int a = 0; a < n->n_in; a++)
+            if (n->in[a] && n->in[a]->dtype == SD_F32 && storage(n->in[a])->wanted)
+                n->out->storage->wanted = true;
+    }
+}
+
+/* The gradient of x: of a view, the same view of its base's gradient. */
+static struct sd_tensor *
+gradient(struct sd_tensor *x)
+{
+    struct sd_tensor *base = base_of(x), *d, *v;
+
+    if (!(d = base->storage->grad)) {
+        d = sd_tensor_new(x->graph, base->name, base->dtype, base->ndim, base->shape);
+        d->storage = sd_alloc(x->graph->scope, sizeof *d->storage);
+        d->storage->is_gradient = true;
+        base->storage->grad = d;
+        if (base->param)
+            d->data = base->param->grad;
+    }
+    if (x == base)
+        return d;
+    v = sd_tensor_new(x->graph, x->name, x->dtype, x->ndim, x->shape);
+    v->base = d;
+    v->offset = x->offset;
+    v->pitch = x->pitch;
+    sd_view_link(v);
+    if (d->data)
+        v->data = (char *)d->data + (size_t)v->offset * sd_element_size(v->dtype);
+    return v;
+}
+
+/* Does a gradient of the loss reach x, and who takes part?  Marks n->training, makes dout and din. */
+static void
+make_gradients(struct sd_graph *g, const bool *needed, struct sd_tensor *loss)
+{
+    gradient(loss);
+    for (size_t i = g->nodes.count; i-- > 0;) {
+        struct sd_node *n = node_at(g, i);
+
+        if (!needed[i] || !n->out->storage->grad || !n->out->storage->wanted || sd_ops[n->op].flags & F_NO_GRAD)
+            continue;
+        n->training = true;
+        n->dout = gradient(n->out);
+        for (int a = 0; a < n->n_in; a++)
+            if (n->in[a] && n->in[a]->dtype == SD_F32 && storage(n->in[a])->wanted)
+                n->din[a] = gradient(n->in[a]);
+    }
+}
+
+/* What the backward step of n reads, from the table: inputs, output, saved. */
+static unsigned
+backward_reads(const struct sd_node *n)
+{
+    unsigned reads = 0;
+
+    for (int a = 0; a < n->n_in; a++)
+        if (n->din[a])
+            reads |= sd_ops[n->op].reads[a];
+    return reads;
+}
+
+/* -- what is redone ------------------------------------------------------------------------------------------------- */
+
+static void
+mark_reads(struct sd_graph *g)
+{
+    for (size_t i = 0; i < g->nodes.count; i++) {
+        struct sd_node *n = node_at(g, i);
+        unsigned reads = n->training ? backward_reads(n) : 0;
+
+        for (int a = 0; a < n->n_in; a++)
+            if (n->in[a] && reads & R_IN(a))
+                storage(n->in[a])->read_in_backward = true;
+        if (reads & R_OUT)
+            n->out->storage->read_in_backward = true;
+    }
+}
+
+static bool
+kept_by_user(const struct sd_graph *g, const struct sd_tensor *x)
+{
+    for (size_t k = 0; k < g->kept.count; k++)
+        if (base_of(g->kept.item[k]) == x)
+            return true;
+    return false;
+}
+
+/* Is x read outside the block of the node that computes it? */
+static bool
+leaves_block(const struct sd_graph *g, const struct sd_node *n)
+{
+    for (size_t i = 0; i < g->nodes.count; i++) {
+        const struct sd_node *m = node_at(g, i);
+
+        for (int a = 0; a < m->n_in; a++)
+            if (m->in[a] && base_of(m->in[a]) == n->out && m->block != n->block)
+                return true;
+    }
+    return false;
+}
+
+static bool
+feeds_only_cheap(const struct sd_graph *g, const struct sd_node *n)
+{
+    bool any = false;
+
+    for (size_t i = 0; i < g->nodes.count; i++) {
+        const struct sd_node *m = node_at(g, i);
+
+        for (int a = 0; a < m->n_in; a++)
+            if (m->in[a] && base_of(m->in[a]) == n->out) {
+                if (!(sd_ops[m->op].flags & F_CHEAP))
+                    return false;
+                any = true;
+            }
+    }
+    return any;
+}
+
+static void
+choose_redo(struct sd_graph *g, enum sd_recompute level)
+{
+    for (size_t i = 0; i < g->nodes.count; i++)
+        node_at(g, i)->out->storage->redo = false;
+    if (level == SD_KEEP_ALL)
+        return;
+    for (size_t i = 0; i < g->nodes.count; i++) {
+        struct sd_node *n = node_at(g, i);
+        struct sd_storage *s = n->out->storage;
+        size_t more = 0;        /* bytes that redoing n would keep alive and that are not kept anyway */
+
+        if (kept_by_user(g, n->out))
+            continue;
+        if (level == SD_REDO_BLOCKS && n->block && !leaves_block(g, n)) {
+            s->redo = true;
+            continue;
+        }
+        if (!s->read_in_backward)
+            continue;
+        for (int a = 0; a < n->n_in; a++)
+            if (n->in[a] && base_of(n->in[a])->node && !storage(n->in[a])->read_in_backward && !storage(n->in[a])->redo)
+                more += tensor_bytes(base_of(n->in[a]));
+        if (sd_ops[n->op].flags & F_CHEAP)
+            s->redo = more < tensor_bytes(n->out);
+        else if (level == SD_REDO_FEED_FORWARD && n->op == SD_OP_linear && feeds_only_cheap(g, n))
+            s->redo = more < tensor_bytes(n->out);
+        if (s->redo)
+            for (int a = 0; a < n->n_in; a++)
+                if (n->in[a])
+                    storage(n->in[a])->read_in_backward = true;     /* kept, or redone in its turn */
+    }
+}
+
+/* -- steps ---------------------------------------------------------------------------------------------------------- */
+
+static struct sd_step *
+add_step(struct sd_plan *p, enum sd_step_kind kind, struct sd_node *n)
+{
+    struct sd_step *s = sd_alloc(p->scope, sizeof *s);
+
+    s->kind = kind;
+    s->node = n;
+    sd_array_push(p->scope, &p->steps, s);
+    return s;
+}
+
+/* Make sure that x can be read by the step about to be added. */
+static void
+redo(struct sd_plan *p, struct sd_tensor *x)
+{
+    struct sd_tensor *base = base_of(x);
+    struct sd_node *n = base->node;
+
+    if (!n || n->out != base || !base->storage->redo || base->storage->redone)
+        return;
+    for (int a = 0; a < n->n_in; a++)
+        if (n->in[a])
+            redo(p, n->in[a]);
+    base->storage->redone = true;
+    add_step(p, SD_STEP_REDO, n);
+    p->report.redone++;
+    p->report.flops += n->flops;
+}
+
+/* Column or row range of the base that a use covers, for the question "store or add". */
+struct range {
+    bool whole, columns;
+    int64_t begin, end;
+};
+
+static struct range
+range_of(const struct sd_tensor *x)
+{
+    const struct sd_tensor *base = x->base ? x->base : x;
+    struct range r = { true, false, 0, 0 };
+
+    if (x->numel == base->numel)
+        return r;
+    r.whole = false;
+    if (sd_cols(x) < sd_cols(base) && x->numel / (size_t)sd_cols(x) == base->numel / (size_t)sd_cols(base)
+        && x->pitch == sd_cols(base)) {
+        r.columns = true;
+        r.begin = x->offset;
+        r.end = x->offset + sd_cols(x);
+    } else {
+        r.begin = x->offset;
+        r.end = x->offset + (int64_t)x->numel;
+    }
+    return r;
+}
+
+static bool
+ranges_apart(struct range a, struct range b)
+{
+    return !a.whole && !b.whole && a.columns == b.columns && (a.end <= b.begin || b.end <= a.begin);
+}
+
+/* All uses of base x that write its gradient are apart and cover it: every one may store. */
+static bool
+uses_tile(struct sd_graph *g, struct sd_tensor *x)
+{
+    struct range r[16];
+    int count = 0;
+    int64_t covered = 0;
+
+    for (size_t i = 0; i < g->nodes.count; i++) {
+        struct sd_node *n = node_at(g, i);
+
+        for (int a = 0; a < n->n_in; a++)
+            if (n->din[a] && base_of(n->in[a]) == x) {
+                if (count == 16)
+                    return false;
+                r[count] = range_of(n->in[a]);
+                for (int k = 0; k < count; k++)
+                    if (!ranges_apart(r[k], r[count]))
+                        return false;
+                covered += r[count].columns ? (r[count].end - r[count].begin) * sd_rows(x) : r[count].end - r[count].begin;
+                count++;
+            }
+    }
+    return covered == (int64_t)x->numel;
+}
+
+static void
+decide_store(struct sd_plan *p, struct sd_node *n, bool *store)
+{
+    for (int a = 0; a < n->n_in; a++) {
+        struct sd_tensor *base;
+        bool twice = false;
+
+        store[a] = false;
+        if (!n->din[a])
+            continue;
+        base = base_of(n->in[a]);
+        if (base->param)
+            continue;                   /* added to the caller's gradient */
+        for (int b = 0; b < n->n_in; b++)
+            twice |= b != a && n->din[b] && base_of(n->in[b]) == base;
+        if (base->storage->grad->storage->written)
+            continue;
+        if (!twice && range_of(n->in[a]).whole)
+            store[a] = true;
+        else if (uses_tile(p->graph, base)) {
+            store[a] = true;            /* and so may the others, whenever they come */
+            continue;
+        } else
+            add_step(p, SD_STEP_ZERO, NULL)->tensor = base->storage->grad;
+        base->storage->grad->storage->written = true;
+    }
+}
+
+static void
+make_steps(struct sd_plan *p, const bool *needed, struct sd_tensor *loss)
+{
+    struct sd_graph *g = p->graph;
+
+    for (size_t i = 0; i < g->nodes.count; i++)
+        if (needed[i]) {
+            add_step(p, SD_STEP_FORWARD, node_at(g, i));
+            p->report.flops += node_at(g, i)->flops;
+        }
+    if (!loss)
+        return;
+    add_step(p, SD_STEP_ONE, NULL)->tensor = storage(loss)->grad;
+    for (size_t i = g->nodes.count; i-- > 0;) {
+        struct sd_node *n = node_at(g, i);
+        unsigned reads;
+        bool store[SD_MAX_IN];
+
+        if (!n->training)
+            continue;
+        reads = backward_reads(n);
+        for (int a = 0; a < n->n_in; a++)
+            if (n->in[a] && reads & R_IN(a))
+                redo(p, n->in[a]);
+        if (reads & R_OUT)
+            redo(p, n->out);
+        decide_store(p, n, store);
+        memcpy(add_step(p, SD_STEP_BACKWARD, n)->din_store, store, sizeof store);
+        p->report.flops += n->backward_flops;
+    }
+}
+
+/* -- lives ---------------------------------------------------------------------------------------------------------- */
+
+static struct sd_life *
+new_life(struct sd_plan *p, struct sd_tensor *x, int begin, size_t bytes, bool forward)
+{
+    struct sd_life *l = sd_alloc(p->scope, sizeof *l);
+
+    l->tensor = x;
+    l->begin = l->end = begin;
+    l->bytes = bytes;
+    l->forward = forward;
+    sd_array_push(p->scope, &p->lives, l);
+    if (x) {
+        x->storage->life = l;
+        sd_array_push(p->scope, &((struct sd_step *)p->steps.item[begin])->begins, l);
+    }
+    return l;
+}
+
+static void
+writes(struct sd_plan *p, struct sd_tensor *x, int step, bool forward)
+{
+    struct sd_tensor *base = base_of(x);
+
+    if (!base->param)
+        new_life(p, base, step, tensor_bytes(base), forward);
+}
+
+/* x is read (or added to) at this step; a gradient met for the first time is born here. */
+static void
+touches(struct sd_plan *p, struct sd_tensor *x, int step)
+{
+    struct sd_tensor *base = base_of(x);
+
+    if (base->param || (base->data && !base->storage->life))
+        return;         /* parameters and their gradients lie elsewhere */
+    if (!base->storage->life)
+        new_life(p, base, step, tensor_bytes(base), false);
+    base->storage->life->end = step;
+}
+
+/* n->out may lie on the bytes of an input that dies here (I_IN). */
+static void
+inherit(struct sd_node *n, int step)
+{
+    struct sd_life *out = n->out->storage->life;
+
+    for (int a = 0; a < n->n_in; a++) {
+        struct sd_tensor *x = n->in[a];
+        struct sd_life *l;
+        bool again = false;     /* read through another operand too, while out is being written */
+
+        if (!x || !(sd_ops[n->op].flags & I_IN(a)) || x->numel != n->out->numel || x->dtype != n->out->dtype || x->param)
+            continue;
+        for (int b = 0; b < n->n_in; b++)
+            again |= b != a && n->in[b] && base_of(n->in[b]) == x;
+        l = storage(x)->life;
+        if (again || x->base || !x->node || !l || l->end != step || l->heir || l->begin == step || out->from)
+            continue;
+        l->heir = out;
+        out->from = l;
+        return;
+    }
+}
+
+static void
+make_lives(struct sd_plan *p, struct sd_tensor *loss)
+{
+    struct sd_graph *g = p->graph;
+    int last = (int)p->steps.count - 1;
+
+    for (size_t i = 0; i < g->tensors.count; i++) {     /* inputs stay for the whole run, so that they may be fed once */
+        struct sd_tensor *x = g->tensors.item[i];
+
+        if (!x->base && !x->node && !x->param && x->storage && !x->storage->is_gradient)
+            new_life(p, x, 0, tensor_bytes(x), true)->end = last;
+    }
+    for (int s = 0; s <= last; s++) {
+        struct sd_step *step = p->steps.item[s];
+        struct sd_node *n = step->node;
+
+        switch (step->kind) {
+        case SD_STEP_FORWARD:
+        case SD_STEP_REDO:
+            for (int a = 0; a < n->n_in; a++)
+                if (n->in[a])
+                    touches(p, n->in[a], s);
+            writes(p, n->out, s, true);
+            for (int k = 0; k < SD_MAX_SAVED; k++)
+                if (n->saved[k]) {
+                    if (step->kind == SD_STEP_FORWARD)
+                        writes(p, n->saved[k], s, true);
+                    else
+                        touches(p, n->saved[k], s);
+                }
+            break;
+        case SD_STEP_ZERO:
+        case SD_STEP_ONE:
+            touches(p, step->tensor, s);
+            break;
+        case SD_STEP_BACKWARD: {
+            unsigned reads = backward_reads(n);
+
+            touches(p, n->dout, s);
+            for (int a = 0; a < n->n_in; a++) {
+                if (n->in[a] && reads & R_IN(a))
+                    touches(p, n->in[a], s);
+                if (n->din[a])
+                    touches(p, n->din[a], s);
+            }
+            if (reads & R_OUT)
+                touches(p, n->out, s);
+            for (int k = 0; k < SD_MAX_SAVED; k++)
+                if (n->saved[k] && reads & R_SAVED)
+                    touches(p, n->saved[k], s);
+            break;
+        }
+        }
+        if (n && n->scratch_bytes)
+            step->scratch = new_life(p, NULL, s, (n->scratch_bytes + ALIGN - 1) / ALIGN * ALIGN + (sd_guard ? SD_GUARD : 0), false);
+    }
+    for (size_t k = 0; k < g->kept.count; k++) {
+        struct sd_tensor *x = base_of(g->kept.item[k]);
+
+        if (x->storage->life)
+            x->storage->life->end = last;
+    }
+    if (loss && storage(loss)->life)
+        storage(loss)->life->end = last;
+}
+
+/* Second pass: now that ends are known, hand over bytes where an op allows it. */
+static void
+hand_over(struct sd_plan *p)
+{
+    for (size_t s = 0; s < p->steps.count; s++) {
+        struct sd_step *step = p->steps.item[s];
+
+        if (step->kind != SD_STEP_FORWARD && step->kind != SD_STEP_REDO)
+            continue;
+        for (size_t i = 0; i < step->begins.count; i++) {
+            struct sd_life *l = step->begins.item[i];
+
+            l->tensor->storage->life = l;       /* replay which life is current */
+        }
+        inherit(step->node, (int)s);
+    }
+}
+
+/* -- places --------------------------------------------------------------------------------------------------------- */
+
+struct unit {               /* lives that share bytes, one after the other */
+    int begin, end;
+    size_t bytes, offset;
+    struct sd_life *first;
+};
+
+static int
+by_size(const void *a, const void *b)
+{
+    const struct unit *x = a, *y = b;
+
+    if (x->bytes != y->bytes)
+        return x->bytes < y->bytes ? 1 : -1;
+    return x->begin != y->begin ? (x->begin > y->begin) - (x->begin < y->begin) : (x->end > y->end) - (x->end < y->end);
+}
+
+static void
+place(struct sd_plan *p)
+{
+    struct unit *u = sd_alloc_array(p->scope, p->lives.count + 1, sizeof *u);
+    size_t *order = sd_alloc_array(p->scope, p->lives.count + 1, sizeof *order), count = 0, placed = 0;
+
+    for (size_t i = 0; i < p->lives.count; i++) {
+        struct sd_life *l = p->lives.item[i];
+
+        if (l->from)
+            continue;
+        u[count] = (struct unit){ l->begin, l->end, l->bytes, 0, l };
+        for (struct sd_life *h = l->heir; h; h = h->heir)
+            u[count].end = h->end;
+        count++;
+    }
+    qsort(u, count, sizeof *u, by_size);
+    for (size_t i = 0; i < count; i++) {
+        size_t at = 0, k;
+
+        for (k = 0; k < placed; k++) {          /* `order` holds placed units by offset */
+            const struct unit *v = &u[order[k]];
+
+            if (v->end < u[i].begin || u[i].end < v->begin)
+                continue;
+            if (v->offset >= at + u[i].bytes)
+                break;
+            if (v->offset + v->bytes > at)
+                at = v->offset + v->bytes;
+        }
+        u[i].offset = at;
+        for (k = placed++; k > 0 && u[order[k - 1]].offset > at; k--)
+            order[k] = order[k - 1];
+        order[k] = i;
+        if (at + u[i].bytes > p->arena_bytes)
+            p->arena_bytes = at + u[i].bytes;
+        for (struct sd_life *l = u[i].first; l; l = l->heir)
+            l->offset = at;
+    }
+}
+
+static size_t
+peak_of_activations(const struct sd_plan *p)
+{
+    size_t peak = 0;
+
+    for (size_t s = 0; s < p->steps.count; s++) {
+        size_t sum = 0;
+
+        for (size_t i = 0; i < p->lives.count; i++) {
+            const struct sd_life *l = p->lives.item[i];
+
+            if (l->forward && l->begin <= (int)s && (int)s <= l->end && !(l->from && l->begin == (int)s))
+                sum += l->bytes;
+        }
+        if (sum > peak)
+            peak = sum;
+    }
+    return peak;
+}
+
+/* -- entries -------------------------------------------------------------------------------------------------------- */
+
+static void
+reset(struct sd_graph *g)
+{
+    for (size_t i = 0; i < g->tensors.count; i++) {
+        struct sd_tensor *x = g->tensors.item[i];
+
+        if (!x->storage)
+            continue;
+        x->storage->redone = x->storage->redo = x->storage->read_in_backward = x->storage->written = false;
+        x->storage->life = NULL;
+    }
+}
+
+static struct sd_plan *
+plan(struct sd_graph *g, struct sd_tensor *loss, const bool *needed, enum sd_recompute level)
+{
+    struct sd_plan *p;
+    struct sd_scope *s = sd_scope_open();
+
+    p = sd_alloc(s, sizeof *p);
+    p->scope = s;
+    p->graph = g;
+    p->guarded = sd_guard;
+    p->report.recompute = level;
+    reset(g);
+    if (loss) {
+        mark_reads(g);
+        choose_redo(g, level);
+    }
+    make_steps(p, needed, loss);
+    make_lives(p, loss);
+    hand_over(p);
+    place(p);
+    p->report.arena_bytes = p->arena_bytes;
+    p->report.activations_bytes = peak_of_activations(p);
+    p->report.copies = g->copies;
+    p->report.steps = (int)p->steps.count;
+    return p;
+}
+
+static struct sd_plan *
+plan_within(struct sd_graph *g, struct sd_tensor *loss, enum sd_recompute least, int64_t budget)
+{
+    bool *needed;
+    struct sd_plan *p;
+
+    if (!sd_graph_ok(g))
+        return NULL;
+    if (g->planned)
+        sd_bug("plan", "a graph is planned once");
+    g->planned = true;
+    needed = sd_alloc_array(g->scope, g->nodes.count + 1, sizeof *needed);
+    mark_needed(needed, g, loss);
+    mark_wanted(g);
+    if (loss) {
+        if (!storage(loss)->wanted)
+            return sd_fail_null("nothing to train: no trainable parameter lies upstream of the loss");
+        make_gradients(g, needed, loss);
+    }
+    for (size_t i = 0; i < g->nodes.count; i++)
+        if (needed[i] && sd_ops[node_at(g, i)->op].prepare)
+            sd_ops[node_at(g, i)->op].prepare(node_at(g, i));
+    for (enum sd_recompute level = least;; level++) {
+        p = plan(g, loss, needed, level);
+        if (!budget || (int64_t)p->arena_bytes <= budget)
+            return p;
+        if (!loss || level == SD_REDO_BLOCKS) {
+            size_t bytes = p->arena_bytes;
+
+            sd_plan_free(p);
+            return sd_fail_null("needs %.2f GiB for activations, the budget leaves %.2f GiB", (double)bytes / (1 << 30),
+                                (double)budget / (1 << 30));
+        }
+        sd_plan_free(p);
+    }
+}
+
+struct sd_plan *
+sd_plan_inference(struct sd_graph *g, int64_t budget)
+{
+    return plan_within(g, NULL, SD_KEEP_ALL, budget);
+}
+
+struct sd_plan *
+sd_plan_training(struct sd_graph *g, struct sd_tensor *loss, enum sd_recompute least, int64_t budget)
+{
+    return plan_within(g, loss, least, budget);
+}
+
+void
+sd_plan_free(struct sd_plan *p)
+{
+    if (!p)
+        return;
+    if (p->own_arena)
+        sd_arena_free(p->arena);
+    sd_scope_close(p->scope);
+}
+
+struct sd_plan_report
+sd_plan_report(const struct sd_plan *p)
+{
+    return p->report;
+}

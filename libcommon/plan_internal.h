@@ -1,0 +1,50 @@
+/* plan_internal.h - what plan.c shares with run.c. */
+#ifndef SD_PLAN_INTERNAL_H
+#define SD_PLAN_INTERNAL_H
+
+#include "graph_internal.h"
+#include "plan.h"
+
+enum sd_step_kind { SD_STEP_FORWARD, SD_STEP_REDO, SD_STEP_BACKWARD, SD_STEP_ZERO, SD_STEP_ONE };
+
+/* One stretch of steps during which a tensor's bytes are held.  A tensor that is recomputed has two. */
+struct sd_life {
+    struct sd_tensor *tensor;       /* NULL: a step's scratch */
+    int begin, end;                 /* steps, inclusive */
+    size_t bytes, offset;
+    struct sd_life *heir;           /* lies on the same bytes: the later life this one hands them to */
+    struct sd_life *from;
+    bool forward;                   /* a forward result (for the report) */
+};
+
+struct sd_step {
+    enum sd_step_kind kind;
+    struct sd_node *node;           /* FORWARD, REDO, BACKWARD */
+    struct sd_tensor *tensor;       /* ZERO, ONE: a gradient */
+    struct sd_array begins;         /* lives that begin here: their tensors (and views) get addresses */
+    struct sd_life *scratch;
+    bool din_store[SD_MAX_IN];      /* BACKWARD */
+    double seconds;                 /* profile */
+    long calls;
+};
+
+struct sd_plan {
+    struct sd_graph *graph;
+    struct sd_scope *scope;
+    struct sd_array steps, lives;
+    size_t arena_bytes;
+    struct sd_arena *arena;
+    bool own_arena;
+    const void *seed;
+    bool guarded;
+    struct sd_plan_report report;
+};
+
+enum { SD_GUARD = 64 };         /* bytes behind every buffer in tests */
+
+struct sd_arena {
+    char *base;
+    size_t bytes;
+};
+
+#endif

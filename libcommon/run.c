@@ -1,0 +1,364 @@
+/* run - bind a plan to memory, feed, run, fetch. */
+#include "plan_internal.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <time.h>
+
+bool sd_plain, sd_guard;
+
+/* -- memory --------------------------------------------------------------------------------------------------------- */
+
+struct sd_arena *
+sd_arena_new(void)
+{
+    struct sd_arena *a = calloc(1, sizeof *a);
+
+    if (!a)
+        sd_die("memory", "out of memory");
+    return a;
+}
+
+void
+sd_arena_free(struct sd_arena *a)
+{
+    if (!a)
+        return;
+    if (a->base)
+        munmap(a->base, a->bytes);
+    free(a);
+}
+
+static void
+arena_grow(struct sd_arena *a, size_t bytes)
+{
+    if (bytes <= a->bytes)
+        return;
+    if (a->base)
+        munmap(a->base, a->bytes);
+    bytes = (bytes + (2 << 20) - 1) / (2 << 20) * (2 << 20);
+    a->base = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (a->base == MAP_FAILED)
+        sd_die("memory", "cannot have %.2f GiB for activations", (double)bytes / (1 << 30));
+    madvise(a->base, bytes, MADV_HUGEPAGE);
+    a->bytes = bytes;
+}
+
+/* Give a tensor, and every view of it, its address. */
+static void
+address(struct sd_tensor *x, char *data)
+{
+    x->data = data;
+    for (struct sd_tensor *v = x->views; v; v = v->next_view)
+        v->data = data + (size_t)v->offset * sd_element_size(v->dtype);
+}
+
+static void
+address_life(struct sd_plan *p, const struct sd_life *l)
+{
+    address(l->tensor, p->arena->base + l->offset);
+}
+
+void
+sd_plan_bind(struct sd_plan *p, struct sd_arena *arena)
+{
+    struct sd_graph *g = p->graph;
+
+    p->own_arena = !arena;
+    p->arena = arena ? arena : sd_arena_new();
+    arena_grow(p->arena, p->arena_bytes);
+    for (size_t i = 0; i < g->tensors.count; i++) {
+        struct sd_tensor *x = g->tensors.item[i];
+
+        /* only what needs no conversion: kernels ask sd_values() for the rest */
+        if (x->param && !x->base && (x->param->trainable || (x->param->dtype == SD_F32 && SD_REAL_IS_FLOAT)))
+            address(x, (char *)(uintptr_t)sd_param_values(x->param));
+        else if (x->param && !x->base && x->param->ndim <= 1)
+            address(x, (char *)(uintptr_t)sd_param_values(x->param));
+    }
+}
+
+static const struct sd_life *
+life_of(const struct sd_plan *p, const struct sd_tensor *x)
+{
+    const struct sd_life *found = NULL;
+
+    for (size_t i = 0; i < p->lives.count; i++) {
+        const struct sd_life *l = p->lives.item[i];
+
+        if (l->tensor == x)
+            found = l;
+    }
+    return found;
+}
+
+static char *
+where(struct sd_plan *p, struct sd_tensor *x)
+{
+    struct sd_tensor *base = x->base ? x->base : x;
+    const struct sd_life *l = life_of(p, base);
+
+    if (base->param)
+        return (char *)(uintptr_t)sd_param_values(base->param) + (size_t)x->offset * sizeof(real);
+    if (!l)
+        sd_bug("feed", "%s has no place in this plan", x->name);
+    return p->arena->base + l->offset + (size_t)x->offset * sd_element_size(x->dtype);
+}
+
+void *
+sd_data(struct sd_plan *p, struct sd_tensor *x)
+{
+    return where(p, x);
+}
+
+void
+sd_plan_seed(struct sd_plan *p, const void *seed)
+{
+    p->seed = seed;
+}
+
+void
+sd_feed(struct sd_plan *p, struct sd_tensor *input, const void *data)
+{
+    char *to;
+
+    if (input->node || input->param || input->base)
+        sd_bug("feed", "%s is not an input", input->name);
+    if (!life_of(p, input))
+        return;                     /* nothing in this plan reads it */
+    to = where(p, input);
+    if (input->dtype == SD_F32 && !SD_REAL_IS_FLOAT)
+        for (size_t i = 0; i < input->numel; i++)
+            ((real *)to)[i] = ((const float *)data)[i];
+    else
+        memcpy(to, data, input->numel * sd_dtype_size(input->dtype));
+}
+
+void
+sd_fetch(struct sd_plan *p, struct sd_tensor *output, void *data)
+{
+    const char *from = where(p, output);
+    size_t size = sd_element_size(output->dtype);
+    int64_t rows = sd_rows(output), cols = sd_cols(output);
+
+    for (int64_t r = 0; r < rows; r++) {
+        const char *row = from + (size_t)(r * output->pitch) * size;
+
+        if (output->dtype == SD_F32 && !SD_REAL_IS_FLOAT)
+            for (int64_t c = 0; c < cols; c++)
+                ((float *)data)[r * cols + c] = (float)((const real *)row)[c];
+        else
+            memcpy((char *)data + (size_t)(r * cols) * size, row, (size_t)cols * size);
+    }
+}
+
+/* -- running -------------------------------------------------------------------------------------------------------- */
+
+static double
+now(void)
+{
+    struct timespec t;
+
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
+static void
+fill(struct sd_tensor *x, real value)
+{
+    real *y = x->data;
+
+    for (size_t i = 0; i < x->numel; i++)
+        y[i] = value;
+}
+
+/* Poison a buffer that is about to be written, and fence it. */
+static void
+set_guard(struct sd_plan *p, const struct sd_life *l)
+{
+    char *data = p->arena->base + l->offset;
+    bool input = l->tensor && !l->tensor->node && !l->tensor->storage->is_gradient;
+
+    if (!l->from && !input)
+        memset(data, 0xff, l->bytes - SD_GUARD);
+    memset(data + l->bytes - SD_GUARD, 0xa5, SD_GUARD);
+}
+
+static void
+check_guards(struct sd_plan *p, const struct sd_step *s)
+{
+    int now_at = 0;
+
+    while (p->steps.item[now_at] != s)
+        now_at++;
+    for (size_t i = 0; i < p->lives.count; i++) {
+        const struct sd_life *l = p->lives.item[i];
+        const unsigned char *guard = (unsigned char *)p->arena->base + l->offset + l->bytes - SD_GUARD;
+
+        for (int k = 0; l->begin <= now_at && now_at <= l->end && k < SD_GUARD; k++)
+            if (guard[k] != 0xa5)
+                sd_bug(s->node ? s->node->path : "guard", "%s, step %d wrote past the end of %s",
+                       s->node ? sd_ops[s->node->op].name : "fill", now_at, l->tensor ? l->tensor->name : "its scratch");
+    }
+}
+
+static void
+run_step(struct sd_plan *p, struct sd_step *s)
+{
+    struct sd_node *n = s->node;
+
+    for (size_t i = 0; i < s->begins.count; i++) {
+        address_life(p, s->begins.item[i]);
+        if (p->guarded)
+            set_guard(p, s->begins.item[i]);
+    }
+    if (p->guarded && s->scratch)
+        set_guard(p, s->scratch);
+    if (n)
+        n->scratch = s->scratch ? p->arena->base + s->scratch->offset : NULL;
+    switch (s->kind) {
+    case SD_STEP_FORWARD:
+    case SD_STEP_REDO:
+        sd_ops[n->op].forward_cpu(n);
+        break;
+    case SD_STEP_BACKWARD:
+        memcpy(n->din_store, s->din_store, sizeof n->din_store);
+        sd_ops[n->op].backward_cpu(n);
+        break;
+    case SD_STEP_ZERO:
+        fill(s->tensor, 0);
+        break;
+    case SD_STEP_ONE:
+        if (p->seed)
+            memcpy(s->tensor->data, p->seed, s->tensor->numel * sizeof(real));
+        else
+            fill(s->tensor, 1);
+        break;
+    }
+    if (p->guarded)
+        check_guards(p, s);
+}
+
+static int profiling = -1;
+
+void
+sd_run(struct sd_plan *p)
+{
+    if (profiling < 0)
+        profiling = getenv("SD_PROFILE") != NULL;
+    /* lives that begin at step 0 without being written there are the inputs: addressed with it */
+    for (size_t i = 0; i < p->steps.count; i++) {
+        struct sd_step *s = p->steps.item[i];
+        double start = profiling ? now() : 0;
+
+        run_step(p, s);
+        if (profiling) {
+            s->seconds += now() - start;
+            s->calls++;
+        }
+    }
+}
+
+static bool
+finite_tensor(const struct sd_tensor *x)
+{
+    int64_t rows = sd_rows(x), cols = sd_cols(x);
+
+    if (x->dtype != SD_F32)
+        return true;
+    for (int64_t r = 0; r < rows; r++) {
+        const real *row = (const real *)x->data + r * x->pitch;
+
+        for (int64_t c = 0; c < cols; c++)
+            if (!isfinite(row[c]))
+                return false;
+    }
+    return true;
+}
+
+const char *
+sd_run_scan(struct sd_plan *p)
+{
+    for (size_t i = 0; i < p->steps.count; i++) {
+        struct sd_step *s = p->steps.item[i];
+        struct sd_node *n = s->node;
+
+        run_step(p, s);
+        if (!n)
+            continue;
+        if (s->kind != SD_STEP_BACKWARD && !finite_tensor(n->out))
+            return n->path;
+        for (int a = 0; s->kind == SD_STEP_BACKWARD && a < n->n_in; a++)
+            if (n->din[a] && !finite_tensor(n->din[a]))
+                return n->path;
+    }
+    return NULL;
+}
+
+/* -- profile -------------------------------------------------------------------------------------------------------- */
+
+struct row {
+    char text[128];
+    double seconds, flops;
+    long calls;
+};
+
+static int
+by_seconds(const void *a, const void *b)
+{
+    double x = ((const struct row *)a)->seconds, y = ((const struct row *)b)->seconds;
+
+    return x < y ? 1 : x > y ? -1 : 0;
+}
+
+static void
+describe(char *text, size_t room, const struct sd_step *s)
+{
+    static const char *const kinds[] = { "forward", "redo", "backward", "zero", "one" };
+    const struct sd_tensor *x = s->node ? s->node->in[0] : s->tensor, *y = s->node ? s->node->out : NULL;
+    size_t n = (size_t)snprintf(text, room, "%s %s", s->node ? sd_ops[s->node->op].name : "fill", kinds[s->kind]);
+
+    for (int i = 0; x && i < x->ndim && n < room; i++)
+        n += (size_t)snprintf(text + n, room - n, "%s%lld", i ? "x" : " ", (long long)x->shape[i]);
+    if (y && n < room)
+        n += (size_t)snprintf(text + n, room - n, " -> %lld", (long long)sd_cols(y));
+    if (s->node && s->node->op == SD_OP_conv2d && n < room)
+        snprintf(text + n, room - n, " k%lld", (long long)s->node->in[1]->shape[2]);
+    if (s->node && s->node->op == SD_OP_attention && n < room)
+        snprintf(text + n, room - n, " keys %lld", (long long)s->node->in[1]->shape[1]);
+}
+
+void
+sd_plan_profile(struct sd_plan *p)
+{
+    struct row *rows = calloc(p->steps.count + 1, sizeof *rows);
+    size_t count = 0;
+    double total = 0;
+
+    if (!rows)
+        return;
+    for (size_t i = 0; i < p->steps.count; i++) {
+        struct sd_step *s = p->steps.item[i];
+        char text[128];
+        size_t k = 0;
+
+        describe(text, sizeof text, s);
+        while (k < count && strcmp(rows[k].text, text))
+            k++;
+        if (k == count)
+            snprintf(rows[count++].text, sizeof rows[0].text, "%s", text);
+        rows[k].seconds += s->seconds;
+        rows[k].calls += s->calls;
+        if (s->node)
+            rows[k].flops += (double)s->calls * (s->kind == SD_STEP_BACKWARD ? s->node->backward_flops : s->node->flops);
+        total += s->seconds;
+    }
+    qsort(rows, count, sizeof *rows, by_seconds);
+    fprintf(stderr, "%8s %6s %6s %9s\n", "seconds", "%", "calls", "GFLOP/s");
+    for (size_t k = 0; k < count && k < 60; k++)
+        fprintf(stderr, "%8.4f %6.2f %6ld %9.1f  %s\n", rows[k].seconds, 100 * rows[k].seconds / (total > 0 ? total : 1),
+                rows[k].calls, rows[k].flops / (rows[k].seconds > 0 ? rows[k].seconds : 1) * 1e-9, rows[k].text);
+    free(rows);
+}

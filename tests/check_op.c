@@ -1,0 +1,392 @@
+/* check_op - gradient checks (double build) and path checks (float build) of ops. */
+#include "check_op.h"
+
+#include <omp.h>
+
+enum { MAX_IN = SD_MAX_IN, WIDER = 3, BEFORE = 1 };
+enum way { ADD, STORE, PITCHED, WAYS };
+static const char *const way_names[] = { "added", "stored", "pitched" };
+
+struct shape {
+    int ndim;
+    int64_t side[SD_MAX_DIMS];
+    size_t numel;
+};
+
+static int64_t integer_limit[MAX_IN];
+
+void
+check_fill(int input, int64_t limit)
+{
+    integer_limit[input] = limit;
+}
+
+static int
+parse(const char *text, struct shape *s)
+{
+    int count = 0;
+
+    while (*text) {
+        s[count].numel = 1;
+        s[count].ndim = 0;
+        for (;;) {
+            char *end;
+            int64_t side = strtoll(text, &end, 10);
+
+            s[count].side[s[count].ndim++] = side;
+            s[count].numel *= (size_t)side;
+            text = end;
+            if (*text != 'x')
+                break;
+            text++;
+        }
+        count++;
+        while (*text == ' ')
+            text++;
+    }
+    return count;
+}
+
+/* splitmix64: values in (-1, 1) that are exact as float */
+static float
+next_value(uint64_t *state)
+{
+    uint64_t z = *state += 0x9e3779b97f4a7c15u;
+
+    z = (z ^ z >> 30) * 0xbf58476d1ce4e5b9u;
+    z = (z ^ z >> 27) * 0x94d049bb133111ebu;
+    z ^= z >> 31;
+    return (float)((double)(int64_t)(z >> 40) * 0x1p-23 - 1 + 0x1p-24);
+}
+
+/* One input of the op under test: its values, and the parameter or input that carries them. */
+struct operand {
+    struct shape shape;
+    bool integer, wide;
+    int64_t cols, wide_cols;
+    float *plain;               /* dense values as float */
+    struct sd_param *param;     /* NULL: fed */
+    struct sd_tensor *input;
+    real *start;                /* what param->grad held before */
+};
+
+struct trial {
+    struct sd_scope *scope;
+    struct sd_graph *graph;
+    struct sd_plan *plan;
+    struct sd_tensor *out;
+    struct operand in[MAX_IN];
+    int count;
+};
+
+static size_t
+place_of(const struct operand *o, size_t i)
+{
+    return o->wide ? i / (size_t)o->cols * (size_t)o->wide_cols + BEFORE + i % (size_t)o->cols : i;
+}
+
+/* wanted: bit i = input i trainable; frozen: bit i = a frozen parameter instead of a fed input */
+static void
+trial_open(struct trial *t, check_describe *f, const struct shape *shapes, int count, unsigned wanted, unsigned frozen,
+           enum way way, float *const *values)
+{
+    struct sd_tensor *in[MAX_IN] = { 0 };
+
+    t->scope = sd_scope_open();
+    t->graph = sd_graph_new();
+    t->count = count;
+    for (int i = 0; i < count; i++) {
+        struct operand *o = &t->in[i];
+        int64_t side[SD_MAX_DIMS];
+        char name[16];
+        size_t n;
+
+        *o = (struct operand){ .shape = shapes[i], .integer = integer_limit[i] > 0, .plain = values[i] };
+        memcpy(side, shapes[i].side, sizeof side);
+        o->cols = o->wide_cols = side[shapes[i].ndim - 1];
+        o->wide = way == PITCHED && shapes[i].ndim > 1 && !o->integer;
+        if (o->wide)
+            o->wide_cols = side[shapes[i].ndim - 1] = o->cols + WIDER;
+        n = shapes[i].numel / (size_t)o->cols * (size_t)o->wide_cols;
+        snprintf(name, sizeof name, "in%d", i);
+        if (!o->integer && (wanted >> i & 1 || o->wide)) {
+            o->param = sd_param_new(t->scope, name, SD_F32, shapes[i].ndim, side, NULL);
+            o->param->trainable = wanted >> i & 1;
+            o->param->value = sd_alloc_array(t->scope, n, sizeof(real));
+            o->param->grad = sd_alloc_array(t->scope, n, sizeof(real));
+            o->start = sd_alloc_array(t->scope, n, sizeof(real));
+            for (size_t k = 0; k < shapes[i].numel; k++)
+                o->param->value[place_of(o, k)] = values[i][k];
+            if (!o->param->trainable) {         /* a pitched input without gradient is fed */
+                o->param = NULL;
+                o->input = sd_input(t->graph, name, SD_F32, shapes[i].ndim, side);
+                in[i] = o->input;
+            } else
+                in[i] = sd_use(t->graph, o->param);
+        } else if (!o->integer && frozen >> i & 1) {
+            o->param = sd_param_new(t->scope, name, SD_F32, shapes[i].ndim, side, values[i]);
+            in[i] = sd_use(t->graph, o->param);
+        } else
+            in[i] = o->input = sd_input(t->graph, name, o->integer ? SD_I32 : SD_F32, shapes[i].ndim, side);
+        if (o->wide)
+            in[i] = sd_slice(in[i], shapes[i].ndim - 1, BEFORE, o->cols);
+        else if (way == STORE && wanted >> i & 1)
+            in[i] = sd_op_copy(t->graph, in[i]);
+    }
+    t->out = sd_keep(f(t->graph, in));
+    if (wanted)
+        t->plan = sd_plan_training(t->graph, t->out, SD_KEEP_ALL, 0);
+    else
+        t->plan = sd_plan_inference(t->graph, 0);
+    if (!t->plan)
+        sd_bug("check", "%s", sd_reason());
+    sd_plan_bind(t->plan, NULL);
+    for (int i = 0; i < count; i++) {
+        struct operand *o = &t->in[i];
+
+        if (!o->input)
+            continue;
+        if (o->integer) {
+            int32_t *ids = sd_alloc_array(t->scope, o->shape.numel, sizeof *ids);
+
+            for (size_t k = 0; k < o->shape.numel; k++)
+                ids[k] = (int32_t)((values[i][k] * 0.5 + 0.5) * (double)integer_limit[i]);
+            sd_feed(t->plan, o->input, ids);
+        } else {
+            float *wide = sd_alloc_array(t->scope, o->input->numel, sizeof *wide);
+
+            for (size_t k = 0; k < o->shape.numel; k++)
+                wide[place_of(o, k)] = values[i][k];
+            sd_feed(t->plan, o->input, wide);
+        }
+    }
+}
+
+static void
+trial_close(struct trial *t)
+{
+    sd_plan_free(t->plan);
+    sd_graph_free(t->graph);
+    sd_scope_close(t->scope);
+}
+
+static float **
+random_values(struct sd_scope *s, const struct shape *shapes, int count)
+{
+    float **values = sd_alloc_array(s, MAX_IN, sizeof *values);
+    uint64_t state = 7;
+
+    for (int i = 0; i < count; i++) {
+        values[i] = sd_alloc_array(s, shapes[i].numel, sizeof **values);
+        for (size_t k = 0; k < shapes[i].numel; k++)
+            values[i][k] = next_value(&state);
+    }
+    return values;
+}
+
+/* -- gradients ------------------------------------------------------------------------------------------------------ */
+
+static double
+projection(struct trial *t, const real *weights)
+{
+    const real *y;
+    double sum = 0;
+    int64_t cols = sd_cols(t->out);
+
+    sd_run(t->plan);
+    y = sd_data(t->plan, t->out);
+    for (size_t i = 0; i < t->out->numel; i++)
+        sum += (double)(y[(int64_t)i / cols * t->out->pitch + (int64_t)i % cols] * weights[i]);
+    return sum;
+}
+
+static double
+gradient_error(struct trial *t, int input, const double *expected)
+{
+    struct operand *o = &t->in[input];
+    double rms = 0, worst = 0;
+
+    for (size_t k = 0; k < o->shape.numel; k++)
+        rms += expected[k] * expected[k];
+    rms = sqrt(rms / (double)o->shape.numel);
+    for (size_t k = 0; k < o->shape.numel; k++) {
+        size_t p = place_of(o, k);
+        double found = (double)(o->param->grad[p] - o->start[p]);
+        double error = fabs(found - expected[k]) / (fabs(expected[k]) + rms + 1e-12);
+
+        if (!(error <= worst))
+            worst = error;
+    }
+    return worst;
+}
+
+void
+check_gradient_of(const char *name, check_describe *f, const char *text, unsigned mask, double tolerance)
+{
+    struct shape shapes[MAX_IN];
+    int count = parse(text, shapes);
+    struct sd_scope *s = sd_scope_open();
+    float **values = random_values(s, shapes, count);
+    double *expected[MAX_IN] = { 0 };
+    struct trial t = { 0 };
+    real *weights;
+    uint64_t state = 99;
+    unsigned able = 0;
+
+    if (SD_REAL_IS_FLOAT) {
+        sd_scope_close(s);
+        return;
+    }
+    for (int i = 0; i < count; i++)
+        able |= !integer_limit[i] && mask >> i & 1 ? 1u << i : 0;
+    trial_open(&t, f, shapes, count, able, 0, ADD, values);
+    weights = sd_alloc_array(s, t.out->numel, sizeof *weights);
+    for (size_t i = 0; i < t.out->numel; i++)
+        weights[i] = (real)next_value(&state);
+    sd_plan_seed(t.plan, weights);
+    for (int i = 0; i < count; i++) {
+        if (!(able >> i & 1))
+            continue;
+        expected[i] = sd_alloc_array(s, shapes[i].numel, sizeof **expected);
+        for (size_t k = 0; k < shapes[i].numel; k++) {
+            real *v = &t.in[i].param->value[k], old = *v;
+            const double h = 1e-5;
+            double up, down;
+
+            *v = old + (real)h;
+            up = projection(&t, weights);
+            *v = old - (real)h;
+            down = projection(&t, weights);
+            *v = old;
+            expected[i][k] = (up - down) / (2 * h);
+        }
+    }
+    trial_close(&t);
+    for (enum way way = ADD; way < WAYS; way++) {
+        double worst = 0;
+        unsigned worst_subset = 0;
+        int worst_input = 0, subsets = 0;
+
+        for (unsigned subset = 1; subset <= able; subset++) {
+            if (subset & ~able)
+                continue;
+            subsets++;
+            trial_open(&t, f, shapes, count, subset, 0, way, values);
+            sd_plan_seed(t.plan, weights);
+            for (int i = 0; i < count; i++)
+                for (size_t k = 0; t.in[i].param && t.in[i].param->grad && k < t.in[i].param->numel; k++)
+                    t.in[i].param->grad[k] = t.in[i].start[k] = (real)next_value(&state);
+            sd_run(t.plan);
+            for (int i = 0; i < count; i++) {
+                double error = subset >> i & 1 ? gradient_error(&t, i, expected[i]) : 0;
+
+                if (!(error <= worst)) {
+                    worst = error;
+                    worst_subset = subset;
+                    worst_input = i;
+                }
+            }
+            trial_close(&t);
+        }
+        CHECK(subsets > 0 && worst <= tolerance,
+              "%s [%s]: gradients %s, %d combinations, worst %.1e (input %d of %#x), allowed %.0e", name, text,
+              way_names[way], subsets, worst, worst_input, worst_subset, tolerance);
+    }
+    sd_scope_close(s);
+}
+
+void
+check_gradient(const char *name, check_describe *f, const char *shapes, double tolerance)
+{
+    check_gradient_of(name, f, shapes, ~0u, tolerance);
+}
+
+/* -- paths ---------------------------------------------------------------------------------------------------------- */
+
+struct result {
+    size_t count;
+    float *data;        /* output, then the gradients */
+};
+
+static struct result
+compute(struct sd_scope *s, check_describe *f, const struct shape *shapes, int count, unsigned wanted, unsigned frozen,
+        enum way way, float *const *values)
+{
+    struct trial t = { 0 };
+    struct result r = { 0 };
+    float *seed;
+    uint64_t state = 5;
+
+    trial_open(&t, f, shapes, count, wanted, frozen, way, values);
+    seed = sd_alloc_array(s, t.out->numel, sizeof *seed);
+    for (size_t i = 0; i < t.out->numel; i++)
+        seed[i] = next_value(&state);
+    if (wanted)
+        sd_plan_seed(t.plan, seed);
+    sd_run(t.plan);
+    sd_run(t.plan);             /* the second run must not depend on what the first left behind; gradients double */
+    r.count = t.out->numel;
+    for (int i = 0; i < count; i++)
+        r.count += wanted >> i & 1 && t.in[i].param ? t.in[i].param->numel : 0;
+    r.data = sd_alloc_array(s, r.count, sizeof *r.data);
+    sd_fetch(t.plan, t.out, r.data);
+    r.count = t.out->numel;
+    for (int i = 0; i < count; i++)
+        for (size_t k = 0; wanted >> i & 1 && t.in[i].param && k < t.in[i].param->numel; k++)
+            r.data[r.count++] = (float)t.in[i].param->grad[k];
+    trial_close(&t);
+    return r;
+}
+
+void
+check_paths_of(const char *name, check_describe *f, const char *text, unsigned mask, double tolerance)
+{
+    struct shape shapes[MAX_IN];
+    int count = parse(text, shapes);
+    struct sd_scope *s = sd_scope_open();
+    float **values = random_values(s, shapes, count);
+    unsigned able = 0;
+    enum sd_isa best = sd_isa_best(), chosen = sd_isa();
+
+    if (!SD_REAL_IS_FLOAT) {
+        sd_scope_close(s);
+        return;
+    }
+    for (int i = 0; i < count; i++)
+        able |= !integer_limit[i] && mask >> i & 1 ? 1u << i : 0;
+    sd_guard = true;
+    for (int variant = 0; variant < 4; variant++) {
+        static const char *const names[] = { "all gradients", "frozen weight", "no gradient", "pitched" };
+        unsigned wanted = variant == 2 ? 0 : variant == 1 ? able & ~2u : able, frozen = variant ? 2u : 0;
+        enum way way = variant == 3 ? PITCHED : variant == 1 ? STORE : ADD;
+        struct result plain, fast, again;
+
+        sd_plain = true;
+        plain = compute(s, f, shapes, count, wanted, frozen, way, values);
+        sd_plain = false;
+        for (enum sd_isa isa = SD_ISA_SSE4; isa <= best; isa++) {
+            int threads = omp_get_max_threads();
+            double error;
+
+            sd_isa_force(isa);
+            fast = compute(s, f, shapes, count, wanted, frozen, way, values);
+            error = check_distance(fast.data, plain.data, plain.count);
+            CHECK(error <= tolerance, "%s [%s] %s, %s: %.1e from the C loops, allowed %.0e", name, text, names[variant],
+                  sd_isa_name(), error, tolerance);
+            omp_set_num_threads(threads == 1 ? 2 : 1);
+            again = compute(s, f, shapes, count, wanted, frozen, way, values);
+            omp_set_num_threads(threads);
+            CHECK(memcmp(fast.data, again.data, fast.count * sizeof *fast.data) == 0,
+                  "%s [%s] %s, %s: the same bits with another number of threads", name, text, names[variant], sd_isa_name());
+        }
+    }
+    sd_guard = false;
+    sd_isa_force(chosen);
+    sd_scope_close(s);
+}
+
+void
+check_paths(const char *name, check_describe *f, const char *shapes, double tolerance)
+{
+    check_paths_of(name, f, shapes, ~0u, tolerance);
+}

@@ -1,0 +1,29 @@
+/* check_op.h - checks of ops.  A test file describes the op in f(); check_gradient runs in the f64 build only, check_paths in
+ * the f32 build only (vendor and vector paths against the C loops).  Shapes: "2x3x5x6 6 6", one word per input. */
+#ifndef SD_CHECK_OP_H
+#define SD_CHECK_OP_H
+
+#include "check.h"
+#include "op.h"
+#include "ops.h"
+#include "param.h"
+#include "plan.h"
+
+typedef struct sd_tensor *check_describe(struct sd_graph *g, struct sd_tensor **in);
+
+/* check_gradient - f64: for every combination of wanted gradients (each subset of inputs), backward of a random projection
+ * of the output against central differences, three ways: gradients added to random numbers, stored, and through pitched
+ * views of wider tensors.  tolerance: largest |difference| / (|reference| + rms).
+ * check_gradient_of - the same for the inputs in `mask` only (ids, timesteps and targets have no gradient). */
+void check_gradient(const char *name, check_describe *f, const char *shapes, double tolerance);
+void check_gradient_of(const char *name, check_describe *f, const char *shapes, unsigned mask, double tolerance);
+/* check_fill - input i of the next checks is SD_I32, drawn from 0..limit-1; limit 0: reals again. */
+void check_fill(int input, int64_t limit);
+/* check_paths - f32: forward and all gradients with the fast paths on, for each instruction set the machine has, against the C
+ * loops (sd_plain), with inputs trainable, with weights (input 1) frozen, and without gradients:
+ * ||a-b||/||b|| <= tolerance, fresh buffers poisoned with NaN, guards around every buffer untouched, and the same bits
+ * with one thread and with two.  check_paths_of: gradients for the inputs in `mask` only. */
+void check_paths(const char *name, check_describe *f, const char *shapes, double tolerance);
+void check_paths_of(const char *name, check_describe *f, const char *shapes, unsigned mask, double tolerance);
+
+#endif
