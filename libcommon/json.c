@@ -4,6 +4,7 @@
 
 #include <stdlib.h>
 #include <string.h>
+#include <utf8proc.h>
 
 /* Python writes Infinity where JSON has nothing.  Such a word becomes a text that starts with a control character, which
  * only sd_json_real takes for a number. */
@@ -279,6 +280,22 @@ sd_json_texts(struct sd_scope *s, const json_t *object, const char *key, const c
             return wrong(key, "an array of strings", json_array_get(v, i));
     *count = (int)json_array_size(v);
     return 1;
+}
+
+bool
+sd_utf8_valid(const char *text, size_t length)
+{
+    const utf8proc_uint8_t *p = (const utf8proc_uint8_t *)text, *end = p + length;
+
+    while (p < end) {
+        utf8proc_int32_t c;
+        utf8proc_ssize_t n = *p < 0x80 ? 1 : utf8proc_iterate(p, end - p, &c);
+
+        if (n <= 0)
+            return false;
+        p += n;
+    }
+    return true;
 }
 
 char *

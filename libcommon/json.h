@@ -33,6 +33,9 @@ int sd_json_texts(struct sd_scope *s, const json_t *object, const char *key, con
 /* sd_json_kind - "an object", "a string", ... for messages. */
 const char *sd_json_kind(const json_t *value);
 
+/* sd_utf8_valid - well-formed UTF-8 (no surrogates, nothing overlong)? */
+bool sd_utf8_valid(const char *text, size_t length);
+
 /* sd_json_dump - sorted keys; indent 0 is compact.  Reals have 17 digits.  Text in scope s. */
 char *sd_json_dump(struct sd_scope *s, const json_t *value, int indent);
 /* sd_json_save - the file as huggingface libraries write theirs: sorted keys, indent 2, a newline at the end. */

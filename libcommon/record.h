@@ -7,6 +7,9 @@
 
 #include "diag.h"
 
+#define SD_RECORD_MAX   ((size_t)1 << 30)   /* bytes of one record */
+#define SD_RECORD_KEYS  1024                /* keys of one record */
+
 struct sd_record;   /* one item; lives in a scope */
 struct sd_reader;
 
@@ -25,18 +28,26 @@ struct sd_reader *sd_reader_open(const char *path);
 const char *sd_reader_holds(const struct sd_reader *r);
 /* sd_reader_next - 1 and *record in scope s; 0 at a proper end (count checked); -1 (sd_fail) on a broken stream. */
 int  sd_reader_next(struct sd_reader *r, struct sd_scope *s, struct sd_record **record);
+/* sd_reader_broken - after -1: true when nothing more can be read; false when only that record was bad (a caption that
+ * is no text, invalid UTF-8), and the next may be asked for.  Whoever stops at every -1 need not ask. */
+bool sd_reader_broken(const struct sd_reader *r);
+/* sd_reader_count - records read so far, bad ones too: the number to name in messages. */
+uint64_t sd_reader_count(const struct sd_reader *r);
 void sd_reader_close(struct sd_reader *r);
-/* sd_is_record_stream - does the file start like a record stream? */
+/* sd_is_record_stream - does the file start like a record stream?  A pipe cannot be peeked at and is taken for one. */
 bool sd_is_record_stream(const char *path);
 
 /* Values.  The setters replace or append; text is copied, tensor data is referenced and must outlive the write. */
 struct sd_record *sd_record_new(struct sd_scope *s);
 const char *sd_record_text(const struct sd_record *r, const char *key);          /* NULL when absent; UTF-8 checked */
-int  sd_record_tensor(const struct sd_record *r, const char *key, struct sd_record_tensor *t); /* 1, 0 absent, -1 bad */
-int  sd_record_ints(const struct sd_record *r, const char *key, int64_t *values, int count);   /* 1, 0 absent, -1 bad */
+/* 1, 0 absent, -1 bad; bytes = shape x dtype was checked, and data is aligned for the dtype. */
+int  sd_record_tensor(const struct sd_record *r, const char *key, struct sd_record_tensor *t);
+int  sd_record_ints(const struct sd_record *r, const char *key, int64_t *values, int count);   /* 1, 0 absent, -1 bad;
+                                                    * an array of exactly `count`; for 1 also an integer by itself */
 int  sd_record_real(const struct sd_record *r, const char *key, double *value);
 void sd_record_set_text(struct sd_record *r, const char *key, const char *text);
 void sd_record_set_tensor(struct sd_record *r, const char *key, const struct sd_record_tensor *t);
+void sd_record_set_int(struct sd_record *r, const char *key, int64_t value);
 void sd_record_set_ints(struct sd_record *r, const char *key, const int64_t *values, int count);
 void sd_record_set_real(struct sd_record *r, const char *key, double value);
 void sd_record_remove(struct sd_record *r, const char *key);
