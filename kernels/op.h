@@ -87,7 +87,7 @@ bool sd_expect_shape(struct sd_node *n, const char *what, const struct sd_tensor
 static inline const real *
 sd_values(const struct sd_tensor *x)
 {
-    return x->param ? sd_param_values(x->param) : (const real *)x->data;
+    return x->param && !x->base ? sd_param_values(x->param) : (const real *)x->data;
 }
 
 void linear_prepare(struct sd_node *n);

@@ -1,0 +1,137 @@
+/* attention, for each head:  s_ij = scale q_i . k_j  (j <= i when causal),  p_ij = exp(s_ij - lse_i),
+ *                            lse_i = log sum_j exp(s_ij),  y_i = sum_j p_ij v_j
+ *   gradient:  D_i = dy_i . y_i,  ds_ij = p_ij (dy_i . v_j - D_i)
+ *              dq_i += scale sum_j ds_ij k_j;  dk_j += scale sum_i ds_ij q_i;  dv_j += sum_i p_ij dy_i
+ * Scores are made again in the backward pass from lse: nothing of size L x S is held.  Vector twin: attention_simd.c */
+#include "attention.h"
+
+struct sd_tensor *
+sd_op_attention(struct sd_graph *g, struct sd_tensor *q, struct sd_tensor *k, struct sd_tensor *v, struct sd_attention a)
+{
+    return sd_apply(g, SD_OP_attention, (struct sd_tensor *[]){ q, k, v }, &a, sizeof a);
+}
+
+void
+attention_shape(struct sd_node *n)
+{
+    const struct sd_attention *a = n->attr;
+    const struct sd_tensor *q = n->in[0], *k = n->in[1];
+
+    sd_expect_shape(n, "queries", q, 3, (int64_t[]){ -1, -1, -1 });
+    sd_expect_shape(n, "keys", k, 3, (int64_t[]){ q->shape[0], a->causal ? q->shape[1] : -1, sd_cols(q) });
+    sd_expect_shape(n, "values", n->in[2], 3, k->shape);
+    if (a->heads < 1 || sd_cols(q) % a->heads)
+        sd_graph_fault(n->graph, "attention: %d heads, width %lld", a->heads, (long long)sd_cols(q));
+    sd_out_like(n, q);
+    sd_save(n, 0, SD_F32, 3, (int64_t[]){ q->shape[0], a->heads > 0 ? a->heads : 1, q->shape[1] });
+    n->flops = 4.0 * (double)q->shape[0] * (double)q->shape[1] * (double)k->shape[1] * (double)sd_cols(q);
+}
+
+void
+attention_prepare(struct sd_node *n)
+{
+    struct attention a = attention_of(n);
+    int64_t parts = attention_parts(&a);
+
+    n->backward_flops = n->flops / 2 * (n->din[1] || n->din[2] ? 1 + 1 + !!n->din[0] + !!n->din[1] + !!n->din[2] : 3);
+    n->scratch_bytes = 0;
+    if (!n->training)
+        return;
+    n->scratch_bytes = (size_t)(2 * a.B * a.H * a.L) * sizeof(float);            /* lse and D */
+    if (n->din[0])
+        n->scratch_bytes += (size_t)(a.B * a.H * a.L * (a.d + 16)) * sizeof(float);      /* dq while it is summed */
+    if (parts > 1)
+        n->scratch_bytes += (size_t)(parts * a.B * a.H * a.S * 2 * a.d) * sizeof(float); /* dk, dv by part */
+    n->scratch_bytes += 4 * 64;
+}
+
+static real
+dot(const real *a, const real *b, int64_t count)
+{
+    real sum = 0;
+
+    for (int64_t i = 0; i < count; i++)
+        sum += a[i] * b[i];
+    return sum;
+}
+
+void
+attention_forward_cpu(struct sd_node *n)
+{
+    struct attention a = attention_of(n);
+    real *y = n->out->data;
+
+#if 0
+    if (sd_fast() && a.d <= ATTENTION_MAX_D) {
+        SD_V_CALL(attention_forward)(n);
+        return;
+    }
+#endif
+#pragma omp parallel for collapse(3) schedule(static)
+    for (int64_t b = 0; b < a.B; b++)
+        for (int64_t h = 0; h < a.H; h++)
+            for (int64_t i = 0; i < a.L; i++) {
+                const real *q = a.q + (b * a.L + i) * a.q_pitch + h * a.d;
+                const real *k = a.k + b * a.S * a.k_pitch + h * a.d, *v = a.v + b * a.S * a.v_pitch + h * a.d;
+                real *row = y + (b * a.L + i) * a.o_pitch + h * a.d, most = -INFINITY;
+                int64_t keys = a.causal ? i + 1 : a.S;
+                double sum = 0;
+
+                memset(row, 0, (size_t)a.d * sizeof *row);
+                for (int64_t j = 0; j < keys; j++) {
+                    real s = (real)a.scale * dot(q, k + j * a.k_pitch, a.d);
+
+                    most = s > most ? s : most;
+                }
+                for (int64_t j = 0; j < keys; j++) {
+                    real p = exp((real)a.scale * dot(q, k + j * a.k_pitch, a.d) - most);
+
+                    sum += p;
+                    for (int64_t c = 0; c < a.d; c++)
+                        row[c] += p * v[j * a.v_pitch + c];
+                }
+                for (int64_t c = 0; c < a.d; c++)
+                    row[c] /= (real)sum;
+                a.lse[(b * a.H + h) * a.L + i] = most + (real)log(sum);
+            }
+}
+
+void
+attention_backward_cpu(struct sd_node *n)
+{
+    struct attention a = attention_of(n);
+    const real *dy = n->dout->data, *y = n->out->data;
+    real *dq, *dk, *dv;
+
+#if 0
+    if (sd_fast() && a.d <= ATTENTION_MAX_D) {
+        SD_V_CALL(attention_backward)(n);
+        return;
+    }
+#endif
+    dq = sd_din(n, 0);
+    dk = sd_din(n, 1);
+    dv = sd_din(n, 2);
+#pragma omp parallel for collapse(2) schedule(static)
+    for (int64_t b = 0; b < a.B; b++)
+        for (int64_t h = 0; h < a.H; h++)
+            for (int64_t i = 0; i < a.L; i++) {
+                int64_t row = b * a.L + i, keys = a.causal ? i + 1 : a.S;
+                const real *q = a.q + row * a.q_pitch + h * a.d, *g = dy + row * a.o_pitch + h * a.d;
+                real D = dot(g, y + row * a.o_pitch + h * a.d, a.d), lse = a.lse[(b * a.H + h) * a.L + i];
+
+                for (int64_t j = 0; j < keys; j++) {
+                    const real *k = a.k + (b * a.S + j) * a.k_pitch + h * a.d;
+                    const real *v = a.v + (b * a.S + j) * a.v_pitch + h * a.d;
+                    real p = exp((real)a.scale * dot(q, k, a.d) - lse);
+                    real ds = p * (dot(g, v, a.d) - D) * (real)a.scale;
+
+                    for (int64_t c = 0; dq && c < a.d; c++)
+                        dq[row * n->din[0]->pitch + h * a.d + c] += ds * k[c];
+                    for (int64_t c = 0; dk && c < a.d; c++)
+                        dk[(b * a.S + j) * n->din[1]->pitch + h * a.d + c] += ds * q[c];
+                    for (int64_t c = 0; dv && c < a.d; c++)
+                        dv[(b * a.S + j) * n->din[2]->pitch + h * a.d + c] += p * g[c];
+                }
+            }
+}

@@ -1,0 +1,17 @@
+/* group_norm.h - what group_norm.c and its vector twin share. */
+#ifndef SD_GROUP_NORM_H
+#define SD_GROUP_NORM_H
+
+#include "ops.h"
+#include "simd.h"
+
+struct group_norm { int groups; double eps; bool silu; };
+
+/* Sums run over pieces of some 64 pixels first: piece i of a sample of P pixels starts at P i / chunks. */
+static inline int64_t
+group_norm_chunks(int64_t P)
+{
+    return P > 64 ? (P + 63) / 64 : 1;
+}
+
+#endif
