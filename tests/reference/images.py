@@ -147,6 +147,7 @@ def main():
         im = as_rgb(path)
         sizes = [(im.width // 2, im.height // 3), (im.width * 3, im.height * 2), (im.width, im.height // 2),
                  (im.width // 3, im.height), (1, 1), (im.width + 7, max(1, im.height // 10)), (97, 64)]
+        sizes += [(im.width - 10, im.height - 20), (im.width - 10, im.height - 21)]    # where the order of passes turns
         for f, code in named.items():
             for w, h in sizes:
                 lines.append(f"resize {name} {f} {w} {h} 0 0 0 0 {digest(im.resize((w, h), code))}")
