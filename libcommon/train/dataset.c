@@ -33,6 +33,17 @@ is_reals(const struct sd_record_tensor *t, int ndim)
     return strcmp(t->dtype, "F32") == 0 && t->ndim == ndim;
 }
 
+/* The sample's name to the random numbers: half of the XXH3-128 of its id. */
+static uint64_t
+name_of(const char *id)
+{
+    char hex[SD_XXH128_HEX];
+
+    sd_xxh128_of(id, strlen(id), hex);
+    hex[16] = 0;
+    return strtoull(hex, NULL, 16);
+}
+
 /* sample - one record; -1 with sd_fail leaves it out. */
 static int
 sample(struct loader *l, const struct sd_record *r)
@@ -66,7 +77,7 @@ sample(struct loader *l, const struct sd_record *r)
     if (vae && !d->vae_hash)
         d->vae_hash = sd_strdup(d->scope, vae);
     x.id = sd_strdup(d->scope, id);
-    x.hash = sd_xxh3_64(id, strlen(id));
+    x.hash = name_of(id);
     x.caption = sd_strdup(d->scope, caption);
     x.source = sd_strdup(d->scope, source ? source : id);
     x.mean = copy_reals(d, &mean);

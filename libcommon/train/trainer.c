@@ -10,8 +10,7 @@
 
 struct text {                       /* one distinct caption, tokenized */
     const char *caption;
-    int64_t chunks;
-    const int32_t *ids;             /* [chunks, length] */
+    struct sd_prompt prompt;        /* input_ids [chunks, length] */
     float *states;                  /* [chunks, length, width] where the text encoder is frozen; made on first use */
     struct text *next;
 };
@@ -118,7 +117,7 @@ text_of(struct sd_trainer *x, const char *caption)
             return e;
     e = sd_alloc(x->scope, sizeof *e);
     e->caption = caption;
-    if (sd_prompt_ids(x->model.tokenizer, x->scope, caption, &e->ids, &e->chunks) < 0)
+    if (sd_prompt_encode(x->model.tokenizer, x->scope, SD_PROMPT_CAPTION, caption, &e->prompt) < 0)
         return NULL;
     e->next = x->texts[slot];
     return x->texts[slot] = e;
@@ -128,10 +127,12 @@ text_of(struct sd_trainer *x, const char *caption)
 static void
 put_ids(const struct sd_trainer *x, const struct text *e, int64_t chunks, int32_t *ids)
 {
-    memcpy(ids, e->ids, (size_t)(e->chunks * x->length) * sizeof *ids);
-    for (int64_t c = e->chunks; c < chunks; c++)
-        for (int64_t i = 0; i < x->length; i++)
-            ids[c * x->length + i] = i == 0 ? x->model.tokenizer->bos : i == 1 ? x->model.tokenizer->eos : x->model.tokenizer->pad;
+    struct sd_scope *s = sd_scope_open();
+    struct sd_prompt padded = e->prompt;
+
+    sd_prompt_pad(x->model.tokenizer, s, &padded, (int)chunks);
+    memcpy(ids, padded.input_ids, (size_t)(chunks * x->length) * sizeof *ids);
+    sd_scope_close(s);
 }
 
 static int
@@ -245,10 +246,10 @@ put_text(struct sd_trainer *x, struct micro *k, int64_t b, struct text *e)
         put_ids(x, e, k->shape.chunks, k->ids + b * n);
         return 0;
     }
-    if (k->shape.chunks == e->chunks) {
+    if (k->shape.chunks == e->prompt.chunks) {
         if (!e->states) {
             e->states = sd_alloc_array(x->scope, (size_t)(n * x->width), sizeof(float));
-            if (encode(x, e->ids, e->chunks, e->states) < 0)
+            if (encode(x, e->prompt.input_ids, e->prompt.chunks, e->states) < 0)
                 return -1;
         }
         memcpy(k->states + b * n * x->width, e->states, (size_t)(n * x->width) * sizeof(float));
@@ -297,8 +298,8 @@ make_micro(struct sd_trainer *x, int64_t index, struct micro *k, struct sd_scope
 
         if (!(texts[b] = caption_of(x, sample, (uint32_t)index)))
             return sd_fail_prefix("%s", sample->source);
-        if (texts[b]->chunks > k->shape.chunks)
-            k->shape.chunks = texts[b]->chunks;
+        if (texts[b]->prompt.chunks > k->shape.chunks)
+            k->shape.chunks = texts[b]->prompt.chunks;
     }
     micro_alloc(x, k, s);
     for (uint32_t b = 0; b < batch->count; b++) {
@@ -505,8 +506,8 @@ sd_trainer_plan(struct sd_trainer *x, struct sd_trainer_plan *p)
 
             if (!e)
                 return sd_fail_prefix("%s", x->data->sample[k->sample[i]].source);
-            if (e->chunks > shape.chunks)
-                shape.chunks = e->chunks;
+            if (e->prompt.chunks > shape.chunks)
+                shape.chunks = e->prompt.chunks;
         }
         if (!(step = step_for(x, &shape)))
             return -1;

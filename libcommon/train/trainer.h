@@ -7,7 +7,7 @@
 
 #include "accumulate.h"
 #include "dataset.h"
-#include "losses.h"
+#include "diffusion/losses.h"
 #include "lr_scheduler.h"
 #include "optimizer.h"
 #include "replay.h"
