@@ -1,0 +1,522 @@
+/* product.c - how linear and conv2d become products of gathered rows.
+ *
+ *     forward           y[i]           = sum_k  w[k] x[s i + k - top]                      a tap per kernel element
+ *       enlarged x      y[2i + p]      = sum_j (sum of w[k] with (p + k - top) >> 1 = j) x[i + j]       a product per phase p
+ *     data gradient     dx[s i + p]    = sum of w[k] dy[i + (p + top - k) / s], k with s | p + top - k   a product per phase p
+ *       enlarged x      dx[i]          = sum_d (w[top - d] + w[top + 1 - d]) dy[2i + d]
+ *     weight gradient   dw[k]          = sum_i dy[i] x[s i + k - top], in chunks of positions, chunk after chunk
+ *
+ * (one axis written; the other is the same).  Weights that fall on one pixel are summed when they are packed. */
+#include "product.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+
+#include "gemm.h"
+
+static int64_t
+ceil_div(int64_t a, int64_t b)
+{
+    return (a + b - 1) / b;
+}
+
+struct product_shape
+product_shape(const struct sd_node *n)
+{
+    const struct sd_tensor *x = n->in[0], *w = n->in[1], *y = n->out;
+
+    if (n->op == SD_OP_linear)
+        return (struct product_shape){ .batch = 1, .height = 1, .width = sd_rows(x), .in = sd_cols(x), .x_pitch = x->pitch,
+                                       .out_height = 1, .out_width = sd_rows(x), .out = sd_cols(y), .kernel_height = 1,
+                                       .kernel_width = 1, .a = { .stride = 1, .upsample = 1 } };
+    return (struct product_shape){ .batch = x->shape[0], .height = x->shape[1], .width = x->shape[2], .in = x->shape[3],
+                                   .x_pitch = x->pitch, .out_height = y->shape[1], .out_width = y->shape[2],
+                                   .out = y->shape[3], .kernel_height = (int)w->shape[2], .kernel_width = (int)w->shape[3],
+                                   .a = *(const struct sd_conv2d *)n->attr };
+}
+
+void
+product_flops(struct sd_node *n)
+{
+    struct product_shape s = product_shape(n);
+
+    n->flops = 2.0 * (double)(s.batch * s.out_height * s.out_width) * (double)(s.out * s.in) * s.kernel_height * s.kernel_width;
+}
+
+void
+product_backward_flops(struct sd_node *n)
+{
+    n->backward_flops = n->flops * ((n->din[0] != NULL) + (n->din[1] != NULL));
+}
+
+enum { SUM_ROWS = 512 };
+
+size_t
+product_sums_bytes(int64_t batch, int64_t rows, int64_t columns)
+{
+    return (size_t)(batch * (ceil_div(rows, SUM_ROWS) + 1) * columns) * sizeof(real);
+}
+
+void
+product_sums(real *sums, const real *dy, int64_t batch, int64_t rows, int64_t columns, void *scratch)
+{
+    int64_t chunks = ceil_div(rows, SUM_ROWS);
+    real *part = scratch;
+
+#pragma omp parallel for schedule(static)
+    for (int64_t i = 0; i < batch * chunks; i++) {
+        int64_t b = i / chunks, begin = i % chunks * SUM_ROWS, end = begin + SUM_ROWS < rows ? begin + SUM_ROWS : rows;
+        real *sum = part + i * columns;
+
+        for (int64_t o = 0; o < columns; o++)
+            sum[o] = 0;
+        for (int64_t r = begin; r < end; r++) {
+            const real *row = dy + (b * rows + r) * columns;
+
+            for (int64_t o = 0; o < columns; o++)
+                sum[o] += row[o];
+        }
+    }
+    for (int64_t b = 0; b < batch; b++)
+        for (int64_t o = 0; o < columns; o++) {
+            real sum = 0;
+
+            for (int64_t c = 0; c < chunks; c++)
+                sum += part[(b * chunks + c) * columns + o];
+            sums[b * columns + o] = sum;
+        }
+}
+
+void
+product_pass(struct sd_node *n, int input)
+{
+    const real *dy = n->dout->data;
+    real *d = n->din[input]->data;
+    int64_t count = (int64_t)n->dout->numel;
+    bool store = n->din_store[input];
+
+    if (store && d == dy)
+        return;
+#pragma omp parallel for schedule(static)
+    for (int64_t i = 0; i < count; i++)
+        d[i] = store ? dy[i] : d[i] + dy[i];
+}
+
+#if SD_REAL_IS_FLOAT
+
+enum {
+    MAX_PHASES = 4,
+    MAX_KERNEL = 32,            /* rows or columns of a kernel: bits of gemm_tap */
+    POSITIONS = 1024            /* per chunk of a weight gradient */
+};
+
+struct phase {
+    int y, x;                   /* first position; they lie phases_per_axis apart */
+    int taps;
+    struct gemm_tap *tap;
+    size_t packed;              /* begin of its weights in the form, in floats */
+};
+
+struct form {                   /* weights packed for one direction */
+    char key[96];
+    bool data;                  /* for the data gradient */
+    int per_axis;               /* phases: 1 or 2 on each axis */
+    int step;
+    struct phase phase[MAX_PHASES];
+    size_t bytes;
+};
+
+struct product {
+    struct product_shape s;
+    struct form forward, data;
+    bool swapped;               /* weight gradient: x is transposed, not dy */
+};
+
+static void
+product_free(void *vendor)
+{
+    struct product *p = vendor;
+
+    for (int i = 0; i < MAX_PHASES; i++) {
+        free(p->forward.phase[i].tap);
+        free(p->data.phase[i].tap);
+    }
+    free(p);
+}
+
+/* The taps of one axis: `at` on the source, `kernel` the set of kernel elements that fall there. */
+static int
+axis_taps(int *at, uint32_t *kernel, bool data, int phase, int size, int before, struct sd_conv2d a)
+{
+    int count = 0;
+
+    for (int k = 0; k < size; k++)
+        for (int p = 0; p < (data ? a.upsample : 1); p++) {
+            int d, i;
+
+            if (!data)                                  /* floor of a quotient by 1 or 2 */
+                d = a.upsample == 2 ? (phase + k - before + 2 * MAX_KERNEL * 64) / 2 - MAX_KERNEL * 64 : k - before;
+            else if (a.upsample == 2)
+                d = p + before - k;
+            else if ((phase + before - k) % a.stride)
+                continue;
+            else
+                d = (phase + before - k) / a.stride;
+            for (i = 0; i < count && at[i] != d; i++)
+                ;
+            if (i == count) {
+                at[count] = d;
+                kernel[count++] = 0;
+            }
+            kernel[i] |= 1u << k;
+        }
+    return count;
+}
+
+static void
+make_form(struct form *f, const struct product_shape *s, bool data)
+{
+    size_t packed = 0;
+
+    f->data = data;
+    f->per_axis = data ? s->a.upsample == 2 ? 1 : s->a.stride : s->a.upsample;
+    f->step = data ? s->a.upsample : s->a.stride;
+    for (int i = 0; i < f->per_axis * f->per_axis; i++) {
+        struct phase *h = &f->phase[i];
+        int y[2 * MAX_KERNEL], x[2 * MAX_KERNEL], ny, nx;
+        uint32_t ky[2 * MAX_KERNEL], kx[2 * MAX_KERNEL];
+
+        h->y = i / f->per_axis;
+        h->x = i % f->per_axis;
+        ny = axis_taps(y, ky, data, h->y, s->kernel_height, s->a.top, s->a);
+        nx = axis_taps(x, kx, data, h->x, s->kernel_width, s->a.left, s->a);
+        h->taps = ny * nx;
+        h->tap = calloc((size_t)h->taps + 1, sizeof *h->tap);
+        if (!h->tap)
+            sd_die("memory", "out of memory");
+        for (int t = 0; t < h->taps; t++)
+            h->tap[t] = (struct gemm_tap){ y[t / nx], x[t % nx], ky[t / nx], kx[t % nx] };
+        h->packed = packed;
+        packed += gemm_matrix_bytes(h->taps * (data ? s->out : s->in), data ? s->in : s->out) / sizeof(float);
+    }
+    f->bytes = packed * sizeof(float);
+    snprintf(f->key, sizeof f->key, "gemm:%s:%s:%d:%d:%d:%d", sd_isa_name(), data ? "data" : "forward", s->a.stride, s->a.upsample,
+             data ? s->a.top : 0, data ? s->a.left : 0);
+    if (s->a.upsample == 2)
+        snprintf(f->key + strlen(f->key), sizeof f->key - strlen(f->key), ":%d:%d", s->a.top, s->a.left);
+}
+
+static void
+pack(float *packed, const struct form *f, const struct product_shape *s, const struct sd_param *param, const float *values)
+{
+    for (int i = 0; i < f->per_axis * f->per_axis; i++) {
+        const struct phase *h = &f->phase[i];
+        struct gemm_weight w = { .param = param, .values = values, .out = s->out, .in = s->in, .height = s->kernel_height,
+                                 .width = s->kernel_width, .transposed = f->data, .taps = h->taps, .tap = h->tap };
+
+        gemm_pack(packed + h->packed, &w);
+    }
+}
+
+struct pack_job { const struct form *form; const struct product_shape *shape; };
+
+static void
+pack_param(void *out, const struct sd_param *p, const void *arg)
+{
+    const struct pack_job *job = arg;
+
+    pack(out, job->form, job->shape, p, NULL);
+}
+
+static bool
+frozen(const struct sd_tensor *w)
+{
+    return w->param && !w->param->trainable;
+}
+
+static size_t
+align(size_t bytes)
+{
+    return (bytes + 63) / 64 * 64;
+}
+
+/* Scratch of forward and data gradient: zeros, biases, weights that change from run to run. */
+static size_t
+form_scratch(const struct sd_node *n, const struct product *p, const struct form *f)
+{
+    return align((size_t)(f->data ? p->s.out : p->s.in) * sizeof(float)) +
+           align((size_t)(p->s.batch * p->s.out) * sizeof(float)) + (frozen(n->in[1]) ? 0 : f->bytes);
+}
+
+static const float *
+packed_weights(const struct sd_node *n, const struct product *p, const struct form *f, char *room)
+{
+    struct pack_job job = { f, &p->s };
+
+    if (frozen(n->in[1]))
+        return sd_param_packed(n->in[1]->param, f->key, f->bytes, pack_param, &job);
+    pack((float *)room, f, &p->s, NULL, sd_values(n->in[1]));
+    return (const float *)room;
+}
+
+/* [batch, out] or [out] */
+static const float *
+whole_bias(float *room, const struct sd_node *n, const struct product_shape *s)
+{
+    const float *bias = n->in[2] ? sd_values(n->in[2]) : NULL;
+    const float *add = n->op == SD_OP_conv2d && n->in[3] ? sd_values(n->in[3]) : NULL;
+
+    if (!add)
+        return bias;
+    for (int64_t b = 0; b < s->batch; b++)
+        for (int64_t o = 0; o < s->out; o++)
+            room[b * s->out + o] = add[b * s->out + o] + (bias ? bias[o] : 0);
+    return room;
+}
+
+bool
+product_forward(struct sd_node *n)
+{
+    const struct product *p = n->vendor;
+    const struct sd_tensor *residual = n->in[n->op == SD_OP_linear ? 3 : 4];
+    bool per_sample = n->op == SD_OP_conv2d && n->in[3];
+    char *room = n->scratch;
+    struct gemm g;
+    const float *packed;
+
+    if (!p)
+        return false;
+    const struct product_shape *s = &p->s;
+    const struct form *f = &p->forward;
+
+    g = (struct gemm){ .batch = s->batch, .depth = s->in, .columns = s->out, .x = n->in[0]->data, .zeros = (float *)room,
+                       .x_height = s->height, .x_width = s->width, .x_batch = s->height * s->width * s->x_pitch,
+                       .x_row = s->width * s->x_pitch, .x_column = s->x_pitch, .step = f->step,
+                       .out_batch = s->out_height * s->out_width * s->out, .out_row = f->per_axis * s->out_width * s->out,
+                       .out_column = f->per_axis * s->out, .bias_batch = per_sample ? s->out : 0 };
+    memset(room, 0, (size_t)s->in * sizeof(float));
+    room += align((size_t)s->in * sizeof(float));
+    g.bias = whole_bias((float *)room, n, s);
+    room += align((size_t)(s->batch * s->out) * sizeof(float));
+    packed = packed_weights(n, p, f, room);
+    for (int i = 0; i < f->per_axis * f->per_axis; i++) {
+        const struct phase *h = &f->phase[i];
+        int64_t first = (h->y * s->out_width + h->x) * s->out;
+
+        g.height = ceil_div(s->out_height - h->y, f->per_axis);
+        g.width = ceil_div(s->out_width - h->x, f->per_axis);
+        g.taps = h->taps;
+        g.tap = h->tap;
+        g.packed = packed + h->packed;
+        g.out = (float *)n->out->data + first;
+        g.start = residual ? (const float *)residual->data + first : NULL;
+        gemm_run(&g);
+    }
+    return true;
+}
+
+bool
+product_backward_x(struct sd_node *n)
+{
+    const struct product *p = n->vendor;
+    char *room = n->scratch;
+    struct gemm g;
+    const float *packed;
+
+    if (!p)
+        return false;
+    const struct product_shape *s = &p->s;
+    const struct form *f = &p->data;
+    int64_t pitch = n->din[0]->pitch;
+
+    g = (struct gemm){ .batch = s->batch, .depth = s->out, .columns = s->in, .x = n->dout->data, .zeros = (float *)room,
+                       .x_height = s->out_height, .x_width = s->out_width, .x_batch = s->out_height * s->out_width * s->out,
+                       .x_row = s->out_width * s->out, .x_column = s->out, .step = f->step,
+                       .out_batch = s->height * s->width * pitch, .out_row = f->per_axis * s->width * pitch,
+                       .out_column = f->per_axis * pitch };
+    memset(room, 0, (size_t)s->out * sizeof(float));
+    room += align((size_t)s->out * sizeof(float));
+    room += align((size_t)(s->batch * s->out) * sizeof(float));
+    packed = packed_weights(n, p, f, room);
+    for (int i = 0; i < f->per_axis * f->per_axis; i++) {
+        const struct phase *h = &f->phase[i];
+
+        g.height = ceil_div(s->height - h->y, f->per_axis);
+        g.width = ceil_div(s->width - h->x, f->per_axis);
+        g.taps = h->taps;
+        g.tap = h->tap;
+        g.packed = packed + h->packed;
+        g.out = (float *)n->din[0]->data + (h->y * s->width + h->x) * pitch;
+        g.start = n->din_store[0] ? NULL : g.out;
+        gemm_run(&g);
+    }
+    return true;
+}
+
+/* -- weight gradient: result[a, b] = sum over positions of left[position, a] * right[position, b] ---------------------- */
+
+struct weight_scratch {
+    const float **left, **right;            /* [POSITIONS] */
+    float *turned;                          /* [left columns, POSITIONS] */
+    float *packed;                          /* panels of right */
+    float *result;                          /* [taps, left columns, right columns] */
+};
+
+static int64_t
+chunk_of(const struct product_shape *s)
+{
+    int64_t positions = s->batch * s->out_height * s->out_width;
+
+    return positions < POSITIONS ? positions : POSITIONS;
+}
+
+static size_t
+weight_scratch(struct weight_scratch *w, const struct product *p, char *room)
+{
+    const struct product_shape *s = &p->s;
+    int64_t left = p->swapped ? s->in : s->out, right = p->swapped ? s->out : s->in, chunk = chunk_of(s);
+    size_t bytes[] = { (size_t)chunk * sizeof(float *), (size_t)chunk * sizeof(float *), (size_t)(left * chunk) * sizeof(float),
+                       gemm_matrix_bytes(chunk, right),
+                       (size_t)(s->in * s->out * s->kernel_height * s->kernel_width) * sizeof(float) };
+    size_t at[5], total = 0;
+
+    for (int i = 0; i < 5; i++) {
+        at[i] = total;
+        total += align(bytes[i]);
+    }
+    if (room)
+        *w = (struct weight_scratch){ (const float **)(room + at[0]), (const float **)(room + at[1]), (float *)(room + at[2]),
+                                      (float *)(room + at[3]), (float *)(room + at[4]) };
+    return total;
+}
+
+static void
+source_rows(const float **rows, const struct sd_node *n, const struct product_shape *s, int64_t first, int64_t count, int ky,
+            int kx)
+{
+    const float *x = n->in[0]->data;
+
+    for (int64_t i = 0; i < count; i++) {
+        int64_t p = first + i, y = p / s->out_width % s->out_height * s->a.stride + ky - s->a.top;
+        int64_t c = p % s->out_width * s->a.stride + kx - s->a.left, b = p / s->out_width / s->out_height;
+        int up = s->a.upsample;
+        bool inside = y >= 0 && y < s->height * up && c >= 0 && c < s->width * up;
+
+        rows[i] = inside ? x + ((b * s->height + y / up) * s->width + c / up) * s->x_pitch : NULL;
+    }
+}
+
+static void
+turn(float *turned, const float *const *rows, int64_t count, int64_t columns)
+{
+    enum { WIDE = 16 };
+
+#pragma omp parallel for schedule(static)
+    for (int64_t a0 = 0; a0 < columns; a0 += WIDE) {
+        int64_t a1 = a0 + WIDE < columns ? a0 + WIDE : columns;
+
+        for (int64_t p = 0; p < count; p++)
+            for (int64_t a = a0; a < a1; a++)
+                turned[a * count + p] = rows[p] ? rows[p][a] : 0;
+    }
+}
+
+/* One chunk of positions, one tap. */
+static void
+weight_chunk(const struct product *p, const struct weight_scratch *w, float *result, bool begin, int64_t count)
+{
+    int64_t left = p->swapped ? p->s.in : p->s.out, right = p->swapped ? p->s.out : p->s.in;
+    static const struct gemm_tap one = { 0, 0, 1, 1 };
+    struct gemm g = { .batch = 1, .height = 1, .width = left, .depth = count, .columns = right, .taps = 1, .tap = &one,
+                      .x = w->turned, .x_height = 1, .x_width = left, .x_column = count, .step = 1, .packed = w->packed,
+                      .out = result, .out_column = right, .start = begin ? NULL : result };
+
+    gemm_pack_rows(w->packed, p->swapped ? w->left : w->right, count, right);
+    gemm_run(&g);
+}
+
+bool
+product_backward_weight(struct sd_node *n)
+{
+    const struct product *p = n->vendor;
+    struct weight_scratch w;
+
+    if (!p)
+        return false;
+    const struct product_shape *s = &p->s;
+    int64_t positions = s->batch * s->out_height * s->out_width, chunk = chunk_of(s), matrix = s->in * s->out;
+    int taps = s->kernel_height * s->kernel_width;
+    float *dw = n->din[1]->data;
+    const float *dy = n->dout->data;
+    bool straight = taps == 1 && !p->swapped;
+
+    weight_scratch(&w, p, n->scratch);
+    for (int64_t first = 0; first < positions; first += chunk) {
+        int64_t count = positions - first < chunk ? positions - first : chunk;
+
+        for (int64_t i = 0; i < count; i++)
+            w.left[i] = dy + (first + i) * s->out;
+        if (!p->swapped)
+            turn(w.turned, w.left, count, s->out);
+        for (int t = 0; t < taps; t++) {
+            source_rows(w.right, n, s, first, count, t / s->kernel_width, t % s->kernel_width);
+            if (p->swapped)
+                turn(w.turned, w.right, count, s->in);
+            if (straight)
+                weight_chunk(p, &w, dw, first == 0 && n->din_store[1], count);
+            else
+                weight_chunk(p, &w, w.result + t * matrix, first == 0, count);
+        }
+    }
+    if (straight)
+        return true;
+    bool store = n->din_store[1];
+#pragma omp parallel for schedule(static)
+    for (int64_t o = 0; o < s->out; o++)
+        for (int64_t c = 0; c < s->in; c++)
+            for (int t = 0; t < taps; t++) {
+                float v = w.result[t * matrix + (p->swapped ? c * s->out + o : o * s->in + c)];
+                float *to = &dw[(o * s->in + c) * taps + t];
+
+                *to = store ? v : *to + v;
+            }
+    return true;
+}
+
+static void
+reserve(struct sd_node *n, const struct product *p, const struct form *f)
+{
+    size_t bytes = form_scratch(n, p, f);
+
+    if (frozen(n->in[1]))
+        sd_param_reserve(n->in[1]->param, f->key, f->bytes);
+    if (bytes > n->scratch_bytes)
+        n->scratch_bytes = bytes;
+}
+
+void
+product_prepare(struct sd_node *n)
+{
+    struct product *p;
+    struct product_shape s = product_shape(n);
+
+    if (!sd_fast() || s.kernel_height > MAX_KERNEL || s.kernel_width > MAX_KERNEL || (s.a.upsample == 2 && s.a.stride != 1) ||
+        (n->din[0] && s.a.stride > 2))
+        return;
+    if (!(p = calloc(1, sizeof *p)))
+        sd_die("memory", "out of memory");
+    n->vendor = p;
+    n->vendor_free = product_free;
+    p->s = s;
+    p->swapped = s.kernel_height * s.kernel_width == 1 && s.out > 2 * s.in;
+    make_form(&p->forward, &s, false);
+    reserve(n, p, &p->forward);
+    if (n->din[0]) {
+        make_form(&p->data, &s, true);
+        reserve(n, p, &p->data);
+    }
+    if (n->din[1] && weight_scratch(NULL, p, NULL) > n->scratch_bytes)
+        n->scratch_bytes = weight_scratch(NULL, p, NULL);
+}
+
+#endif
