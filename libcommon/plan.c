@@ -413,7 +413,8 @@ touches(struct sd_plan *p, struct sd_tensor *x, int step)
         return;         /* parameters and their gradients lie elsewhere */
     if (!base->storage->life)
         new_life(p, base, step, tensor_bytes(base), false);
-    base->storage->life->end = step;
+    if (base->storage->life->end < step)        /* inputs already last to the end: they are fed once, for many runs */
+        base->storage->life->end = step;
 }
 
 /* n->out may lie on the bytes of an input that dies here (I_IN). */
