@@ -401,6 +401,20 @@ on_signal(int number)
     raise(number);              /* pending until this handler returns */
 }
 
+/* A mapped file that somebody cut short; the only other cause here is a failing disk. */
+static void
+on_bus_error(int number)
+{
+    static const char text[] = ": a mapped file was cut short\n";
+    ssize_t n;
+
+    (void)number;
+    remove_parts();
+    n = write(2, sd_program, strlen(sd_program)) + write(2, text, sizeof text - 1);
+    (void)n;
+    _exit(SD_FAILED);
+}
+
 static void
 on_pipe(int number)
 {
@@ -422,6 +436,8 @@ sd_catch_signals(void)
     action.sa_flags = SA_RESTART;
     sigaction(SIGPIPE, &action, NULL);
     sigaction(SIGXFSZ, &action, NULL);
+    action.sa_handler = on_bus_error;
+    sigaction(SIGBUS, &action, NULL);
     /* Closed standard descriptors are filled, the wrong way round, so that no output file becomes number 1. */
     for (int fd = 0; fd < 3; fd++)
         if (fcntl(fd, F_GETFD) < 0 && errno == EBADF && open("/dev/null", fd ? O_RDONLY : O_WRONLY) != fd)
