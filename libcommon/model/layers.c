@@ -1,0 +1,129 @@
+/* layers.c - linear, convolution and norms by module path. */
+#include "layers.h"
+
+#include <string.h>
+
+struct sd_module
+sd_module_begin(struct sd_graph *g, struct sd_weights *weights, const struct sd_adapters *adapters)
+{
+    size_t root = strlen(sd_path(g));
+
+    sd_path_push(g, "%s", sd_weights_name(weights));
+    return (struct sd_module){ g, weights, adapters, root ? root + 1 : 0 };
+}
+
+void
+sd_module_end(struct sd_module *m)
+{
+    sd_path_pop(m->graph);
+}
+
+struct sd_tensor *
+sd_parameter(const struct sd_module *m, const char *name, int ndim, const int64_t *shape)
+{
+    const char *module = sd_path(m->graph) + m->root + strlen(sd_weights_name(m->weights));
+    char path[512];
+    struct sd_param *p;
+
+    snprintf(path, sizeof path, "%s%s%s", *module ? module + 1 : "", *module ? "." : "", name);
+    p = sd_weights_get(m->weights, path, ndim, shape);
+    if (!p) {
+        const char *why = sd_reason(), *here = sd_path(m->graph) + m->root;
+        size_t n = strlen(here);
+
+        if (strncmp(why, here, n) == 0 && why[n] == '.') /* the graph says the module itself */
+            why += n + 1;
+        sd_graph_fault(m->graph, "%s", why);
+        p = sd_param_new(sd_graph_scope(m->graph), path, SD_F32, ndim, shape, NULL);
+    }
+    return sd_use(m->graph, p);
+}
+
+static int
+enter(const struct sd_module *m, const char *name)
+{
+    if (*name)
+        sd_path_push(m->graph, "%s", name);
+    return *name != 0;
+}
+
+static void
+leave(const struct sd_module *m, int entered)
+{
+    if (entered)
+        sd_path_pop(m->graph);
+}
+
+/* y + scale * up(down(x)): the product with `up` is added to y as its residual, so that the only further pass is over
+ * the narrow tensor between them. */
+static struct sd_tensor *
+adapt(const struct sd_module *m, struct sd_tensor *x, struct sd_tensor *y, const struct sd_conv2d *a)
+{
+    struct sd_graph *g = m->graph;
+    struct sd_adapter *l = sd_adapters_find(m->adapters, sd_path(g) + m->root);
+
+    for (; l; l = l->next) {
+        struct sd_tensor *u, *down = sd_use(g, l->down);
+
+        l->used = true;
+        sd_path_push(g, "lora_down");
+        u = a ? sd_op_conv2d(g, x, down, NULL, NULL, NULL, *a) : sd_op_linear(g, x, down, NULL, NULL);
+        if (l->scale)
+            u = sd_op_scale(g, u, sd_use(g, l->scale));
+        sd_path_pop(g);
+        sd_path_push(g, "lora_up");
+        y = sd_op_linear(g, u, sd_use(g, l->up), NULL, y);
+        sd_path_pop(g);
+    }
+    return y;
+}
+
+struct sd_tensor *
+sd_linear(const struct sd_module *m, const char *name, struct sd_tensor *x, int64_t out, bool bias,
+          struct sd_tensor *residual)
+{
+    int in = enter(m, name);
+    struct sd_tensor *weight = sd_parameter(m, "weight", 2, (int64_t[]){ out, sd_cols(x) });
+    struct sd_tensor *b = bias ? sd_parameter(m, "bias", 1, &out) : NULL;
+    struct sd_tensor *y = adapt(m, x, sd_op_linear(m->graph, x, weight, b, residual), NULL);
+
+    leave(m, in);
+    return y;
+}
+
+struct sd_tensor *
+sd_conv2d(const struct sd_module *m, const char *name, struct sd_tensor *x, int64_t out, int kernel, struct sd_conv2d a,
+          struct sd_tensor *channel_add, struct sd_tensor *residual)
+{
+    int in = enter(m, name);
+    struct sd_tensor *weight = sd_parameter(m, "weight", 4, (int64_t[]){ out, sd_cols(x), kernel, kernel });
+    struct sd_tensor *bias = sd_parameter(m, "bias", 1, &out);
+    struct sd_tensor *y = adapt(m, x, sd_op_conv2d(m->graph, x, weight, bias, channel_add, residual, a), &a);
+
+    leave(m, in);
+    return y;
+}
+
+struct sd_tensor *
+sd_group_norm(const struct sd_module *m, const char *name, struct sd_tensor *x, int groups, double eps, bool silu)
+{
+    int in = enter(m, name);
+    int64_t channels = sd_cols(x);
+    struct sd_tensor *weight = sd_parameter(m, "weight", 1, &channels), *bias = sd_parameter(m, "bias", 1, &channels);
+    struct sd_tensor *y = sd_op_group_norm(m->graph, x, weight, bias, groups, eps, silu);
+
+    leave(m, in);
+    return y;
+}
+
+struct sd_tensor *
+sd_layer_norm(const struct sd_module *m, const char *name, struct sd_tensor *x, double eps)
+{
+    int in = enter(m, name);
+    int64_t width = sd_cols(x);
+    struct sd_tensor *weight = sd_parameter(m, "weight", 1, &width), *bias = sd_parameter(m, "bias", 1, &width);
+    struct sd_tensor *y = sd_op_layer_norm(m->graph, x, weight, bias, eps);
+
+    leave(m, in);
+    return y;
+}

@@ -1,0 +1,21 @@
+/* unet.h - UNet2DConditionModel: the UNets of SD1 and SD2 of any size their configuration says. */
+#ifndef SD_MODEL_UNET_H
+#define SD_MODEL_UNET_H
+
+#include "layers.h"
+
+struct sd_unet {
+    struct sd_unet_config config;
+    struct sd_weights *weights;
+};
+
+/* sd_unet - model_pred (noise or v, as the model was trained).
+ *   sample                  [B, h, w, in_channels], any h and w
+ *   timesteps               [B] f32
+ *   encoder_hidden_states   [B, L, cross_attention_dim]
+ *   returns                 [B, h, w, out_channels] */
+struct sd_tensor *sd_unet(struct sd_graph *g, struct sd_unet *unet, const struct sd_adapters *adapters,
+                          struct sd_tensor *sample, struct sd_tensor *timesteps,
+                          struct sd_tensor *encoder_hidden_states);
+
+#endif

@@ -1,0 +1,234 @@
+/* reference.c - text encoder, UNet and VAE against diffusers and transformers, stage by stage, on tiny random models:
+ * from directories as today's and as older libraries write them, and from single files.  Values:
+ * tests/reference/models.py. */
+#include "models.h"
+
+static void
+check_unet(struct sd_model *m, const char *what, const char *name, bool stages)
+{
+    struct sd_scope *s = sd_scope_open();
+    struct sd_safetensors *f = case_open(s, name);
+    struct sd_unet *unet = sd_model_unet(m);
+    struct sd_graph *g = sd_graph_new();
+    struct sd_tensor *sample, *timesteps, *states, *pred, **stage;
+    struct sd_plan *p;
+
+    if (!CHECK(unet != NULL, "%s: UNet, every tensor accounted for", what))
+        printf("# %s\n", sd_reason());
+    if (f && unet) {
+        sample = case_input(g, f, "sample");
+        timesteps = case_input(g, f, "timesteps");
+        states = case_input(g, f, "encoder_hidden_states");
+        pred = sd_keep(sd_unet(g, unet, NULL, sample, timesteps, states));
+        stage = sd_alloc_array(s, sd_safetensors_count(f), sizeof *stage);
+        if (stages)
+            keep_stages(g, f, "unet.", stage);
+        if ((p = planned(g, what))) {
+            double d;
+
+            case_feed(p, f, sample);
+            case_feed(p, f, timesteps);
+            case_feed(p, f, states);
+            sd_run(p);
+            if (stages)
+                check_stages(p, f, what, "unet.", stage);
+            d = case_distance(p, pred, sd_safetensors_find(f, "model_pred"));
+            CHECK(d <= pass_bound, "%s: %s: model_pred %.1e", what, name, d);
+            sd_plan_free(p);
+        }
+    }
+    sd_graph_free(g);
+    sd_scope_close(s);
+}
+
+static void
+check_vae(struct sd_model *m, const char *what, const char *name)
+{
+    struct sd_scope *s = sd_scope_open();
+    struct sd_safetensors *f = case_open(s, name);
+    struct sd_vae *vae = sd_model_vae(m);
+
+    if (!CHECK(vae != NULL, "%s: VAE, every tensor accounted for", what))
+        printf("# %s\n", sd_reason());
+    for (int decode = 0; f && vae && decode < 2; decode++) {
+        struct sd_graph *g = sd_graph_new();
+        const char *prefix = decode ? "vae.decoder." : "vae.encoder.", *result = decode ? "decoded" : "moments";
+        struct sd_tensor *in = case_input(g, f, decode ? "latents" : "pixel_values");
+        struct sd_tensor *out = sd_keep(decode ? sd_vae_decode(g, vae, in) : sd_vae_encode(g, vae, in));
+        struct sd_tensor **stage = sd_alloc_array(s, sd_safetensors_count(f), sizeof *stage);
+        struct sd_plan *p;
+
+        keep_stages(g, f, prefix, stage);
+        if ((p = planned(g, what))) {
+            double d;
+
+            case_feed(p, f, in);
+            sd_run(p);
+            check_stages(p, f, what, prefix, stage);
+            d = case_distance(p, out, sd_safetensors_find(f, result));
+            CHECK(d <= pass_bound, "%s: %s: %s %.1e", what, name, result, d);
+            sd_plan_free(p);
+        }
+        sd_graph_free(g);
+    }
+    sd_scope_close(s);
+}
+
+/* Layer by layer, then each clip_skip; with and without learned token rows. */
+static void
+check_text(struct sd_model *m, const char *what, const char *name)
+{
+    struct sd_scope *s = sd_scope_open();
+    struct sd_safetensors *f = case_open(s, name);
+    struct sd_clip_text *text = sd_model_text_encoder(m);
+    struct sd_safetensor *rows = f ? sd_safetensors_find(f, "rows") : NULL, *t;
+    int layers = m->text_config.num_hidden_layers;
+
+    if (!CHECK(text != NULL, "%s: text encoder, every tensor accounted for", what))
+        printf("# %s\n", sd_reason());
+    for (int learned = 0; f && text && learned < 2; learned++) {
+        const char *prefix = learned ? "learned" : "plain";
+        struct sd_param *p_rows = sd_param_new(s, "rows", rows->dtype, rows->ndim, rows->shape, rows->data);
+
+        for (int skip = 0; (t = sd_safetensors_find(f, sd_sprintf(s, "%s.clip_skip.%d", prefix, skip))); skip++) {
+            struct sd_graph *g = sd_graph_new();
+            struct sd_tensor *ids = case_input(g, f, learned ? "learned_ids" : "input_ids");
+            struct sd_tensor *states = sd_keep(sd_clip_text(g, text, NULL, ids, learned ? p_rows : NULL, skip));
+            struct sd_tensor *hidden[16] = { 0 };
+            double worst = 0, d;
+            struct sd_plan *p;
+
+            for (int i = 0; i < layers - skip; i++)
+                if ((hidden[i] = sd_graph_find(g,
+                                               sd_sprintf(s, "text_encoder.text_model.encoder.layers.%d.mlp.fc2", i))))
+                    sd_keep(hidden[i]);
+            if ((p = planned(g, what))) {
+                case_feed(p, f, ids);
+                sd_run(p);
+                for (int i = 0; i < layers - skip; i++) {
+                    d = case_distance(p, hidden[i], sd_safetensors_find(f, sd_sprintf(s, "%s.layers.%d", prefix, i)));
+                    worst = d <= worst ? worst : d;
+                }
+                d = case_distance(p, states, t);
+                CHECK(worst <= stage_bound && d <= stage_bound, "%s: %s, clip_skip %d: %d layers %.1e, states %.1e",
+                      what, prefix, skip, layers - skip, worst, d);
+                sd_plan_free(p);
+            }
+            sd_graph_free(g);
+        }
+    }
+    sd_scope_close(s);
+}
+
+/* "0.unet.conv_in.down" ...: adapters of a case, in order. */
+static struct sd_adapters *
+read_adapters(struct sd_scope *s, struct sd_safetensors *f, const char *component)
+{
+    struct sd_adapters *all = sd_adapters_new(s);
+
+    for (int i = 0;; i++) {
+        struct sd_adapter a = { 0 };
+
+        for (size_t k = 0; k < sd_safetensors_count(f); k++) {
+            const struct sd_safetensor *t = sd_safetensors_at(f, k);
+            const char *rest;
+            int n[1];
+
+            if (!(rest = sd_key_match(t->name, "#.*", n)) || n[0] != i
+                || strncmp(rest, component, strlen(component)) != 0)
+                continue;
+            struct sd_param *p = sd_param_new(s, t->name, t->dtype, t->ndim, t->shape, t->data);
+            const char *dot = strrchr(rest, '.');
+
+            a.path = sd_strndup(s, rest, (size_t)(dot - rest));
+            *(strcmp(dot, ".down") == 0 ? &a.down : strcmp(dot, ".up") == 0 ? &a.up : &a.scale) = p;
+            if (strcmp(dot, ".down") == 0)
+                a.kind = t->ndim == 4 && t->shape[2] > 1 ? SD_ADAPTER_CONV : SD_ADAPTER_LINEAR;
+        }
+        if (!a.path)
+            return all;
+        sd_adapters_add(all, &a);
+    }
+}
+
+static void
+check_adapters(struct sd_model *m)
+{
+    struct sd_scope *s = sd_scope_open();
+    struct sd_safetensors *f = case_open(s, "sd1.adapters");
+    struct sd_unet *unet = sd_model_unet(m);
+    struct sd_clip_text *text = sd_model_text_encoder(m);
+    double d[2] = { NAN, NAN }, plain[2] = { NAN, NAN };
+
+    for (int with = 0; f && unet && text && with < 2; with++) {
+        struct sd_adapters *ua = read_adapters(s, f, "unet."), *ta = read_adapters(s, f, "text_encoder.");
+        struct sd_graph *g = sd_graph_new();
+        struct sd_tensor *sample = case_input(g, f, "sample"), *t = case_input(g, f, "timesteps");
+        struct sd_tensor *states = case_input(g, f, "encoder_hidden_states"), *ids = case_input(g, f, "input_ids");
+        struct sd_tensor *pred = sd_keep(sd_unet(g, unet, with ? ua : NULL, sample, t, states));
+        struct sd_tensor *out = sd_keep(sd_clip_text(g, text, with ? ta : NULL, ids, NULL, 0));
+        struct sd_plan *p = planned(g, "adapters");
+        double *to = with ? d : plain;
+
+        if (p) {
+            size_t used = 0;
+
+            case_feed(p, f, sample);
+            case_feed(p, f, t);
+            case_feed(p, f, states);
+            case_feed(p, f, ids);
+            sd_run(p);
+            to[0] = case_distance(p, pred, sd_safetensors_find(f, "model_pred"));
+            to[1] = case_distance(p, out, sd_safetensors_find(f, "states"));
+            for (size_t i = 0; i < sd_adapters_count(ua); i++)
+                used += sd_adapters_at(ua, i)->used;
+            if (with)
+                CHECK(used == sd_adapters_count(ua) && used == 13 && sd_adapters_count(ta) == 3,
+                      "adapters: all %zu used", used);
+            sd_plan_free(p);
+        }
+        sd_graph_free(g);
+    }
+    CHECK(plain[0] > 0.05 && plain[1] > 0.05, "adapters: the plain model is far from the adapted one (%.2f, %.2f)",
+          plain[0], plain[1]);
+    CHECK(d[0] <= pass_bound,
+          "adapters: UNet as with W + s up down: %.1e (linear, 1x1, 3x3, strided, upsampling, two on one layer)", d[0]);
+    CHECK(d[1] <= pass_bound, "adapters: text encoder as with W + s up down: %.1e", d[1]);
+    sd_scope_close(s);
+}
+
+int
+main(void)
+{
+    static const struct {
+        const char *what, *path, *config, *family;
+    } models[] = {
+        { "sd1 directory", MODELS "sd1", NULL, "sd1" },
+        { "sd1 single file", MODELS "sd1.safetensors", MODELS "sd1", "sd1" },
+        { "sd2 directory", MODELS "sd2", NULL, "sd2" },
+        { "sd2 single file", MODELS "sd2.safetensors", MODELS "sd2", "sd2" },
+    };
+
+    for (size_t i = 0; i < sizeof models / sizeof *models; i++) {
+        struct sd_scope *s = sd_scope_open();
+        struct sd_model *m = sd_model_open(s, models[i].path, &(struct sd_model_options){ .config = models[i].config });
+        char name[64];
+
+        if (CHECK(m != NULL, "%s: opened", models[i].what)) {
+            snprintf(name, sizeof name, "%s.text", models[i].family);
+            check_text(m, models[i].what, name);
+            snprintf(name, sizeof name, "%s.unet", models[i].family);
+            check_unet(m, models[i].what, name, true);
+            snprintf(name, sizeof name, "%s.vae", models[i].family);
+            check_vae(m, models[i].what, name);
+            if (i == 0) {
+                check_unet(m, models[i].what, "sd1.unet.even", false);
+                check_adapters(m);
+            }
+        } else {
+            printf("# %s\n", sd_reason());
+        }
+        sd_scope_close(s);
+    }
+    return check_done();
+}
