@@ -12,7 +12,7 @@
  * words (0, 1) give elements 0, 1 of the block and words (2, 3) give 2, 3.
  *
  * Measured against exact arithmetic on the integer n, over all sizes of n (tests/unit/random.c): the logarithm of a uniform is
- * within 2.5 ulp (half of it from rounding n to 24 bits), sine and cosine within 3, a normal within 4.5: 4e-7 relative, in the
+ * within 2.5 ulp (half of it from rounding n to 24 bits), sine and cosine within 3, a normal within 4.5: 6e-7 relative, in the
  * tails and near zero too.  About 100 million normals a second on one core. */
 #ifndef SD_RANDOM_H
 #define SD_RANDOM_H
