@@ -61,7 +61,7 @@ attention_forward_cpu(struct sd_node *n)
     struct attention a = attention_of(n);
     real *y = n->out->data;
 
-#if 0
+#if SD_REAL_IS_FLOAT
     if (sd_fast() && a.d <= ATTENTION_MAX_D) {
         SD_V_CALL(attention_forward)(n);
         return;
@@ -103,7 +103,7 @@ attention_backward_cpu(struct sd_node *n)
     const real *dy = n->dout->data, *y = n->out->data;
     real *dq, *dk, *dv;
 
-#if 0
+#if SD_REAL_IS_FLOAT
     if (sd_fast() && a.d <= ATTENTION_MAX_D) {
         SD_V_CALL(attention_backward)(n);
         return;
