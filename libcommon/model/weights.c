@@ -10,7 +10,7 @@ enum { BUCKETS = 2048 };
 struct known { /* a parameter that was asked for */
     struct sd_param *param;
     const char *key; /* without the component's name */
-    struct known *next;
+    struct known *next, *later; /* in the bucket; in the order asked for */
 };
 
 struct sd_weights {
@@ -19,7 +19,8 @@ struct sd_weights {
     struct sd_key_map map;
     struct sd_safetensors *file; /* NULL: imagined */
     struct known *bucket[BUCKETS];
-    size_t count;
+    struct sd_param **all; /* in the order asked */
+    size_t count, room;
     int64_t elements;
 };
 
@@ -95,6 +96,19 @@ size_t
 sd_weights_count(const struct sd_weights *w)
 {
     return w->count;
+}
+
+struct sd_param *
+sd_weights_at(const struct sd_weights *w, size_t i)
+{
+    return w->all[i];
+}
+
+void
+sd_weights_each(const struct sd_weights *w, void (*f)(struct sd_param *p, void *user), void *user)
+{
+    for (struct known *k = w->first; k; k = k->later)
+        f(k->param, user);
 }
 
 int64_t
@@ -204,7 +218,16 @@ sd_weights_get(struct sd_weights *w, const char *path, int ndim, const int64_t *
     k->key = k->param->path + strlen(w->name) + 1;
     k->next = *bucket;
     *bucket = k;
-    w->count++;
+    if (w->count == w->room) {
+        size_t room = w->room ? 2 * w->room : 256;
+        struct sd_param **all = sd_alloc_array(w->scope, room, sizeof *all);
+
+        if (w->count)
+            memcpy(all, w->all, w->count * sizeof *all);
+        w->all = all;
+        w->room = room;
+    }
+    w->all[w->count++] = k->param;
     w->elements += (int64_t)k->param->numel;
     return k->param;
 }
