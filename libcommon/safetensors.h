@@ -78,5 +78,7 @@ int sd_safetensors_save(struct sd_safetensors_writer *w, const char *path);
 int sd_safetensors_write(struct sd_safetensors_writer *w, FILE *f);
 /* sd_safetensors_data_hash - XXH3-128 of the data region as it will be written, in hex. */
 int sd_safetensors_data_hash(struct sd_safetensors_writer *w, char hex[33]);
+/* sd_safetensors_header_hash - likewise of the header. */
+int sd_safetensors_header_hash(struct sd_safetensors_writer *w, char hex[33]);
 
 #endif

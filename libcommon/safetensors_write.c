@@ -282,3 +282,17 @@ sd_safetensors_data_hash(struct sd_safetensors_writer *w, char hex[33])
     XXH3_freeState(state);
     return status;
 }
+
+int
+sd_safetensors_header_hash(struct sd_safetensors_writer *w, char hex[33])
+{
+    size_t length;
+    char *header;
+
+    if (sort(w))
+        return -1;
+    header = make_header(w, &length);
+    sd_xxh128_of(header, length, hex);
+    free(header);
+    return 0;
+}
