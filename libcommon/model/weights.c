@@ -10,7 +10,7 @@ enum { BUCKETS = 2048 };
 struct known { /* a parameter that was asked for */
     struct sd_param *param;
     const char *key; /* without the component's name */
-    struct known *next, *later; /* in the bucket; in the order asked for */
+    struct known *next;
 };
 
 struct sd_weights {
@@ -107,8 +107,8 @@ sd_weights_at(const struct sd_weights *w, size_t i)
 void
 sd_weights_each(const struct sd_weights *w, void (*f)(struct sd_param *p, void *user), void *user)
 {
-    for (struct known *k = w->first; k; k = k->later)
-        f(k->param, user);
+    for (size_t i = 0; i < w->count; i++)
+        f(w->all[i], user);
 }
 
 int64_t

@@ -49,11 +49,10 @@ bool sd_weights_place(struct sd_weights *w, const char *path, struct sd_weights_
  * one that was asked for).  *names in scope s.  Returns how many. */
 size_t sd_weights_unused(struct sd_weights *w, struct sd_scope *s, const char ***names);
 
-/* Parameters asked for so far: how many, the i-th in the order first asked, their elements. */
+/* Parameters asked for so far: how many, the i-th in the order first asked, f of each in that order, their elements. */
 size_t sd_weights_count(const struct sd_weights *w);
-/* sd_weights_each - f of every parameter asked for so far, in that order. */
-void sd_weights_each(const struct sd_weights *w, void (*f)(struct sd_param *p, void *user), void *user);
 struct sd_param *sd_weights_at(const struct sd_weights *w, size_t i);
+void sd_weights_each(const struct sd_weights *w, void (*f)(struct sd_param *p, void *user), void *user);
 int64_t sd_weights_elements(const struct sd_weights *w);
 
 /* sd_weights_hash - SHA-256, hex, of what the store holds.  All of one file: of its bytes (what sha256sum prints).  A

@@ -4,8 +4,8 @@
 Writes tests/data/models: complete diffusers directories (as today's libraries save them, and re-written as published
 ones look), the same weights as single-file checkpoints in the LDM layout (converted here, by a table of its own, and
 read back by diffusers as a check), and one safetensors file per case with inputs and every stage's output.  Weights are
-rounded to what the files hold (F16, some F32); the libraries then compute in double, so that what is stored is the truth
-to seven digits.  Feature maps are stored NHWC, as sd-tools holds them.
+rounded to what the files hold (F16, some F32); the libraries then compute in double, so that what is stored is the
+truth to seven digits.  Feature maps are stored NHWC, as sd-tools holds them.
 
     tests/reference/models.py tests/data/models
 
@@ -215,7 +215,7 @@ def save(c, directory, unet, vae, text, published):
              "feature_extractor": [None, None], "requires_safety_checker": False}
     with open(f"{directory}/model_index.json", "w") as f:
         f.write(json.dumps(index, indent=2, sort_keys=True) + "\n")
-    if published:       # as on the Hub: the text encoder with prefix and position_ids, the VAE's attention by its old names
+    if published:       # as on the Hub: the text encoder with prefix and position_ids, the VAE's attention by old names
         path = f"{directory}/text_encoder/model.safetensors"
         s = {"text_model." + k: v.half() for k, v in load_file(path).items()}
         s["text_model.embeddings.position_ids"] = torch.arange(c["text"]["max_position_embeddings"])[None]
@@ -336,7 +336,8 @@ def adapter_case(unet, text, path, height, width):
              "mid_block.attentions.0.transformer_blocks.0.attn1.to_out.0",
              "down_blocks.1.attentions.0.transformer_blocks.0.ff.net.0.proj", "down_blocks.1.attentions.1.proj_in",
              "down_blocks.0.resnets.1.conv1", "down_blocks.0.resnets.0.conv2", "up_blocks.0.resnets.0.conv_shortcut",
-             "up_blocks.2.resnets.1.time_emb_proj", "down_blocks.1.downsamplers.0.conv", "up_blocks.1.upsamplers.0.conv", "conv_in"]
+             "up_blocks.2.resnets.1.time_emb_proj", "down_blocks.1.downsamplers.0.conv", "up_blocks.1.upsamplers.0.conv",
+             "conv_in"]
     out, rank = {}, 3
     kept = {k: v.clone() for k, v in unet.state_dict().items()}
     unet.double()

@@ -1,0 +1,551 @@
+/* weights.c - configurations, names and accounts of weights: what is refused, and with which words. */
+#include "models.h"
+
+#include <sys/stat.h>
+#include <time.h>
+#include <unistd.h>
+
+static char folder[] = "/tmp/sd-weights-XXXXXX";
+
+static bool
+says(const char *part)
+{
+    bool ok = strstr(sd_reason(), part) != NULL;
+
+    if (!ok)
+        printf("# said: %s\n", sd_reason());
+    return ok;
+}
+
+static const json_t *
+parse(struct sd_scope *s, const char *text)
+{
+    const json_t *o = sd_json_parse(s, text, strlen(text), SD_JSON_NONFINITE);
+
+    if (!o)
+        printf("# %s: %s\n", text, sd_reason());
+    return o;
+}
+
+/* ---- configurations --------------------------------------------------------------------------------------------- */
+
+static void
+check_configs(void)
+{
+    static const struct {
+        const char *text, *says;
+    } unet[] = {
+        { "[]", "expected an object" },
+        { "{\"block_out_channels\": [320, 641, 1280, 1280]}", "641 is not divisible by norm_num_groups 32" },
+        { "{\"block_out_channels\": []}", "block_out_channels: empty" },
+        { "{\"block_out_channels\": [320, \"a\"]}", "block_out_channels" },
+        { "{\"block_out_channels\": [99999999, 320, 320, 320]}", "block_out_channels: 99999999" },
+        { "{\"block_out_channels\": [32, 64]}", "down_block_types, up_block_types: missing" },
+        { "{\"down_block_types\": [\"DownBlock2D\", \"DownBlock2D\", \"DownBlock2D\", \"AttnDownBlock2D\"]}",
+          "down_block_types: AttnDownBlock2D is not supported, only CrossAttnDownBlock2D and DownBlock2D" },
+        { "{\"up_block_types\": [\"UpBlock2D\"]}", "up_block_types: 1 blocks, block_out_channels has 4" },
+        { "{\"attention_head_dim\": [5, 10, 20]}", "attention_head_dim: 3 values, block_out_channels has 4" },
+        { "{\"attention_head_dim\": 7}", "attention_head_dim: 7 heads" },
+        { "{\"attention_head_dim\": 0}", "attention_head_dim: 0, expected 1" },
+        { "{\"cross_attention_dim\": [768, 768, 768, 1024]}", "cross_attention_dim: 768 and 1024" },
+        { "{\"act_fn\": \"mish\"}", "act_fn: mish is not supported, only silu" },
+        { "{\"center_input_sample\": true}", "center_input_sample: true is not supported" },
+        { "{\"class_embed_type\": \"timestep\"}", "class_embed_type: \"timestep\" is not supported, only [null]" },
+        { "{\"addition_embed_type\": \"text_time\"}", "addition_embed_type" },
+        { "{\"resnet_time_scale_shift\": \"scale_shift\"}", "resnet_time_scale_shift" },
+        { "{\"time_cond_proj_dim\": 256}", "time_cond_proj_dim: 256" },
+        { "{\"mid_block_type\": \"UNetMidBlock2D\"}", "mid_block_type: UNetMidBlock2D" },
+        { "{\"mid_block_scale_factor\": 1.5}", "mid_block_scale_factor: 1.5" },
+        { "{\"dual_cross_attention\": true}", "dual_cross_attention" },
+        { "{\"only_cross_attention\": [true, true, true, false]}", "only_cross_attention" },
+        { "{\"downsample_padding\": 0}", "downsample_padding: 0" },
+        { "{\"norm_num_groups\": null}", "norm_num_groups: null" },
+        { "{\"norm_eps\": 0}", "norm_eps: 0" },
+        { "{\"conv_in_kernel\": 4}", "expected odd numbers" },
+        { "{\"use_linear_projection\": 1}", "use_linear_projection" },
+        { "{\"sample_size\": -3}", "sample_size" },
+    };
+    static const struct {
+        const char *text, *says;
+    } vae[] = {
+        { "{\"block_out_channels\": [48]}", "48 is not divisible by norm_num_groups 32" },
+        { "{\"shift_factor\": 0.0609}", "shift_factor: 0.0609" },
+        { "{\"latents_mean\": [0, 0, 0, 0]}", "latents_mean" },
+        { "{\"down_block_types\": [\"AttnDownEncoderBlock2D\"]}", "down_block_types: AttnDownEncoderBlock2D" },
+        { "{\"scaling_factor\": 0}", "scaling_factor: 0" },
+    };
+    static const struct {
+        const char *text, *says;
+    } text[] = {
+        { "{\"hidden_act\": \"gelu_new\"}", "hidden_act: gelu_new is not supported, only quick_gelu and gelu" },
+        { "{\"num_attention_heads\": 7}", "num_attention_heads: 7 does not divide hidden_size 512" },
+        { "{\"model_type\": \"t5\"}", "model_type: \"t5\"" },
+        { "{\"vocab_size\": 0}", "vocab_size" },
+    };
+    struct sd_scope *s = sd_scope_open();
+    struct sd_unet_config u;
+    struct sd_vae_config v;
+    struct sd_clip_text_config t;
+
+    for (size_t i = 0; i < sizeof unet / sizeof *unet; i++)
+        CHECK(sd_unet_config_read(parse(s, unet[i].text), &u) < 0 && says(unet[i].says), "UNet refuses %s",
+              unet[i].text);
+    for (size_t i = 0; i < sizeof vae / sizeof *vae; i++)
+        CHECK(sd_vae_config_read(parse(s, vae[i].text), &v) < 0 && says(vae[i].says), "VAE refuses %s", vae[i].text);
+    for (size_t i = 0; i < sizeof text / sizeof *text; i++)
+        CHECK(sd_clip_text_config_read(parse(s, text[i].text), &t) < 0 && says(text[i].says), "CLIP refuses %s",
+              text[i].text);
+    CHECK(!sd_unet_config_read(
+              parse(s, "{\"mid_block_scale_factor\": 1.0, \"class_embed_type\": null, \"resnet_out_scale_"
+                       "factor\": 1, \"upcast_attention\": true, \"dropout\": 0.1, \"_x\": 1, \"new\": 2}"),
+              &u),
+          "fields without effect and unknown fields are taken");
+    CHECK(!sd_unet_config_read(
+              parse(s, "{\"layers_per_block\": [1, 2, 3, 4], \"transformer_layers_per_block\": [1, 2, 10, 1], "
+                       "\"attention_head_dim\": [5, 10, 20, 20], \"sample_size\": [40, 64]}"),
+              &u)
+              && u.layers_per_block[3] == 4 && u.transformer_layers[2] == 10 && u.up_transformer_layers[1] == 10
+              && u.heads[1] == 10 && u.sample_height == 40 && u.sample_width == 64,
+          "lists per level");
+    sd_scope_close(s);
+}
+
+/* ---- full size: counts, and that the single-file names are a bijection ------------------------------------------- */
+
+static void
+check_full_size(const char *what, const char *text, int64_t elements, size_t tensors)
+{
+    struct sd_scope *s = sd_scope_open();
+    struct sd_unet unet = { .weights = sd_weights_imagine(s, "unet") };
+    struct sd_key_map map = { SD_LAYOUT_LDM_UNET, "", &unet.config, NULL };
+    struct sd_safetensors_writer *names = sd_safetensors_writer_new(s);
+    char *path = sd_sprintf(s, "%s/names.safetensors", folder);
+    size_t count, spelled = 0;
+    struct sd_safetensors *f;
+
+    if (sd_unet_config_read(parse(s, text), &unet.config) < 0 || sd_unet_account(&unet) < 0)
+        printf("# %s\n", sd_reason());
+    count = sd_weights_count(unet.weights);
+    CHECK(sd_weights_elements(unet.weights) == elements && count == tensors, "%s UNet: %lld parameters in %zu tensors",
+          what, (long long)sd_weights_elements(unet.weights), count);
+    for (size_t i = 0; i < count; i++) {
+        struct sd_key *key = sd_alloc(s, sizeof *key);
+
+        if (sd_key_spell(&map, sd_weights_at(unet.weights, i)->path + strlen("unet."), 0, key)) {
+            spelled++;
+            sd_safetensors_add(names, key->name, SD_U8, 1, (int64_t[]){ 0 }, NULL);
+        } else {
+            printf("# no LDM name: %s\n", sd_weights_at(unet.weights, i)->path);
+        }
+    }
+    CHECK(spelled == count && sd_safetensors_save(names, path) == 0, "%s UNet: %zu different LDM names", what, spelled);
+    f = sd_safetensors_open(s, path);
+    CHECK(f && sd_safetensors_find(f, "input_blocks.11.0.emb_layers.1.bias")
+              && sd_safetensors_find(f, "time_embed.2.weight") && sd_safetensors_find(f, "input_blocks.9.0.op.weight")
+              && sd_safetensors_find(f, "output_blocks.2.1.conv.bias")
+              && sd_safetensors_find(f, "output_blocks.8.2.conv.weight")
+              && sd_safetensors_find(f, "middle_block.2.out_layers.3.bias")
+              && sd_safetensors_find(f, "output_blocks.11.1.transformer_blocks.0.attn2.to_out.0.bias")
+              && sd_safetensors_find(f, "output_blocks.3.0.skip_connection.weight")
+              && sd_safetensors_find(f, "out.2.bias"),
+          "%s UNet: the LDM names of published files", what);
+    sd_scope_close(s);
+}
+
+static void
+check_counts(void)
+{
+    struct sd_scope *s = sd_scope_open();
+    struct sd_vae vae = { .weights = sd_weights_imagine(s, "vae") };
+    struct sd_clip_text l = { .weights = sd_weights_imagine(s, "text_encoder") }, h = l;
+    struct timespec a, b;
+
+    clock_gettime(CLOCK_MONOTONIC, &a);
+    check_full_size("SD1", "{\"cross_attention_dim\": 768, \"attention_head_dim\": 8}", 859520964, 686);
+    clock_gettime(CLOCK_MONOTONIC, &b);
+    printf("# described in %.3f s\n", (double)(b.tv_sec - a.tv_sec) + 1e-9 * (double)(b.tv_nsec - a.tv_nsec));
+    check_full_size("SD2",
+                    "{\"cross_attention_dim\": 1024, \"attention_head_dim\": [5, 10, 20, 20], "
+                    "\"use_linear_projection\": true}",
+                    865910724, 686);
+    h.weights = sd_weights_imagine(s, "text_encoder");
+    if (sd_vae_config_read(parse(s, "{\"block_out_channels\": [128, 256, 512, 512], \"layers_per_block\": 2}"),
+                           &vae.config)
+        || sd_vae_account(&vae))
+        printf("# %s\n", sd_reason());
+    CHECK(sd_weights_elements(vae.weights) == 83653863 && sd_weights_count(vae.weights) == 248,
+          "SD VAE: %lld parameters", (long long)sd_weights_elements(vae.weights));
+    if (sd_clip_text_config_read(
+            parse(s, "{\"hidden_size\": 768, \"intermediate_size\": 3072, \"num_attention_heads\": 12}"), &l.config)
+        || sd_clip_text_account(&l))
+        printf("# %s\n", sd_reason());
+    CHECK(sd_weights_elements(l.weights) == 123060480 && sd_weights_count(l.weights) == 196,
+          "CLIP-L text: %lld parameters", (long long)sd_weights_elements(l.weights));
+    if (sd_clip_text_config_read(
+            parse(s, "{\"hidden_size\": 1024, \"intermediate_size\": 4096, \"num_attention_heads\": 16, "
+                     "\"num_hidden_layers\": 23, \"hidden_act\": \"gelu\"}"),
+            &h.config)
+        || sd_clip_text_account(&h))
+        printf("# %s\n", sd_reason());
+    CHECK(sd_weights_elements(h.weights) == 340387840 && sd_weights_count(h.weights) == 372,
+          "CLIP-H text: %lld parameters", (long long)sd_weights_elements(h.weights));
+    sd_scope_close(s);
+}
+
+/* ---- files changed one tensor at a time -------------------------------------------------------------------------- */
+
+/* A copy of a file without `drop`, with `add` of one element, with `bend` losing its last row; `seed` changes one
+ * value. */
+static const char *
+changed(struct sd_scope *s, const char *from, const char *to, const char *drop, const char *add, const char *bend,
+        const char *touch)
+{
+    struct sd_safetensors *f = sd_safetensors_open(s, from);
+    struct sd_safetensors_writer *w = sd_safetensors_writer_new(s);
+
+    for (size_t i = 0; f && i < sd_safetensors_count(f); i++) {
+        const struct sd_safetensor *t = sd_safetensors_at(f, i);
+        int64_t *shape = sd_alloc_array(s, (size_t)t->ndim + 1, sizeof *shape);
+        char *data = sd_alloc(s, t->bytes + 1);
+
+        if (drop && strcmp(t->name, drop) == 0)
+            continue;
+        memcpy(shape, t->shape, (size_t)t->ndim * sizeof *shape);
+        memcpy(data, t->data, t->bytes);
+        if (bend && strcmp(t->name, bend) == 0)
+            shape[0]--;
+        if (touch && strcmp(t->name, touch) == 0)
+            data[0] ^= 1;
+        sd_safetensors_add(w, t->name, t->dtype, t->ndim, shape, data);
+    }
+    if (add)
+        sd_safetensors_add(w, add, SD_F16, 1, (int64_t[]){ 1 }, sd_alloc(s, 2));
+    if (!f || sd_safetensors_save(w, to) < 0)
+        printf("# %s: %s\n", to, sd_reason());
+    return to;
+}
+
+static void
+check_accounts(void)
+{
+    struct sd_scope *s = sd_scope_open();
+    const char *file = MODELS "sd1.safetensors", *to = sd_sprintf(s, "%s/changed.safetensors", folder);
+    const char *vae_to = sd_sprintf(s, "%s/vae.safetensors", folder), **names;
+    struct sd_model_options options = { .config = MODELS "sd1" };
+    struct sd_model *m;
+    int before;
+
+    m = sd_model_open(
+        s, changed(s, file, to, "model.diffusion_model.input_blocks.1.0.in_layers.2.bias", NULL, NULL, NULL), &options);
+    CHECK(m && !sd_model_unet(m) && says("unet.down_blocks.0.resnets.0.conv1: bias: missing"),
+          "a missing tensor is named");
+    CHECK(m && sd_model_vae(m) && sd_model_text_encoder(m), "and only its component is refused");
+    m = sd_model_open(s, changed(s, file, to, NULL, NULL, "model.diffusion_model.out.2.weight", NULL), &options);
+    CHECK(m && !sd_model_unet(m) && says("unet.conv_out: weight: shape [3, 8, 3, 3], expected [4, 8, 3, 3]"),
+          "a tensor of another shape is named with both");
+    m = sd_model_open(s,
+                      changed(s, file, to, "model.diffusion_model.time_embed.2.weight",
+                              "model.diffusion_model.input_blocks.99.0.op.weight", NULL, NULL),
+                      &options);
+    CHECK(m && !sd_model_unet(m) && says("unet.time_embedding.linear_2: weight: missing"),
+          "missing weight of a linear layer");
+
+    sd_verbosity = -1;
+    m = sd_model_open(s, changed(s, file, to, NULL, "model.diffusion_model.input_blocks.99.0.op.weight", NULL, NULL),
+                      &options);
+    CHECK(m && sd_model_unet(m) && sd_weights_unused(sd_model_unet(m)->weights, s, &names) == 1
+              && strcmp(names[0], "model.diffusion_model.input_blocks.99.0.op.weight") == 0,
+          "a tensor without use is named");
+    m = sd_model_open(s, changed(s, file, to, NULL, "model_ema.diffusion_modelout2bias", NULL, NULL), &options);
+    before = sd_error_count();
+    CHECK(m && sd_model_unet(m) && sd_weights_unused(sd_model_unet(m)->weights, s, &names) == 0
+              && sd_error_count() == before,
+          "outside the prefixes nothing is");
+    sd_verbosity = 0;
+    m = sd_model_open(s, MODELS "sd2.safetensors", &(struct sd_model_options){ .config = MODELS "sd2" });
+    CHECK(m && sd_model_text_encoder(m) && sd_weights_unused(sd_model_text_encoder(m)->weights, s, &names) == 0,
+          "OpenCLIP's last layer and projection are known to be without use");
+
+    /* --vae */
+    changed(s, MODELS "sd1/vae/diffusion_pytorch_model.safetensors", vae_to, NULL, NULL, NULL, "encoder.conv_in.bias");
+    options = (struct sd_model_options){ .vae = vae_to };
+    CHECK(!sd_model_open(s, MODELS "sd1", &options)
+              && says("vae.encoder.conv_in: weight: shape [8, 3, 3, 3], expected [128, 3, 3, 3]"),
+          "a VAE file without configuration is of the published shape");
+    options.vae = MODELS "sd2";
+    m = sd_model_open(s, MODELS "sd1", &options);
+    CHECK(m && m->vae_config.levels == 2 && sd_model_vae(m) && sd_model_vae(m)->config.levels == 2,
+          "--vae takes a pipeline's folder");
+    options.vae = MODELS "sd2/vae";
+    m = sd_model_open(s, MODELS "sd1", &options);
+    CHECK(m && m->vae_config.levels == 2, "--vae takes a component's folder");
+    options.vae = MODELS "sd1/vae/diffusion_pytorch_model.safetensors";
+    m = sd_model_open(s, MODELS "sd1", &options);
+    CHECK(m && m->vae_config.scaling_factor == 0.3, "--vae takes a file with config.json beside it");
+    options.vae = MODELS "sd1.text.safetensors";
+    CHECK(!sd_model_open(s, MODELS "sd1", &options) && says("sd1.text.safetensors: no VAE in it"),
+          "--vae without a VAE");
+    sd_scope_close(s);
+}
+
+static void
+check_parts(void)
+{
+    struct sd_scope *s = sd_scope_open();
+    struct sd_model *m = sd_model_open(s, MODELS "sd2.safetensors",
+                                       &(struct sd_model_options){ .config = MODELS "sd2" });
+    struct sd_clip_text *t = m ? sd_model_text_encoder(m) : NULL;
+    struct sd_weights_place place = { 0 };
+    struct sd_weights *w = t ? t->weights : NULL;
+    bool equal = true;
+    struct sd_param *p;
+
+    CHECK(w && sd_weights_place(w, "text_model.encoder.layers.1.self_attn.k_proj.bias", &place) && place.part == 1
+              && place.parts == 3
+              && strcmp(place.tensor->name, "cond_stage_model.model.transformer.resblocks.1.attn.in_proj_bias") == 0,
+          "k_proj is the second third of in_proj");
+    p = w ? sd_weights_get(w, "text_projection.weight", 2, (int64_t[]){ 20, 20 }) : NULL;
+    for (int i = 0; p && i < 20; i++)
+        for (int j = 0; j < 20; j++)
+            equal = equal
+                    && sd_param_values(p)[20 * i + j]
+                           == sd_safetensor_f32(
+                               s, sd_safetensors_find(sd_weights_file(w),
+                                                      "cond_stage_model.model.text_projection"))[20 * j + i];
+    CHECK(p && equal, "text_projection is transposed");
+    CHECK(w && sd_weights_get(w, "text_projection.weight", 2, (int64_t[]){ 20, 20 }) == p,
+          "the same parameter every time");
+    CHECK(w && !sd_weights_get(w, "text_projection.weight", 2, (int64_t[]){ 20, 10 })
+              && says("text_encoder.text_projection.weight: shape [20, 20], expected [20, 10]"),
+          "asked for with another shape");
+    sd_scope_close(s);
+}
+
+static void
+check_hashes(void)
+{
+    struct sd_scope *s = sd_scope_open();
+    const char *file = MODELS "sd1.safetensors", *to = sd_sprintf(s, "%s/touched.safetensors", folder);
+    struct sd_model_options options = { .config = MODELS "sd1" };
+    char hex[5][SD_SHA256_HEX] = { "" };
+    struct sd_model *m;
+
+    m = sd_model_open(s, MODELS "sd1", NULL);
+    CHECK(m && !sd_weights_hash(sd_model_vae(m)->weights, hex[0])
+              && !sd_hash_file(MODELS "sd1/vae/diffusion_pytorch_model.safetensors", hex[1])
+              && strcmp(hex[0], hex[1]) == 0,
+          "hash of a component's only file is the file's");
+    m = sd_model_open(s, file, &options);
+    CHECK(m && !sd_weights_hash(sd_model_vae(m)->weights, hex[2]) && !sd_weights_hash(sd_model_vae(m)->weights, hex[3])
+              && strcmp(hex[2], hex[3]) == 0 && strlen(hex[2]) == 64,
+          "a single file's VAE has a hash");
+    m = sd_model_open(s, changed(s, file, to, NULL, NULL, NULL, "model.diffusion_model.out.2.weight"), &options);
+    CHECK(m && !sd_weights_hash(sd_model_vae(m)->weights, hex[3]) && strcmp(hex[2], hex[3]) == 0,
+          "which the UNet has no part in");
+    m = sd_model_open(s, changed(s, file, to, NULL, NULL, NULL, "first_stage_model.decoder.up.2.block.1.conv2.weight"),
+                      &options);
+    CHECK(m && !sd_weights_hash(sd_model_vae(m)->weights, hex[3]) && strcmp(hex[2], hex[3]) != 0,
+          "and one bit of the VAE changes");
+    m = sd_model_open(s, MODELS "sd2", NULL);
+    CHECK(m && !sd_weights_hash(sd_model_unet(m)->weights, hex[4]) && strlen(hex[4]) == 64,
+          "shards have a hash together");
+    sd_scope_close(s);
+}
+
+/* ---- opening ---------------------------------------------------------------------------------------------------- */
+
+static void
+write_text(const char *path, const char *text)
+{
+    FILE *f = fopen(path, "w");
+
+    if (!f || fputs(text, f) < 0 || fclose(f))
+        printf("# cannot write %s\n", path);
+}
+
+/* A single file with only the tensors that tell the family. */
+static const char *
+family_file(struct sd_scope *s, int in_channels, int context, const char *more)
+{
+    const char *path = sd_sprintf(s, "%s/family.safetensors", folder);
+    struct sd_safetensors_writer *w = sd_safetensors_writer_new(s);
+
+    sd_safetensors_add(w, "model.diffusion_model.input_blocks.0.0.weight", SD_F16, 4,
+                       (int64_t[]){ 1, in_channels, 1, 1 }, sd_alloc(s, 64));
+    if (context)
+        sd_safetensors_add(w, "model.diffusion_model.input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight", SD_F16,
+                           2, (int64_t[]){ 1, context }, sd_alloc(s, 2 * (size_t)context));
+    if (more)
+        sd_safetensors_add(w, more, SD_F32, 1, (int64_t[]){ 4 }, (float[]){ 1, -1, 1, -1 });
+    sd_safetensors_set_metadata(w, "modelspec.architecture",
+                                context == 1024 && !more ? "stable-diffusion-v2-768-v" : "x");
+    if (sd_safetensors_save(w, path) < 0)
+        printf("# %s\n", sd_reason());
+    return path;
+}
+
+static void
+check_families(void)
+{
+    struct sd_scope *s = sd_scope_open();
+    struct sd_model *m;
+
+    m = sd_model_open(s, family_file(s, 4, 768, NULL), NULL);
+    CHECK(m && m->family == SD_FAMILY_SD1 && !m->v_prediction && m->text_config.quick_gelu
+              && m->unet_config.heads[3] == 8 && m->vae_config.levels == 4 && !m->tokenizer
+              && m->unet_config.sample_width == 64,
+          "SD1 by its text's width");
+    m = sd_model_open(s, family_file(s, 4, 1024, NULL), NULL);
+    CHECK(m && m->family == SD_FAMILY_SD2 && m->v_prediction && !m->text_config.quick_gelu
+              && m->unet_config.heads[3] == 20 && m->unet_config.sample_width == 96
+              && m->text_config.num_hidden_layers == 23,
+          "SD2 768-v by its metadata");
+    m = sd_model_open(
+        s, family_file(s, 4, 1024, "model.diffusion_model.output_blocks.11.1.transformer_blocks.0.norm1.bias"), NULL);
+    CHECK(m && m->v_prediction, "v by the spread of a bias");
+    m = sd_model_open(s, family_file(s, 4, 1024, "other"), NULL);
+    CHECK(m && !m->v_prediction, "epsilon without");
+    CHECK(!sd_model_open(s, family_file(s, 9, 768, NULL), NULL) && says("9 input channels"), "inpainting is refused");
+    CHECK(!sd_model_open(s, family_file(s, 4, 2048, NULL), NULL) && says("SDXL"), "SDXL is refused by name");
+    CHECK(!sd_model_open(s, family_file(s, 4, 640, NULL), NULL) && says("640 wide"), "an unknown width is refused");
+    CHECK(!sd_model_open(s, family_file(s, 4, 0, NULL), NULL) && says("no cross attention"),
+          "a UNet without text is refused");
+    CHECK(!sd_model_open(s, MODELS "sd1/vae/diffusion_pytorch_model.safetensors", NULL)
+              && says("no Stable Diffusion checkpoint"),
+          "a file of something else is refused");
+    CHECK(!sd_model_open(s, MODELS "sd1/unet/diffusion_pytorch_model.safetensors", NULL) && says("a UNet alone"),
+          "a component file is refused by name");
+    sd_scope_close(s);
+}
+
+static void
+check_opening(void)
+{
+    struct sd_scope *s = sd_scope_open();
+    char *hub = sd_sprintf(s, "%s/hub", folder), *repository = sd_sprintf(s, "%s/models--some--tiny", hub),
+         *here = getcwd(NULL, 0);
+    char *bad = sd_sprintf(s, "%s/bad", folder);
+    struct sd_model *m;
+
+    m = sd_model_open(s, MODELS "sd2", NULL);
+    CHECK(m && m->family == SD_FAMILY_SD2 && m->v_prediction && !m->single_file, "a directory: SD2, v-prediction");
+    m = sd_model_open(s, MODELS "sd1", NULL);
+    CHECK(m && m->family == SD_FAMILY_SD1 && !m->v_prediction && m->vae_config.scaling_factor == 0.3,
+          "a directory: SD1, epsilon");
+    CHECK(!sd_model_open(s, "no/such", NULL), "a name that is nowhere: %s", sd_reason());
+    CHECK(!sd_model_open(s, MODELS "sd1/unet", NULL) && says("model_index.json"), "a folder without model_index.json");
+
+    mkdir(hub, 0777);
+    mkdir(repository, 0777);
+    mkdir(sd_sprintf(s, "%s/refs", repository), 0777);
+    mkdir(sd_sprintf(s, "%s/snapshots", repository), 0777);
+    write_text(sd_sprintf(s, "%s/refs/main", repository), "0123abc\n");
+    if (symlink(sd_sprintf(s, "%s/" MODELS "sd1", here), sd_sprintf(s, "%s/snapshots/0123abc", repository)))
+        printf("# cannot make a link\n");
+    setenv("HF_HUB_CACHE", hub, 1);
+    m = sd_model_open(s, "some/tiny", NULL);
+    CHECK(m && sd_model_text_encoder(m), "a name in the Hub's cache");
+    CHECK(sd_model_open(s, "some/tiny@0123abc", NULL) && !sd_model_open(s, "some/tiny@v2", NULL), "and its revisions");
+
+    mkdir(bad, 0777);
+    write_text(sd_sprintf(s, "%s/model_index.json", bad), "{\"_class_name\": \"StableDiffusion3Pipeline\"}");
+    CHECK(!sd_model_open(s, bad, NULL)
+              && says("model_index.json: _class_name: StableDiffusion3Pipeline is not supported"),
+          "another pipeline is refused by name");
+    write_text(sd_sprintf(s, "%s/model_index.json", bad), "{\"_class_name\": \"StableDiffusionPipeline\"}");
+    CHECK(!sd_model_open(s, bad, NULL) && says("unet/config.json"), "a missing component is named");
+    mkdir(sd_sprintf(s, "%s/unet", bad), 0777);
+    write_text(sd_sprintf(s, "%s/unet/config.json", bad), "{\"act_fn\": \"mish\"}");
+    CHECK(!sd_model_open(s, bad, NULL) && says("unet/config.json: act_fn: mish"), "a field is named with its file");
+    write_text(sd_sprintf(s, "%s/unet/config.json", bad), "{\"act_fn\": ");
+    CHECK(!sd_model_open(s, bad, NULL) && says("unet/config.json: "), "a broken file is named");
+    free(here);
+    sd_scope_close(s);
+}
+
+/* A graph with input that does not fit: the reason names the module. */
+static void
+check_misfits(void)
+{
+    struct sd_scope *s = sd_scope_open();
+    struct sd_model *m = sd_model_open(s, MODELS "sd1", NULL);
+    static const int64_t shapes[][4] = { { 1, 4, 4, 4 }, { 1, 4, 4, 3 }, { 2, 4, 4, 4 } };
+    static const int widths[] = { 25, 24, 24 };
+    static const char *const reasons[] = { "unet: encoder_hidden_states 25 wide, the model takes 24",
+                                           "unet: sample of 3 channels, the model takes 4",
+                                           "unet: batch of 2 samples, 1 timesteps, 1 texts" };
+    struct sd_graph *g;
+
+    for (size_t i = 0; m && i < 3; i++) {
+        g = sd_graph_new();
+        sd_unet(g, sd_model_unet(m), NULL, sd_input(g, "x", SD_F32, 4, shapes[i]),
+                sd_input(g, "t", SD_F32, 1, (int64_t[]){ 1 }),
+                sd_input(g, "c", SD_F32, 3, (int64_t[]){ 1, 5, widths[i] }));
+        CHECK(!sd_graph_ok(g) && says(reasons[i]), "%s", reasons[i]);
+        sd_graph_free(g);
+    }
+    g = sd_graph_new();
+    sd_vae_encode(g, sd_model_vae(m), sd_input(g, "x", SD_F32, 4, (int64_t[]){ 1, 8, 10, 3 }));
+    CHECK(!sd_graph_ok(g) && says("vae: picture of 10 x 8 pixels, 3 channels: sides must be multiples of 4"),
+          "VAE: odd picture");
+    sd_graph_free(g);
+    g = sd_graph_new();
+    sd_clip_text(g, sd_model_text_encoder(m), NULL, sd_input(g, "ids", SD_I32, 2, (int64_t[]){ 1, 14 }), NULL, 0);
+    CHECK(!sd_graph_ok(g) && says("text_encoder: input_ids of 14 tokens, the encoder takes 13"),
+          "CLIP: too many tokens");
+    sd_graph_free(g);
+    g = sd_graph_new();
+    sd_clip_text(g, sd_model_text_encoder(m), NULL, sd_input(g, "ids", SD_I32, 2, (int64_t[]){ 1, 3 }), NULL, 4);
+    CHECK(!sd_graph_ok(g) && says("clip_skip 4, the encoder has 3 layers"), "CLIP: clip_skip too large");
+    sd_graph_free(g);
+    sd_scope_close(s);
+}
+
+/* The model that users get with the source: every tensor used. */
+static void
+check_miniature(void)
+{
+    struct sd_scope *s = sd_scope_open();
+    const char *path = getenv("SD_TEST_MODEL") ? getenv("SD_TEST_MODEL") : "examples/miniature/model", **names;
+    struct sd_model *m;
+
+    if (access(path, F_OK) != 0) {
+        check_skip("the miniature: every tensor used", "examples/miniature/model is not there");
+    } else {
+        m = sd_model_open(s, path, NULL);
+        CHECK(m && sd_model_unet(m) && sd_model_vae(m) && sd_model_text_encoder(m)
+                  && !sd_weights_unused(sd_model_unet(m)->weights, s, &names)
+                  && !sd_weights_unused(sd_model_vae(m)->weights, s, &names)
+                  && !sd_weights_unused(sd_model_text_encoder(m)->weights, s, &names),
+              "the miniature: every tensor used%s%s", m ? "" : ": ", m ? "" : sd_reason());
+    }
+    sd_scope_close(s);
+}
+
+static void
+clean(void)
+{
+    struct sd_scope *s = sd_scope_open();
+
+    if (system(sd_sprintf(s, "rm -rf '%s'", folder)))
+        printf("# %s is left\n", folder);
+    sd_scope_close(s);
+}
+
+int
+main(void)
+{
+    if (!mkdtemp(folder))
+        return 1;
+    check_configs();
+    check_counts();
+    check_accounts();
+    check_parts();
+    check_hashes();
+    check_families();
+    check_opening();
+    check_misfits();
+    check_miniature();
+    clean();
+    return check_done();
+}
