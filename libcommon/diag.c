@@ -577,9 +577,9 @@ sd_finish(int status)
 
     run_cleanups(&root);
     remove_parts();
-    errno = failed ? EIO : 0;
+    errno = 0;
     if ((fclose(stdout) && (pending || errno != EBADF)) || failed) {
-        sd_error("standard output", "%s", strerror(errno));
+        sd_error("standard output", "%s", errno ? strerror(errno) : "cannot be written");
         return SD_FAILED;
     }
     return status;

@@ -326,10 +326,11 @@ static void
 unknown(const char *subject, const char *name, size_t length)
 {
     const char *near = NULL;
-    size_t best = length < 5 ? 2 : 4;       /* fewer edits than this */
+    size_t best = 2 + length / 5;           /* fewer edits than this */
 
     for (size_t i = 0; i < entry_count; i++) {
-        size_t d = edits(name, length, entries[i].opt->name);
+        const char *other = entries[i].opt->name;
+        size_t d = length > 2 && !strncmp(name, other, length) ? 1 : edits(name, length, other);
 
         if (d < best) {
             best = d;
@@ -360,15 +361,15 @@ long_option(char **word, const char *synopsis, const char *purpose)
     const char *name = word[0] + 2, *value = strchr(name, '=');
     size_t length = value ? (size_t)(value - name) : strlen(name);
     struct entry *e = find(name, length);
+    struct entry *negated = !e && length > 3 && !strncmp(name, "no-", 3) ? find(name + 3, length - 3) : NULL;
     char *subject = sd_strndup(NULL, word[0], length + 2);
 
     if (value)
         value++;
-    if (!e && length > 3 && !strncmp(name, "no-", 3) && (e = find(name + 3, length - 3)) && !takes_value(e->opt)
-            && e->opt->value != &help && e->opt->value != &version) {
+    if (negated && !takes_value(negated->opt) && negated->opt->value != &help && negated->opt->value != &version) {
         if (value)
             sd_usage(subject, "takes no value");
-        set_flag(e, false);
+        set_flag(negated, false);
         return 1;
     }
     if (!e)
