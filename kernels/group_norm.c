@@ -39,7 +39,7 @@ group_norm_prepare(struct sd_node *n)
     for (int i = 1; i < 3; i++)
         if (n->in[i] && n->in[i]->param)
             sd_param_reserve_values(n->in[i]->param);
-    n->scratch_bytes = (size_t)(x->shape[0] * (chunks + 2) * 2 * sd_cols(x)) * sizeof(float) + 4 * 64;
+    n->scratch_bytes = (size_t)(x->shape[0] * (chunks * 2 + GROUP_NORM_TERMS) * sd_cols(x)) * sizeof(float);
 }
 
 struct group {
@@ -69,7 +69,7 @@ group_norm_forward_cpu(struct sd_node *n)
     const struct group_norm *a = n->attr;
     int64_t B = n->in[0]->shape[0];
 
-
+    SD_SIMD(group_norm_forward);
     for (int64_t i = 0; i < B * a->groups; i++) {
         struct group g = group_at(n, i);
         double sum = 0, square = 0, mean, count = (double)(g.P * g.size);
@@ -101,7 +101,7 @@ group_norm_backward_cpu(struct sd_node *n)
     int64_t B = n->in[0]->shape[0];
     real *dx, *dweight, *dbias;
 
-
+    SD_SIMD(group_norm_backward);
     dx = sd_din(n, 0);
     dweight = sd_din(n, 1);
     dbias = sd_din(n, 2);

@@ -6,6 +6,7 @@
 #include "simd.h"
 
 struct group_norm { int groups; double eps; bool silu; };
+enum { GROUP_NORM_TERMS = 6 };      /* numbers kept for each sample and channel beside the sums */
 
 /* Sums run over pieces of some 64 pixels first: piece i of a sample of P pixels starts at P i / chunks. */
 static inline int64_t

@@ -41,7 +41,7 @@ layer_norm_forward_cpu(struct sd_node *n)
     double eps = *(const double *)n->attr;
     real *y = n->out->data, *saved = n->saved[0]->data;
 
-
+    SD_SIMD(layer_norm_forward);
     for (int64_t r = 0; r < rows; r++, x += D, y += D) {
         double sum = 0, square = 0, mean;
 
@@ -65,7 +65,7 @@ layer_norm_backward_cpu(struct sd_node *n)
     int64_t rows = sd_rows(n->in[0]), D = sd_cols(n->in[0]);
     real *dx, *dweight, *dbias;
 
-
+    SD_SIMD(layer_norm_backward);
     dx = sd_din(n, 0);
     dweight = sd_din(n, 1);
     dbias = sd_din(n, 2);

@@ -124,6 +124,18 @@ v_put(float *p, vf v, int64_t left)
         v_store_n(p, v, (int)left);
 }
 
+/* v_keep - lanes beyond the first `left` become zero. */
+SD_INLINE vf
+v_keep(vf v, int64_t left)
+{
+    float a[VW];
+
+    if (left >= VW)
+        return v;
+    v_store(a, v);
+    return v_load_n(a, (int)left);
+}
+
 /* v_sum - of all lanes, in a fixed tree: halves are added to halves. */
 SD_INLINE float
 v_sum(vf v)
