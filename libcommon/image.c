@@ -222,6 +222,27 @@ sd_image_crop(struct sd_scope *s, const struct sd_image *image, int left, int to
     return out;
 }
 
+bool
+sd_image_centre(const struct sd_image *mask, double *x, double *y)
+{
+    uint64_t sum = 0, sum_x = 0, sum_y = 0;     /* 2^8 x 2^20 x 2^28 fits */
+
+    for (int v = 0; v < mask->height; v++) {
+        const uint8_t *row = mask->data + (size_t)v * (size_t)mask->width;
+        uint64_t in_row = 0;
+
+        for (int u = 0; u < mask->width; u++) {
+            in_row += row[u];
+            sum_x += row[u] * (uint64_t)u;
+        }
+        sum += in_row;
+        sum_y += in_row * (uint64_t)v;
+    }
+    *x = sum ? (double)sum_x / (double)sum + 0.5 : mask->width / 2.0;
+    *y = sum ? (double)sum_y / (double)sum + 0.5 : mask->height / 2.0;
+    return sum != 0;
+}
+
 /* ---- writing ------------------------------------------------------------------------------------------------- */
 
 static int

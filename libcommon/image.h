@@ -50,6 +50,10 @@ struct sd_image *sd_image_grey(struct sd_scope *s, struct sd_image *image);
 struct sd_image *sd_image_crop(struct sd_scope *s, const struct sd_image *image, int left, int top, int width,
                                int height);
 
+/* sd_image_centre - the centre of mass of a grey picture, (0, 0) its upper left corner, (width, height) its lower right
+ * one; the middle, and false, when it is black. */
+bool sd_image_centre(const struct sd_image *mask, double *x, double *y);
+
 enum sd_filter {
     SD_FILTER_LANCZOS, SD_FILTER_BICUBIC, SD_FILTER_BOX, SD_FILTER_BILINEAR,     /* Pillow's, byte for byte */
     SD_FILTER_AREA      /* kohya's: area averaging (OpenCV's) when no side grows, else Lanczos */

@@ -44,6 +44,31 @@ sd_record_append(struct sd_record *r)
     return &r->field[r->count++];
 }
 
+static const unsigned char *
+copy_bytes(struct sd_scope *s, const void *bytes, size_t n)
+{
+    return n ? memcpy(sd_alloc(s, n), bytes, n) : NULL;
+}
+
+struct sd_record *
+sd_record_copy(struct sd_scope *s, const struct sd_record *r)
+{
+    struct sd_record *copy = sd_record_new(s);
+
+    for (size_t i = 0; i < r->count; i++) {
+        struct sd_field *f = sd_record_append(copy);
+
+        *f = r->field[i];
+        f->key = copy_bytes(s, f->key, f->key_length);
+        f->name = (const char *)f->key + f->key_length - f->name_length;
+        if (f->value)
+            f->value = copy_bytes(s, f->value, f->value_length);
+        else
+            f->tensor.data = copy_bytes(s, f->tensor.data, f->tensor.bytes);
+    }
+    return copy;
+}
+
 /* msgpack-c's packer into scope memory. */
 static const unsigned char *
 keep(struct sd_scope *s, msgpack_sbuffer *packed, size_t *length)

@@ -6,6 +6,7 @@ Lines of expected.txt: what they are about, the picture, arguments, width, heigh
     rgb FILE w h sum          decoded, upright, transparency onto white
     grey FILE w h sum         the same as L, transparency onto black (a mask)
     resize FILE filter w h x0 y0 x1 y1 sum      of the RGB picture; a box of four zeros is the whole
+    crop FILE filter sum      resized to 57 x 40, the middle 40 x 40 of it
 FILE starts with data/ when it lies in $SD_TEST_DATA.
 """
 import hashlib
@@ -80,6 +81,8 @@ def digest(im):
 
 def make_files():
     cat = Image.open(DATA / "photos/chelsea.png").convert("RGB").crop((120, 60, 181, 103))      # 61 x 43
+    cat.save(OUT / "rgb_profile.png")               # with the photo's colour profile, which nobody applies
+    cat.info.pop("icc_profile")
     grey, a = cat.convert("L"), np.asarray(cat)
     ramp = np.linspace(0, 255, 61 * 43).astype(np.uint8).reshape(43, 61)
     soft = np.random.default_rng(1).integers(0, 256, (43, 61), dtype=np.uint8)
@@ -101,6 +104,10 @@ def make_files():
     png(OUT / "rgba16.png", np.ascontiguousarray(both).view(np.uint8).reshape(43, 61, 8), 6, 16)
     png(OUT / "interlaced.png", a, 2, 8, interlaced=True)
     png(OUT / "interlaced_rgba.png", np.dstack([a, soft]), 6, 8, interlaced=True)
+    right = np.zeros((43, 61, 1), np.uint8)
+    png(OUT / "mask_empty.png", right, 0, 8)
+    right[:, 40:] = 255
+    png(OUT / "mask_right.png", right, 0, 8)
     four = (np.asarray(grey) >> 4)
     packed = (four[:, 0::2] << 4 | np.pad(four[:, 1::2], ((0, 0), (0, 1)))).astype(np.uint8)
     h, w = 43, 61
@@ -168,6 +175,11 @@ def main():
                              f"{digest(cv2.resize(np.asarray(im), (w, h), interpolation=cv2.INTER_AREA))}")
         w, h = im.width + 9, im.height - 3      # a side grows: Lanczos
         lines.append(f"resize {name} area {w} {h} 0 0 0 0 {digest(im.resize((w, h), Image.LANCZOS))}")
+    im = as_rgb(OUT / "rgb.png")
+    for f in ("lanczos", "bicubic", "box", "area"):
+        small = im.resize((57, 40), named[f]) if f in named else Image.fromarray(
+            cv2.resize(np.asarray(im), (57, 40), interpolation=cv2.INTER_AREA))
+        lines.append(f"crop rgb.png {f} {digest(small.crop((8, 0, 48, 40)))}")
     (OUT / "expected.txt").write_text("\n".join(lines) + "\n")
 
 
