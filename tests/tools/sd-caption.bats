@@ -160,7 +160,7 @@ captions() { jq -rs 'map(.caption // empty) | join("|")' <<< "$output"; }
 
 @test "--check writes nothing and names what is wrong" {
     run -0 --separate-stderr sd-caption --check photos
-    [[ -z $output && $stderr == "sd-caption: 2 captions, 0 without the trigger" ]]
+    [[ -z $output && $stderr == *"sd-caption: 2 captions, 0 without the trigger" ]]
     run -1 --separate-stderr sd-caption --check --trigger BALL photos
     [[ $stderr == *'sd-caption: photos/b.png: caption lacks "BALL"'* ]]
     rm photos/b.caption
@@ -173,7 +173,7 @@ captions() { jq -rs 'map(.caption // empty) | join("|")' <<< "$output"; }
 
 @test "--tokens: framed, padded, cut" {
     run -0 --separate-stderr sd-caption --tokens --tokenizer "$TINY" 'in' '(a:1.5) "q"' 'a b c d e f g h i j k l m n o p q'
-    [[ ${lines[0]} == '{"text":"in","input_ids":[662,574,663,0,0,0,0,0,0,0,0,0,0,0,0,0],"cut":0}' || ${lines[0]} == '{"text":"in","input_ids":['* ]]
+    [[ ${lines[0]} == '{"text":"in","input_ids":[662,530,663,0,0,0,0,0,0,0,0,0,0,0,0,0],"cut":0}' ]]
     [[ $(jq -c '.input_ids | [length, .[0], .[2], .[15]]' <<< "${lines[0]}") == '[16,662,663,0]' ]]
     [[ $(jq -r .text <<< "${lines[1]}") == '(a:1.5) "q"' ]]
     [[ $(jq -c '[.cut, .input_ids[15]]' <<< "${lines[2]}") == '[3,663]' ]]
