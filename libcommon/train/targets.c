@@ -74,7 +74,7 @@ consider(struct sd_param *p, void *user)
     bool conv = p->ndim == 4, wide = conv && (p->shape[2] > 1 || p->shape[3] > 1), hit = false;
     int64_t rank = wide && w->o->conv_rank ? w->o->conv_rank : w->o->rank, least;
     double alpha = wide && w->o->conv_rank ? w->o->conv_alpha : w->o->alpha;
-    struct sd_adapter a = { .kind = conv ? SD_ADAPTER_CONV : SD_ADAPTER_LINEAR };
+    struct sd_adapter a = { .kind = wide ? SD_ADAPTER_CONV : SD_ADAPTER_LINEAR };
     float *scale;
 
     if (!path)

@@ -1,0 +1,8 @@
+/* sd-train-ti - records with latents to learned tokens (textual inversion). */
+#include "train/session.h"
+
+int
+main(int argc, char **argv)
+{
+    return sd_session_main(argc, argv, SD_SESSION_TI);
+}
