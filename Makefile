@@ -83,11 +83,15 @@ $(BUILD)/fuzz/%: tests/fuzz/%.c $(c_lib)
 	@mkdir -p $(@D)
 	$(call say,FUZZ,$@) clang -fsanitize=fuzzer,address,undefined $(cppflags) -DSD_FUZZ -std=c11 -D_GNU_SOURCE -g -O1 -w \
 	  $(pkg_cflags) -o $@ $< $(filter libcommon/%,$(filter-out libcommon/graph.c libcommon/plan.c libcommon/run.c,$(wildcard libcommon/*.c))) \
+	  $(wildcard libcommon/model/tokenizer*.c) libcommon/model/prompt.c \
 	  $(filter-out -fopenmp,$(libs))
 
 tests: all $(unit) $(models) $(ops) $(ops64)
 check: tests
 	@BUILD=$(BUILD) tests/run $(unit) $(ops64) $(ops) $(models) $(bats)
+# CLIP's merge list, for single-file checkpoints, which have no tokenizer; needs pip once, and is not part of deps
+clip-vocabulary:
+	@pipelines/clip-vocabulary.sh '$(DESTDIR)$(DATADIR)/clip'
 clean:
 	rm -rf build build-san
 -include $(c_all:%.c=$(BUILD)/%.d) $(c_all:%.c=$(BUILD)/f64/%.d) $(foreach i,$(isas),$(simd:%.c=$(BUILD)/%.$(i).d))
