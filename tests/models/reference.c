@@ -2,6 +2,7 @@
  * from directories as today's and as older libraries write them, and from single files.  Values:
  * tests/reference/models.py. */
 #include "models.h"
+#include "op.h"
 
 static void
 check_unet(struct sd_model *m, const char *what, const char *name, bool stages)
@@ -197,6 +198,38 @@ check_adapters(struct sd_model *m)
     sd_scope_close(s);
 }
 
+/* What is not finite is named by diffusers' module path. */
+static void
+check_named(struct sd_model *m)
+{
+    struct sd_scope *s = sd_scope_open();
+    struct sd_safetensors *f = case_open(s, "sd1.unet.even");
+    struct sd_unet *unet = sd_model_unet(m);
+    struct sd_graph *g = sd_graph_new();
+    struct sd_tensor *sample = case_input(g, f, "sample"), *t = case_input(g, f, "timesteps");
+    struct sd_tensor *states = case_input(g, f, "encoder_hidden_states");
+    struct sd_plan *p;
+
+    sd_keep(sd_unet(g, unet, NULL, sample, t, states));
+    if ((p = planned(g, "not finite"))) {
+        float *bad = sd_alloc_array(s, states->numel, sizeof *bad);
+        const char *path;
+
+        case_feed(p, f, sample);
+        case_feed(p, f, t);
+        case_feed(p, f, states);
+        CHECK((path = sd_run_scan(p)) == NULL, "a finite pass has nothing to name");
+        bad[5] = NAN;
+        sd_feed(p, states, bad);
+        path = sd_run_scan(p);
+        CHECK(path && strcmp(path, "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k") == 0,
+              "a text that is not finite is met first at %s", path ? path : "nowhere");
+        sd_plan_free(p);
+    }
+    sd_graph_free(g);
+    sd_scope_close(s);
+}
+
 int
 main(void)
 {
@@ -224,6 +257,12 @@ main(void)
             if (i == 0) {
                 check_unet(m, models[i].what, "sd1.unet.even", false);
                 check_adapters(m);
+                check_named(m);
+                sd_plain = true; /* the C loops alone */
+                check_unet(m, "sd1, C loops", "sd1.unet", true);
+                check_vae(m, "sd1, C loops", "sd1.vae");
+                check_text(m, "sd1, C loops", "sd1.text");
+                sd_plain = false;
             }
         } else {
             printf("# %s\n", sd_reason());

@@ -16,6 +16,7 @@ import shutil
 import sys
 
 os.environ["HF_HUB_OFFLINE"] = "1"
+sys.path.remove(os.path.dirname(os.path.abspath(__file__)))     # scripts here are named after what they check
 import torch
 from diffusers import (AutoencoderKL, DDIMScheduler, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel)
 from safetensors.torch import load_file, save_file
@@ -40,7 +41,7 @@ SD2 = {
                  down_block_types=["CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
                  up_block_types=["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"],
                  attention_head_dim=[1, 2, 3], cross_attention_dim=20, norm_num_groups=2, use_linear_projection=True,
-                 transformer_layers_per_block=[1, 2, 1], upcast_attention=True),
+                 transformer_layers_per_block=[2, 1, 1], upcast_attention=True),
     "vae": dict(block_out_channels=[6, 10], layers_per_block=2, norm_num_groups=2, sample_size=24,
                 down_block_types=["DownEncoderBlock2D"] * 2, up_block_types=["UpDecoderBlock2D"] * 2),
     "text": dict(vocab_size=80, hidden_size=20, intermediate_size=44, num_hidden_layers=2, num_attention_heads=5,
@@ -49,6 +50,10 @@ SD2 = {
     "scheduler": DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", steps_offset=1,
                                prediction_type="v_prediction", clip_sample=False, set_alpha_to_one=False),
 }
+
+
+# Small outputs in front of norms of each kind, so that a wrong epsilon shows: variances there are near 1e-4.
+QUIET = ("conv_in.", "down_blocks.0.resnets.0.conv2.", "mid_block.resnets.0.conv2.", "_embedding.weight")
 
 
 def randomise(model, seed):
@@ -64,6 +69,8 @@ def randomise(model, seed):
             r = 1 + 0.2 * r
         else:
             r = 0.2 * r
+        if any(q in name for q in QUIET):
+            r = 0.02 * r
         p.data = r.half().float()
     return model.eval()
 
@@ -336,8 +343,8 @@ def adapter_case(unet, text, path, height, width):
              "mid_block.attentions.0.transformer_blocks.0.attn1.to_out.0",
              "down_blocks.1.attentions.0.transformer_blocks.0.ff.net.0.proj", "down_blocks.1.attentions.1.proj_in",
              "down_blocks.0.resnets.1.conv1", "down_blocks.0.resnets.0.conv2", "up_blocks.0.resnets.0.conv_shortcut",
-             "up_blocks.2.resnets.1.time_emb_proj", "down_blocks.1.downsamplers.0.conv", "up_blocks.1.upsamplers.0.conv",
-             "conv_in"]
+             "up_blocks.2.resnets.1.time_emb_proj", "down_blocks.1.downsamplers.0.conv",
+             "up_blocks.1.upsamplers.0.conv", "conv_in"]
     out, rank = {}, 3
     kept = {k: v.clone() for k, v in unet.state_dict().items()}
     unet.double()
