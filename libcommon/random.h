@@ -1,19 +1,19 @@
 /* random.h - random numbers that depend on what they are for, never on when they are drawn.
  *
- * One rule: a number is a function of (seed, purpose, sample, step, index).  Nothing has a state that a resumed run would
- * have to restore, batches and threads do not change a sample's noise, and CPU and GPU give the same bits: every
+ * One rule: a number is a function of (seed, purpose, sample, step, index).  Nothing has a state that a resumed run
+ * would have to restore, batches and threads do not change a sample's noise, and CPU and GPU give the same bits: every
  * operation here is an IEEE add, multiply or square root in single precision, in the order written, never contracted
  * (build with -ffp-contract=off; device code goes through __fmul_rn and __fadd_rn).
  *
  * Philox4x32-10 (Salmon et al., SC 2011):
  *   key      seed (low word), purpose + 0x9E3779B9 * seed (high word)
  *   counter  block, step, sample (low word), sample (high word)
- * One block is four words; element i of a fill comes from block i / 4.  Uniforms are (n + 1/2) 2^-32.  Normals are Box-Muller:
- * words (0, 1) give elements 0, 1 of the block and words (2, 3) give 2, 3.
+ * One block is four words; element i of a fill comes from block i / 4.  Uniforms are (n + 1/2) 2^-32.  Normals are
+ * Box-Muller: words (0, 1) give elements 0, 1 of the block and words (2, 3) give 2, 3.
  *
- * Measured against exact arithmetic on the integer n, over all sizes of n (tests/unit/random.c): the logarithm of a uniform is
- * within 2.5 ulp (half of it from rounding n to 24 bits), sine and cosine within 3, a normal within 4.5: 6e-7 relative, in the
- * tails and near zero too.  About 100 million normals a second on one core. */
+ * Measured against exact arithmetic on the integer n, over all sizes of n (tests/unit/random.c): the logarithm of a
+ * uniform is within 2.5 ulp (half of it from rounding n to 24 bits), sine and cosine within 3, a normal within 4.5:
+ * 6e-7 relative, in the tails and near zero too.  About 100 million normals a second on one core. */
 #ifndef SD_RANDOM_H
 #define SD_RANDOM_H
 

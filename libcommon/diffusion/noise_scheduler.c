@@ -13,8 +13,8 @@ enum {
     C_THRESHOLD = C_DDIM | C_DPM | C_UNIPC, C_SOLVER = C_DPM | C_UNIPC
 };
 
-/* WORD: stored as its index.  FLAG: a word of two, stored as a bool.  UNSUPPORTED: a boolean (or null) that must not be set.
- * KNOWN: read elsewhere, or no part in what is computed here. */
+/* WORD: stored as its index.  FLAG: a word of two, stored as a bool.  UNSUPPORTED: a boolean (or null) that must not be
+ * set.  KNOWN: read elsewhere, or no part in what is computed here. */
 static const struct field {
     const char *name;
     enum type type;
@@ -27,10 +27,13 @@ static const struct field {
     { "num_train_timesteps", INT, C_ALL, AT(num_train_timesteps), 1000, 2, 100000, NULL },
     { "beta_start", REAL, C_ALL, AT(beta_start), 0.0001, 0, 1, NULL },
     { "beta_end", REAL, C_ALL, AT(beta_end), 0.02, 0, 1, NULL },
-    { "beta_schedule", WORD, C_ALL, AT(beta_schedule), SD_LINEAR, 0, 0, "linear\0scaled_linear\0squaredcos_cap_v2\0sigmoid\0" },
+    { "beta_schedule", WORD, C_ALL, AT(beta_schedule), SD_LINEAR, 0, 0,
+      "linear\0scaled_linear\0squaredcos_cap_v2\0sigmoid\0" },
     { "prediction_type", WORD, C_ALL, AT(prediction_type), SD_EPSILON, 0, 0, "epsilon\0v_prediction\0sample\0" },
-    { "timestep_spacing", WORD, C_DDPM | C_DDIM | C_PNDM, AT(timestep_spacing), SD_LEADING, 0, 0, "linspace\0leading\0trailing\0" },
-    { "timestep_spacing", WORD, C_SIGMA | C_EULER_A, AT(timestep_spacing), SD_LINSPACE, 0, 0, "linspace\0leading\0trailing\0" },
+    { "timestep_spacing", WORD, C_DDPM | C_DDIM | C_PNDM, AT(timestep_spacing), SD_LEADING, 0, 0,
+      "linspace\0leading\0trailing\0" },
+    { "timestep_spacing", WORD, C_SIGMA | C_EULER_A, AT(timestep_spacing), SD_LINSPACE, 0, 0,
+      "linspace\0leading\0trailing\0" },
     { "steps_offset", INT, C_ALL, AT(steps_offset), 0, 0, 100000, NULL },
     { "rescale_betas_zero_snr", BOOL, C_SNR, AT(rescale_betas_zero_snr), 0, 0, 0, NULL },
     { "clip_sample", BOOL, C_DDIM, AT(clip_sample), 1, 0, 0, NULL },
@@ -52,7 +55,8 @@ static const struct field {
     { "solver_order", INT, C_SOLVER, AT(solver_order), 2, 1, 3, NULL },
     { "solver_type", WORD, C_DPM, AT(solver_type), SD_MIDPOINT, 0, 0, "midpoint\0heun\0bh1\0bh2\0logrho\0" },
     { "solver_type", WORD, C_UNIPC, AT(solver_type), SD_BH2, 0, 0, "midpoint\0heun\0bh1\0bh2\0logrho\0" },
-    { "algorithm_type", WORD, C_DPM, AT(algorithm_type), SD_DPMSOLVER_PLUS, 0, 0, "dpmsolver++\0sde-dpmsolver++\0deis\0" },
+    { "algorithm_type", WORD, C_DPM, AT(algorithm_type), SD_DPMSOLVER_PLUS, 0, 0,
+      "dpmsolver++\0sde-dpmsolver++\0deis\0" },
     { "lower_order_final", BOOL, C_SOLVER, AT(lower_order_final), 1, 0, 0, NULL },
     { "euler_at_final", BOOL, C_DPM, AT(euler_at_final), 0, 0, 0, NULL },
     { "use_beta_sigmas", UNSUPPORTED, C_SIGMA, 0, 0, 0, 0, NULL },
@@ -185,7 +189,7 @@ beta_at(const struct sd_noise_scheduler *ns, int t)
     return a + p * (b - a);
 }
 
-/* Lin et al. 2305.08891, algorithm 1: sqrt(abar) is shifted and scaled so that its last value is 0 and its first stays. */
+/* Lin et al. 2305.08891, algorithm 1: sqrt(abar) is shifted and scaled so that its last value is 0, its first stays. */
 static void
 rescale_zero_snr(double *abar, int T)
 {
@@ -304,15 +308,19 @@ sd_scheduler_config_load(struct sd_scope *s, const char *path)
 json_t *
 sd_scheduler_config_published(struct sd_scope *s, const char *family)
 {
-#define SD_BETAS "\"num_train_timesteps\": 1000, \"beta_start\": 0.00085, \"beta_end\": 0.012, \"beta_schedule\": \"scaled_linear\""
-    static const char pndm[] = "{\"_class_name\": \"PNDMScheduler\", " SD_BETAS ", \"clip_sample\": false, \"set_alpha_to_one\": false, "
-                               "\"skip_prk_steps\": true, \"steps_offset\": 1, \"trained_betas\": null}";
-    static const char ddim[] = "{\"_class_name\": \"DDIMScheduler\", " SD_BETAS ", \"clip_sample\": false, \"set_alpha_to_one\": false, "
-                               "\"prediction_type\": \"v_prediction\", \"steps_offset\": 1, \"trained_betas\": null}";
-    static const char euler[] = "{\"_class_name\": \"EulerDiscreteScheduler\", " SD_BETAS ", \"clip_sample\": false, "
-                                "\"interpolation_type\": \"linear\", \"prediction_type\": \"epsilon\", \"set_alpha_to_one\": false, "
-                                "\"skip_prk_steps\": true, \"steps_offset\": 1, \"timestep_spacing\": \"leading\", "
-                                "\"trained_betas\": null, \"use_karras_sigmas\": false}";
+#define SD_BETAS "\"num_train_timesteps\": 1000, \"beta_start\": 0.00085, \"beta_end\": 0.012, " \
+                 "\"beta_schedule\": \"scaled_linear\""
+    static const char pndm[] =
+        "{\"_class_name\": \"PNDMScheduler\", " SD_BETAS ", \"clip_sample\": false, \"set_alpha_to_one\": false, "
+        "\"skip_prk_steps\": true, \"steps_offset\": 1, \"trained_betas\": null}";
+    static const char ddim[] =
+        "{\"_class_name\": \"DDIMScheduler\", " SD_BETAS ", \"clip_sample\": false, \"set_alpha_to_one\": false, "
+        "\"prediction_type\": \"v_prediction\", \"steps_offset\": 1, \"trained_betas\": null}";
+    static const char euler[] =
+        "{\"_class_name\": \"EulerDiscreteScheduler\", " SD_BETAS ", \"clip_sample\": false, "
+        "\"interpolation_type\": \"linear\", \"prediction_type\": \"epsilon\", \"set_alpha_to_one\": false, "
+        "\"skip_prk_steps\": true, \"steps_offset\": 1, \"timestep_spacing\": \"leading\", "
+        "\"trained_betas\": null, \"use_karras_sigmas\": false}";
 #undef SD_BETAS
     const char *text = strcmp(family, "sd1") == 0 || strcmp(family, "sd2") == 0 ? pndm
                        : strcmp(family, "sd2-v") == 0 ? ddim : strcmp(family, "sdxl") == 0 ? euler : NULL;

@@ -34,7 +34,7 @@ struct sd_noise_scheduler {
     bool clip_sample, thresholding, set_alpha_to_one;
     double clip_sample_range, dynamic_thresholding_ratio, sample_max_value;
     bool use_karras_sigmas, use_exponential_sigmas, use_lu_lambdas;
-    bool log_linear, continuous_timesteps, final_sigma_min;     /* interpolation_type, timestep_type, final_sigmas_type */
+    bool log_linear, continuous_timesteps, final_sigma_min; /* interpolation_type, timestep_type, final_sigmas_type */
     double sigma_min, sigma_max;                                /* of Karras and exponential spacing; 0: not given */
     double lambda_min_clipped;
     int solver_order, solver_type, algorithm_type;
@@ -44,18 +44,19 @@ struct sd_noise_scheduler {
 
     double *alphas_cumprod;     /* [num_train_timesteps] */
     double final_alpha_cumprod; /* before timestep 0: 1, or alphas_cumprod[0] (DDIM, PNDM) */
-    const char *unused;         /* fields of the file that no class has: "a, b"; NULL for none.  For the program to say. */
+    const char *unused;         /* fields of the file that no class has: "a, b"; NULL for none; the program says so */
 };
 
-/* sd_scheduler_config_load - the file as an object of scope s (Infinity is taken).  The object may be changed with jansson's
- * calls before it is used, by options that override a field. */
+/* sd_scheduler_config_load - the file as an object of scope s (Infinity is taken).  The object may be changed with
+ * jansson's calls before it is used, by options that override a field. */
 json_t *sd_scheduler_config_load(struct sd_scope *s, const char *path);
 /* sd_scheduler_config_published - what the published models of a family carry, for single-file checkpoints:
  * "sd1" and "sd2" (PNDM, epsilon), "sd2-v" (DDIM, v_prediction), "sdxl" (Euler, leading). */
 json_t *sd_scheduler_config_published(struct sd_scope *s, const char *family);
 
 /* sd_noise_scheduler_new - NULL with sd_fail: "beta_schedule: exponential, expected linear, ...". */
-struct sd_noise_scheduler *sd_noise_scheduler_new(struct sd_scope *s, const json_t *config, enum sd_scheduler_class kind);
+struct sd_noise_scheduler *sd_noise_scheduler_new(struct sd_scope *s, const json_t *config,
+                                                  enum sd_scheduler_class kind);
 
 const char *sd_prediction_name(int prediction_type);
 

@@ -1,4 +1,5 @@
-/* DDIM (Song et al. 2010.02502) with eta 0, and PNDM (2202.09778) without its Runge-Kutta steps: both walk on timesteps. */
+/* DDIM (Song et al. 2010.02502) with eta 0, and PNDM (2202.09778) without its Runge-Kutta steps: both walk on
+ * timesteps. */
 #include "sampler_parts.h"
 
 static double
@@ -7,8 +8,8 @@ abar_at(const struct sd_noise_scheduler *ns, int t)
     return t < 0 ? ns->final_alpha_cumprod : ns->alphas_cumprod[t];
 }
 
-/* x' = sqrt(abar') x0 + sqrt(1 - abar') noise, abar' at t - T / n: the next level of leading and trailing spacing, not of
- * linspace.  With a clamp on x0, noise stays what the model said. */
+/* x' = sqrt(abar') x0 + sqrt(1 - abar') noise, abar' at t - T / n: the next level of leading and trailing spacing, not
+ * of linspace.  With a clamp on x0, noise stays what the model said. */
 int
 sampler_ddim(struct sd_sampler *sampler, const struct levels *l)
 {
@@ -51,13 +52,14 @@ pndm_move(const struct sd_noise_scheduler *ns, struct row x, int t, int p, struc
     return to;
 }
 
-/* History: slots 0 to 2 the last three outputs kept, newest first; slot 3 the state before the first call, from which the
- * second call starts again. */
+/* History: slots 0 to 2 the last three outputs kept, newest first; slot 3 the state before the first call, from which
+ * the second call starts again. */
 int
 sampler_pndm(struct sd_sampler *sampler, const struct levels *l)
 {
     static const double adams_bashforth[5][4] = {
-        { 0 }, { 1 }, { 1.5, -0.5 }, { 23 / 12.0, -16 / 12.0, 5 / 12.0 }, { 55 / 24.0, -59 / 24.0, 37 / 24.0, -9 / 24.0 } };
+        { 0 }, { 1 }, { 1.5, -0.5 }, { 23 / 12.0, -16 / 12.0, 5 / 12.0 },
+        { 55 / 24.0, -59 / 24.0, 37 / 24.0, -9 / 24.0 } };
     const struct sd_noise_scheduler *ns = sampler->scheduler;
     int d = ns->num_train_timesteps / l->n, levels = l->n - sampler->first, kept = 0;
 

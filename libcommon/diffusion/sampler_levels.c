@@ -8,8 +8,8 @@ linspace(double last, int n, int i)
     return n == 1 ? 0 : i == n - 1 ? last : i * (last / (n - 1));
 }
 
-/* numpy.arange(start, 0, -step)[i]: the increment is the rounded difference of the first two elements.  numpy's list is one
- * too long for some n (61, 103, ...), with timestep -1 at its end; ours has n elements. */
+/* numpy.arange(start, 0, -step)[i]: the increment is the rounded difference of the first two elements.  numpy's list is
+ * one too long for some n (61, 103, ...), with timestep -1 at its end; ours has n elements. */
 static double
 arange_down(double start, double step, int i)
 {
@@ -76,13 +76,14 @@ between(const struct sd_noise_scheduler *ns, double max, double min, int n, int 
     return exp(log(max) + p * (log(min) - log(max)));
 }
 
-/* DPM-Solver++ and UniPC tell the model whole timesteps: Karras rounded, exponential cut off (a hair below a whole number is
- * that number).  diffusers' float32 table puts the real timestep up to 0.001 higher: for a few n (18, 35, 43, 52 below 60, with
- * SD's betas) one level rounds up there and down here. */
+/* DPM-Solver++ and UniPC tell the model whole timesteps: Karras rounded, exponential cut off (a hair below a whole
+ * number is that number).  diffusers' float32 table puts the real timestep up to 0.001 higher: for a few n (18, 35, 43,
+ * 52 below 60, with SD's betas) one level rounds up there and down here. */
 static double
 whole_timestep(const struct sd_noise_scheduler *ns, double t)
 {
-    bool cut = ns->use_exponential_sigmas || (ns->kind == SD_DPM_MULTISTEP && ns->beta_schedule == SD_SQUAREDCOS_CAP_V2);
+    bool cut =
+        ns->use_exponential_sigmas || (ns->kind == SD_DPM_MULTISTEP && ns->beta_schedule == SD_SQUAREDCOS_CAP_V2);
 
     return cut ? floor(t + 1e-3) : rint(t);
 }
@@ -114,10 +115,11 @@ check_levels(const struct sd_noise_scheduler *ns, const struct levels *l)
 
     for (int i = 0; i < l->n; i++) {
         if (l->t[i] < 0 || l->t[i] > T - 1)
-            return sd_fail("num_inference_steps: %d reaches timestep %g (%s, steps_offset %d), the last is %d", l->n, l->t[i],
-                           spacing[ns->timestep_spacing], ns->steps_offset, T - 1);
+            return sd_fail("num_inference_steps: %d reaches timestep %g (%s, steps_offset %d), the last is %d", l->n,
+                           l->t[i], spacing[ns->timestep_spacing], ns->steps_offset, T - 1);
         if (i && l->t[i] >= l->t[i - 1])
-            return sd_fail("num_inference_steps: %d visits timestep %g twice (%s)", l->n, l->t[i], spacing[ns->timestep_spacing]);
+            return sd_fail("num_inference_steps: %d visits timestep %g twice (%s)", l->n, l->t[i],
+                           spacing[ns->timestep_spacing]);
     }
     return 0;
 }
@@ -147,8 +149,8 @@ levels_make(struct sd_scope *s, const struct sd_noise_scheduler *ns, int n, stru
     } else if (ns->log_linear) {
         /* n + 1 values from the table's largest to its smallest; where sampling ends is the last of them */
         for (int i = 0; i <= n; i++)
-            l->sigma[i] = exp(log(sd_noise_sigma(ns, T - 1)) + linspace(log(sd_noise_sigma(ns, 0) / sd_noise_sigma(ns, T - 1)),
-                                                                      n + 1, i));
+            l->sigma[i] = exp(log(sd_noise_sigma(ns, T - 1))
+                              + linspace(log(sd_noise_sigma(ns, 0) / sd_noise_sigma(ns, T - 1)), n + 1, i));
     }
     if (ns->continuous_timesteps && ns->prediction_type == SD_V_PREDICTION)
         for (int i = 0; i < n; i++)

@@ -1,5 +1,5 @@
-/* DPM-Solver++ (Lu et al. 2211.01095) and UniPC (Zhao et al. 2302.04867): exponential integrators in lambda = -ln sigma,
- * on the variance-preserving state, with the predicted x0 of earlier calls. */
+/* DPM-Solver++ (Lu et al. 2211.01095) and UniPC (Zhao et al. 2302.04867): exponential integrators in lambda = -ln
+ * sigma, on the variance-preserving state, with the predicted x0 of earlier calls. */
 #include "sampler_parts.h"
 
 struct level {
@@ -158,8 +158,8 @@ solve(double R[3][3], double b[3], int n, double rho[3])
 /* unipc_move - one predictor (m_t NULL) or corrector of order p, from level s0 to level s0 + 1 (algorithms 2.7).
  *   m[0] is x0 at s0, m[1], m[2] older;  m_t x0 at the level reached */
 static struct row
-unipc_move(const struct sd_noise_scheduler *ns, const struct levels *l, int s0, int order, struct row x, const struct row m[3],
-           const struct row *m_t)
+unipc_move(const struct sd_noise_scheduler *ns, const struct levels *l, int s0, int order, struct row x,
+           const struct row m[3], const struct row *m_t)
 {
     struct level from = level_at(l->sigma[s0]), to = level_at(l->sigma[s0 + 1]);
     double h = to.lambda - from.lambda, phi1 = l->sigma[s0 + 1] / l->sigma[s0] - 1, hh = -h;

@@ -55,8 +55,8 @@ row_put(double to[SD_COLUMNS], struct row r)
 /* predict - x0 and noise from a model output.  alpha^2 + sigma^2 = 1, and scale * x is the variance-preserving state:
  * scale = 1, or alpha for the samplers that keep x / alpha.  The step's x0 is set; *x0 is the row to use for it. */
 static inline void
-predict(const struct sd_sampler *sampler, struct sd_sampler_step *step, double alpha, double sigma, double scale, struct row *x0,
-        struct row *noise)
+predict(const struct sd_sampler *sampler, struct sd_sampler_step *step, double alpha, double sigma, double scale,
+        struct row *x0, struct row *noise)
 {
     struct row x = row_of(SD_COL_X), zero = { { 0 } };
 

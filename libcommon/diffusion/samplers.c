@@ -18,7 +18,8 @@ static const struct kind {
 };
 enum { KINDS = sizeof(kinds) / sizeof(kinds[0]) };
 
-const char *const sd_sampler_names[] = { "ddim", "euler", "euler_a", "dpmpp_2m", "dpmpp_2m_karras", "unipc", "pndm", NULL };
+const char *const sd_sampler_names[] = { "ddim", "euler", "euler_a", "dpmpp_2m", "dpmpp_2m_karras", "unipc", "pndm",
+                                         NULL };
 
 /* make - the sampler without its steps. */
 static struct sd_sampler *
@@ -31,7 +32,8 @@ make(struct sd_scope *s, const json_t *config, const char *name, const struct ki
     while (k < KINDS && strcmp(kinds[k].name, name) != 0)
         k++;
     if (k == KINDS)
-        return sd_fail_null("sampler %.60s: unknown, expected ddim, euler, euler_a, dpmpp_2m, dpmpp_2m_karras, unipc or pndm", name);
+        return sd_fail_null(
+            "sampler %.60s: unknown, expected ddim, euler, euler_a, dpmpp_2m, dpmpp_2m_karras, unipc or pndm", name);
     *kind = &kinds[k];
     sampler->name = kinds[k].name;
     sampler->scheduler = ns = sd_noise_scheduler_new(s, config, kinds[k].scheduler);
@@ -78,7 +80,8 @@ finish(struct sd_scope *s, struct sd_sampler *sampler, const struct kind *kind, 
 }
 
 struct sd_sampler *
-sd_sampler_new(struct sd_scope *s, const json_t *config, const char *name, int num_inference_steps, const double *strength)
+sd_sampler_new(struct sd_scope *s, const json_t *config, const char *name, int num_inference_steps,
+               const double *strength)
 {
     const struct kind *kind;
     struct sd_sampler *sampler = make(s, config, name, &kind);
@@ -186,8 +189,8 @@ by_size(const void *a, const void *b)
 
 /* quantile_of - of |x0| over one sample, linear between neighbours, clamped to 1 .. clamp_max. */
 static float
-quantile_of(const struct sd_sampler *sampler, struct sd_sampler_state *state, const struct sd_sampler_step *step, const float *x,
-            const float *out)
+quantile_of(const struct sd_sampler *sampler, struct sd_sampler_state *state, const struct sd_sampler_step *step,
+            const float *x, const float *out)
 {
     float a = (float)step->x0[0], b = (float)step->x0[1], *v = state->scratch;
     double rank = sampler->clamp_quantile * (double)(state->numel - 1), low = floor(rank), q;
@@ -201,7 +204,8 @@ quantile_of(const struct sd_sampler *sampler, struct sd_sampler_state *state, co
 }
 
 static void
-clamped(float *x0, const struct sd_sampler_step *step, const float *x, const float *out, size_t n, float limit, float divide)
+clamped(float *x0, const struct sd_sampler_step *step, const float *x, const float *out, size_t n, float limit,
+        float divide)
 {
     float a = (float)step->x0[0], b = (float)step->x0[1];
 
@@ -210,8 +214,8 @@ clamped(float *x0, const struct sd_sampler_step *step, const float *x, const flo
 }
 
 static void
-apply_sample(const struct sd_sampler *sampler, const struct sd_sampler_step *step, struct sd_sampler_state *state, size_t at,
-             float *x, const float *out, const float *noise)
+apply_sample(const struct sd_sampler *sampler, const struct sd_sampler_step *step, struct sd_sampler_state *state,
+             size_t at, float *x, const float *out, const float *noise)
 {
     float next[1 + SD_HISTORY_MAX][CHUNK], x0[CHUNK], limit = (float)sampler->clamp_range, divide = 1;
 
@@ -261,7 +265,8 @@ standard_deviation(const float *x, size_t n)
 }
 
 void
-sd_guidance(float *out, const float *uncond, const float *cond, size_t batch, size_t numel, double scale, double rescale)
+sd_guidance(float *out, const float *uncond, const float *cond, size_t batch, size_t numel, double scale,
+            double rescale)
 {
     float s = (float)scale;
 

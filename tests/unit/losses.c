@@ -53,8 +53,8 @@ weights(struct sd_noise_scheduler *const ns[3])
         last = w[0];
         peak = w[1] > sd_loss_weight(ns[1], peak, SD_WEIGHT_MIN_SNR, 5) ? t : peak;
     }
-    CHECK(fabs(mean[0] - 0.91657) <= 5.1e-6 && fabs(mean[1] - 0.29433) <= 5.1e-6, "min-SNR 5, mean: epsilon %.5f, v %.5f", mean[0],
-          mean[1]);
+    CHECK(fabs(mean[0] - 0.91657) <= 5.1e-6 && fabs(mean[1] - 0.29433) <= 5.1e-6,
+          "min-SNR 5, mean: epsilon %.5f, v %.5f", mean[0], mean[1]);
     CHECK(worst <= 1e-14, "w_eps snr = w_v (snr + 1) = w_x0; constant is 1: %.1e", worst);
     CHECK(rises, "the weight for epsilon never falls");
     CHECK((peak == 146 || peak == 147) && fabs(sd_loss_weight(ns[1], peak, SD_WEIGHT_MIN_SNR, 5) - 5 / 6.0) <= 2e-3,
@@ -71,14 +71,16 @@ masks(void)
         m[i] = i < 10 ? 1 : 0;
     CHECK(fabs(sd_mask_multiplier(m, 40, 4, SD_MASK_AREA) - 1 / 40.0) <= 1e-15, "area: 1 / (C sum m)");
     CHECK(fabs(sd_mask_multiplier(m, 40, 4, SD_MASK_NONE) - 1 / 160.0) <= 1e-15
-              && fabs(sd_mask_multiplier(NULL, 40, 4, SD_MASK_AREA) - 1 / 160.0) <= 1e-15, "none, or no mask: 1 / (C h w)");
+              && fabs(sd_mask_multiplier(NULL, 40, 4, SD_MASK_AREA) - 1 / 160.0) <= 1e-15,
+          "none, or no mask: 1 / (C h w)");
     for (int i = 0; i < 40; i++)
         half[i] = m[i] / 2;
     area = sd_mask_multiplier(half, 40, 4, SD_MASK_AREA) / 2;
     all = sd_mask_multiplier(m, 40, 4, SD_MASK_AREA);
     CHECK(fabs(area - all) <= 1e-15, "a mask scaled by 1/2 leaves the loss unchanged");
     memset(m, 0, sizeof(m));
-    CHECK(fabs(sd_mask_multiplier(m, 40, 4, SD_MASK_AREA) - 1 / (4 * 2.0)) <= 1e-15, "an empty mask counts as 5 %% of the picture");
+    CHECK(fabs(sd_mask_multiplier(m, 40, 4, SD_MASK_AREA) - 1 / (4 * 2.0)) <= 1e-15,
+          "an empty mask counts as 5 %% of the picture");
     m[3] = 0.5f, m[4] = 2;
     sd_mask_clamp(m, 40, 0.2);
     CHECK(m[0] == 0.2f && m[3] == 0.5f && m[4] == 1, "clamp to unmasked_weight .. 1: %g %g %g", m[0], m[3], m[4]);
@@ -88,7 +90,8 @@ int
 main(void)
 {
     struct sd_scope *s = sd_scope_open();
-    struct sd_noise_scheduler *ns[3] = { make(s, "epsilon", false), make(s, "v_prediction", false), make(s, "sample", false) };
+    struct sd_noise_scheduler *ns[3] = { make(s, "epsilon", false), make(s, "v_prediction", false),
+                                         make(s, "sample", false) };
     struct sd_noise_scheduler *z = make(s, "epsilon", true), *zv = make(s, "v_prediction", true);
 
     targets(ns);

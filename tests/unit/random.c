@@ -18,7 +18,8 @@ known_answers(void)
         uint32_t c[4] = { kat[i][0], kat[i][1], kat[i][2], kat[i][3] }, key[2] = { kat[i][4], kat[i][5] };
 
         sd_philox(c, key);
-        CHECK(memcmp(c, kat[i] + 6, sizeof(c)) == 0, "philox4x32-10, vector %d: %08x %08x %08x %08x", i, c[0], c[1], c[2], c[3]);
+        CHECK(memcmp(c, kat[i] + 6, sizeof(c)) == 0, "philox4x32-10, vector %d: %08x %08x %08x %08x", i, c[0], c[1],
+              c[2], c[3]);
     }
 }
 
@@ -40,8 +41,8 @@ frozen_values(void)
     memcpy(got + 4, z + 1030, 4);
     sd_random_uniform(u, 4, 5, SD_FOR_NOISE, 0x0123456789abcdef, 7);
     memcpy(got + 5, u + 3, 4);
-    CHECK(memcmp(got, bits, sizeof(bits)) == 0, "the bits of a fill: %08x %08x %08x %08x %08x %08x", got[0], got[1], got[2],
-          got[3], got[4], got[5]);
+    CHECK(memcmp(got, bits, sizeof(bits)) == 0, "the bits of a fill: %08x %08x %08x %08x %08x %08x", got[0], got[1],
+          got[2], got[3], got[4], got[5]);
     for (size_t n = 1; n < 1031; n += 103) {
         sd_random_normal(one, n, 5, SD_FOR_NOISE, 0x0123456789abcdef, 7);
         same = same && memcmp(one, z, n * sizeof(float)) == 0;
@@ -175,8 +176,10 @@ uniforms_and_integers(void)
         inside = inside && u[i] > 0 && u[i] < 1;
         m1 += u[i] / (double)N, m2 += (double)u[i] * u[i] / N;
     }
-    CHECK(inside && sd_uniform(0) > 0 && sd_uniform(~0u) < 1, "uniforms lie inside (0, 1): %a %a", sd_uniform(0), sd_uniform(~0u));
-    CHECK(fabs(m1 - 0.5) <= 4 * sqrt(1 / 12.0 / N) && fabs(m2 - 1 / 3.0) <= 4 * sqrt(4 / 45.0 / N), "uniform: %.5f %.5f", m1, m2);
+    CHECK(inside && sd_uniform(0) > 0 && sd_uniform(~0u) < 1, "uniforms lie inside (0, 1): %a %a", sd_uniform(0),
+          sd_uniform(~0u));
+    CHECK(fabs(m1 - 0.5) <= 4 * sqrt(1 / 12.0 / N) && fabs(m2 - 1 / 3.0) <= 4 * sqrt(4 / 45.0 / N),
+          "uniform: %.5f %.5f", m1, m2);
     for (uint32_t i = 0; i < N; i++)
         count[sd_random_below(1000, 0, SD_FOR_TIMESTEP, i, 9)]++;
     for (int i = 0; i < 1000; i++)
@@ -209,7 +212,8 @@ uniforms_and_integers(void)
     CHECK(permuted && fabs(chi - 119) <= 4 * sqrt(2 * 119), "all 120 orders of five: chi^2 %.1f of 119", chi);
 }
 
-/* Stored values of torch.randn, several calls of one generator; the file's order is that of tests/reference/samplers.py. */
+/* Stored values of torch.randn, several calls of one generator; their order is that of
+ * tests/reference/samplers.py. */
 static void
 torch_values(void)
 {

@@ -1,5 +1,5 @@
-/* Samplers against stored values of diffusers (tests/reference/samplers.py), step by step; convergence on Gaussian data;
- * guidance; refusals. */
+/* Samplers against stored values of diffusers (tests/reference/samplers.py), step by step; convergence on Gaussian
+ * data; guidance; refusals. */
 #include "diffusion/samplers.h"
 #include "tests/check.h"
 
@@ -68,7 +68,8 @@ run_case(const struct sd_sampler *p, struct sd_scope *s, FILE *f, struct worst *
     return true;
 }
 
-/* run_cases - all cases, or with `common` those of the published SD configurations with 10 and 25 steps, against a file. */
+/* run_cases - all cases, or with `common` those of the published SD configurations with 10 and 25 steps, against a
+ * file. */
 static void
 run_cases(const json_t *root, const char *path, bool common, struct worst bound)
 {
@@ -97,10 +98,11 @@ run_cases(const json_t *root, const char *path, bool common, struct worst bound)
         struct sd_sampler *p = sd_sampler_new(s, fields, name, n, json_is_null(strength) ? NULL : &part);
         bool ran = p && run_case(p, s, f, &w);
         /* order 3 to the very end: coefficients of 22 in the last step enlarge float's rounding */
-        double latents = strcmp(name, "unipc") == 0 && strcmp(config, "order3_trailing") == 0 ? 2 * bound.latents : bound.latents;
+        double latents =
+            strcmp(name, "unipc") == 0 && strcmp(config, "order3_trailing") == 0 ? 2 * bound.latents : bound.latents;
         CHECK(ran && w.latents <= latents && w.timestep <= bound.timestep && w.sigma <= bound.sigma,
-              "%s %s %s n=%d strength %g: latents %.1e, timesteps %.1e, sigmas %.1e%s%s", name, config, prediction, n, part,
-              w.latents, w.timestep, w.sigma, p ? "" : " ", p ? "" : sd_reason());
+              "%s %s %s n=%d strength %g: latents %.1e, timesteps %.1e, sigmas %.1e%s%s", name, config, prediction, n,
+              part, w.latents, w.timestep, w.sigma, p ? "" : " ", p ? "" : sd_reason());
         all.latents = fmax(all.latents, w.latents);
         all.timestep = fmax(all.timestep, w.timestep);
         all.sigma = fmax(all.sigma, w.sigma);
@@ -109,15 +111,15 @@ run_cases(const json_t *root, const char *path, bool common, struct worst bound)
         if (!ran)
             break;
     }
-    CHECK(getc(f) == EOF, "%s read to its end; worst latents %.1e, timesteps %.1e, sigmas %.1e", path, all.latents, all.timestep,
-          all.sigma);
+    CHECK(getc(f) == EOF, "%s read to its end; worst latents %.1e, timesteps %.1e, sigmas %.1e", path, all.latents,
+          all.timestep, all.sigma);
     fclose(f);
 }
 
 /* The formulas: diffusers made to compute in double; what is left is our float arithmetic on the latents. */
 static const struct worst in_double = { 2e-6, 1e-4, 1e-6 };
-/* diffusers as it is: its float32 alphas_cumprod is off by 1e-6, sigma at timestep 0 by 2e-5 (and with it Karras' levels and
- * their real timesteps), which the few steps that shrink the latents most enlarge. */
+/* diffusers as it is: its float32 alphas_cumprod is off by 1e-6, sigma at timestep 0 by 2e-5 (and with it Karras'
+ * levels and their real timesteps), which the few steps that shrink the latents most enlarge. */
 static const struct worst in_float = { 2e-5, 6e-4, 3e-5 };
 
 /* --- timesteps of every number of steps --- */
@@ -137,7 +139,8 @@ crc32_of(uint32_t crc, const void *data, size_t n)
 static void
 every_number_of_steps(const json_t *root)
 {
-    const json_t *config = json_object_get(json_object_get(root, "configs"), "sd15"), *sums = json_object_get(root, "timesteps");
+    const json_t *config = json_object_get(json_object_get(root, "configs"), "sd15"),
+                 *sums = json_object_get(root, "timesteps");
     static const char *const spacing[] = { "linspace", "leading", "trailing" };
     static float t[1001];
 
@@ -163,7 +166,8 @@ every_number_of_steps(const json_t *root)
             }
             snprintf(key, sizeof(key), "%s %s", sd_sampler_names[k], spacing[j]);
             const json_t *sum = json_object_get(sums, key);
-            CHECK(json_integer_value(json_array_get(sum, 0)) == crc && json_integer_value(json_array_get(sum, 1)) == count,
+            CHECK(json_integer_value(json_array_get(sum, 0)) == crc
+                      && json_integer_value(json_array_get(sum, 1)) == count,
                   "%s: timesteps of all %d numbers of steps: %08x", key, count, crc);
             json_decref(fields);
         }
@@ -190,7 +194,8 @@ gaussian_error(struct sd_scope *s, const char *name, int n, bool exploding)
     for (int i = 0; i < p->calls; i++) {
         const struct sd_sampler_step *step = &p->steps[i];
         double k = step->sigma, ve = exploding ? x : x * sqrt(1 + k * k), denoised = ve * var / (var + k * k);
-        double in[SD_COLUMNS] = { x, (ve - denoised) / k, 0, h[0], h[1], h[2], h[3], 0 }, next[1 + SD_HISTORY_MAX] = { 0 };
+        double in[SD_COLUMNS] = { x, (ve - denoised) / k, 0, h[0], h[1], h[2], h[3], 0 },
+               next[1 + SD_HISTORY_MAX] = { 0 };
 
         for (int c = 0; c < SD_COLUMNS; c++) {
             next[0] += step->x[c] * in[c];
@@ -217,8 +222,8 @@ gaussian_data(struct sd_scope *s)
         for (int i = 0; i < 3; i++) {
             double e = gaussian_error(s, name[k], n[i], k == 0);
 
-            CHECK(fabs(e - golden[i][k]) <= 0.6 * digit[k], "Gaussian data, %s, n=%d: %.8f, expected %.7f", name[k], n[i], e,
-                  golden[i][k]);
+            CHECK(fabs(e - golden[i][k]) <= 0.6 * digit[k], "Gaussian data, %s, n=%d: %.8f, expected %.7f", name[k],
+                  n[i], e, golden[i][k]);
         }
 }
 
@@ -227,8 +232,10 @@ static void
 identities(struct sd_scope *s)
 {
     json_t *config = sd_scheduler_config_published(s, "sd1");
-    struct sd_sampler *a = sd_sampler_new(s, config, "euler_a", 10, NULL), *d = sd_sampler_new(s, config, "ddim", 2, NULL);
-    struct sd_sampler *m = sd_sampler_new(s, config, "dpmpp_2m", 10, NULL), *u = sd_sampler_new(s, config, "unipc", 10, NULL);
+    struct sd_sampler *a = sd_sampler_new(s, config, "euler_a", 10, NULL),
+                      *d = sd_sampler_new(s, config, "ddim", 2, NULL);
+    struct sd_sampler *m = sd_sampler_new(s, config, "dpmpp_2m", 10, NULL),
+                      *u = sd_sampler_new(s, config, "unipc", 10, NULL);
     double worst = 0, up, r;
 
     for (int i = 0; i + 1 < a->calls; i++) {
@@ -246,14 +253,17 @@ identities(struct sd_scope *s)
     CHECK(fabs(m->steps[9].x[SD_COL_X] - sqrt(1 + r * r)) <= 1e-14 && m->steps[9].x[SD_COL_HISTORY] == 0,
           "dpmpp_2m: the last step gives x0");
     CHECK(fabs(m->steps[0].x[SD_COL_X] - u->steps[0].x[SD_COL_X]) <= 1e-14
-              && fabs(m->steps[0].x[SD_COL_OUT] - u->steps[0].x[SD_COL_OUT]) <= 1e-14, "dpmpp_2m and unipc begin alike");
+              && fabs(m->steps[0].x[SD_COL_OUT] - u->steps[0].x[SD_COL_OUT]) <= 1e-14,
+          "dpmpp_2m and unipc begin alike");
     /* DDIM is Euler in sigma space */
     double sd[3] = { d->steps[0].sigma, d->steps[1].sigma, 0 };
     struct sd_sampler *e = sd_sampler_from_sigmas(s, config, "euler", sd, 2);
     double from = sqrt(1 + sd[0] * sd[0]), to = sqrt(1 + sd[1] * sd[1]);
     CHECK(fabs(d->steps[0].x[SD_COL_X] - e->steps[0].x[SD_COL_X] * from / to) <= 1e-14
-              && fabs(d->steps[0].x[SD_COL_OUT] - e->steps[0].x[SD_COL_OUT] / to) <= 1e-14, "ddim is Euler on x / sqrt(abar)");
-    CHECK(fabs(sd_sampler_new(s, sd_scheduler_config_published(s, "sdxl"), "euler", 5, NULL)->start_noise - 5.23091) <= 1e-5,
+              && fabs(d->steps[0].x[SD_COL_OUT] - e->steps[0].x[SD_COL_OUT] / to) <= 1e-14,
+          "ddim is Euler on x / sqrt(abar)");
+    CHECK(fabs(sd_sampler_new(s, sd_scheduler_config_published(s, "sdxl"), "euler", 5, NULL)->start_noise - 5.23091)
+              <= 1e-5,
           "leading, n=5: start noise 5.23091");
 }
 
@@ -263,7 +273,8 @@ batches(struct sd_scope *s)
 {
     enum { B = 3, M = 1111 };
     static float x[B * M], out[B * M], noise[B * M], alone[M];
-    static const char *const text[] = { "{\"thresholding\": true, \"sample_max_value\": 2}", "{\"clip_sample\": true}", "{}" };
+    static const char *const text[] = { "{\"thresholding\": true, \"sample_max_value\": 2}", "{\"clip_sample\": true}",
+                                        "{}" };
 
     for (int c = 0; c < 3; c++) {
         json_t *config = sd_json_parse(s, text[c], strlen(text[c]), 0);
@@ -283,8 +294,8 @@ batches(struct sd_scope *s)
                 sd_sampler_apply(p, i, one, alone, out + M, noise + M);
                 sd_sampler_apply(p, i, all, x, out, noise);
             }
-            CHECK(memcmp(alone, x + M, sizeof(alone)) == 0 && isfinite(x[B * M - 1]), "%s, %s: a sample of a batch is itself", p->name,
-                  text[c]);
+            CHECK(memcmp(alone, x + M, sizeof(alone)) == 0 && isfinite(x[B * M - 1]),
+                  "%s, %s: a sample of a batch is itself", p->name, text[c]);
         }
     }
 }
@@ -315,7 +326,8 @@ refusals(struct sd_scope *s)
     refused(s, "ddim", "{}", 20, 0.04, "strength: 0.04 of 20 steps leaves none");
     refused(s, "ddim", "{}", 20, 1.5, "strength: 1.5, expected");
     refused(s, "ddim", "{}", 20, NAN, "strength: nan, expected");
-    refused(s, "ddim", "{\"rescale_betas_zero_snr\": true, \"timestep_spacing\": \"trailing\"}", 10, 0, "epsilon says nothing");
+    refused(s, "ddim", "{\"rescale_betas_zero_snr\": true, \"timestep_spacing\": \"trailing\"}", 10, 0,
+            "epsilon says nothing");
     refused(s, "pndm", "{\"prediction_type\": \"sample\"}", 10, 0, "prediction_type: sample is not defined for PNDM");
     refused(s, "dpmpp_2m_karras", "{\"use_exponential_sigmas\": true}", 10, 0, "use_exponential_sigmas");
     refused(s, "dpmpp_2m", "{\"algorithm_type\": \"dpmsolver\"}", 10, 0, "algorithm_type: dpmsolver, expected");
@@ -330,7 +342,8 @@ refusals(struct sd_scope *s)
             CHECK(p != NULL, "%s takes %s%s%s", sd_sampler_names[k], good[i], p ? "" : ": ", p ? "" : sd_reason());
         }
     double rising[3] = { 3, 4, 0 };
-    CHECK(!sd_sampler_from_sigmas(s, sd_scheduler_config_published(s, "sd1"), "euler", rising, 2), "rising sigmas: %s", sd_reason());
+    CHECK(!sd_sampler_from_sigmas(s, sd_scheduler_config_published(s, "sd1"), "euler", rising, 2), "rising sigmas: %s",
+          sd_reason());
 }
 
 static void
@@ -371,7 +384,8 @@ guidance(void)
     sd_guidance(o3, u3, c3, 1, 3, 3, 0.5);
     /* out = [3, 7, 2], mean 4, std sqrt(7); std(c) = 1 */
     so = 0.5 / sqrt(7) + 0.5;
-    CHECK(fabs(o3[0] - 3 * so) + fabs(o3[1] - 7 * so) + fabs(o3[2] - 2 * so) <= 2e-6, "rescale 0.5: %g %g %g", o3[0], o3[1], o3[2]);
+    CHECK(fabs(o3[0] - 3 * so) + fabs(o3[1] - 7 * so) + fabs(o3[2] - 2 * so) <= 2e-6, "rescale 0.5: %g %g %g", o3[0],
+          o3[1], o3[2]);
 }
 
 int
