@@ -12,7 +12,11 @@
 #include <jpeglib.h>
 #include <jerror.h>
 
-enum { SCANS_MAX = 500, SEGMENT_MAX = 65533 };
+enum {
+    SCANS_MAX = 500,
+    SEGMENT_MAX = 65533,
+    PIXELS_PER_BYTE = 2048      /* Huffman codes need a bit for 64 pixels, for 256 with the oddest sampling */
+};
 
 struct errors {
     struct jpeg_error_mgr manager;      /* first: libjpeg hands a pointer to it back */
@@ -114,13 +118,17 @@ cmyk_to_rgb(uint8_t *to, const uint8_t *from, int width)
 
 /* Refused before anything is decoded: libjpeg has no limit of its own. */
 static int
-check_header(const struct jpeg_decompress_struct *jpeg)
+check_header(const struct jpeg_decompress_struct *jpeg, size_t size)
 {
+    long pixels = (long)jpeg->image_width * (long)jpeg->image_height;
+
     if (jpeg->num_components != 1 && jpeg->num_components != 3 && jpeg->num_components != 4)
         return sd_fail("JPEG of %d components, expected 1, 3 or 4", jpeg->num_components);
-    if ((long)jpeg->image_width * (long)jpeg->image_height > SD_IMAGE_PIXELS_MAX)
+    if (pixels > SD_IMAGE_PIXELS_MAX)
         return sd_fail("%u x %u pixels, at most %ld are decoded", jpeg->image_width, jpeg->image_height,
                        SD_IMAGE_PIXELS_MAX);
+    if (!jpeg->arith_code && (size_t)pixels / PIXELS_PER_BYTE > size)
+        return sd_fail("truncated JPEG");
     return 0;
 }
 
@@ -143,7 +151,7 @@ sd_jpeg_decode(struct sd_scope *s, const uint8_t *bytes, size_t size, int *orien
     jpeg_mem_src(&jpeg, bytes, (unsigned long)size);
     jpeg_save_markers(&jpeg, JPEG_APP0 + 1, 0xffff);
     jpeg_read_header(&jpeg, TRUE);
-    if (check_header(&jpeg) < 0)
+    if (check_header(&jpeg, size) < 0)
         goto done;
     *orientation = orientation_of(&jpeg);
     jpeg.out_color_space = jpeg.num_components == 1 ? JCS_GRAYSCALE : jpeg.num_components == 3 ? JCS_RGB : JCS_CMYK;

@@ -165,6 +165,8 @@ check_bombs(void)
     p = memmem(jpeg, size, "\xff\xc0", 2);
     memcpy(p + 5, "\xff\xdc\xff\xdc", 4);                       /* 65500 x 65500 */
     check_refused("JPEG bomb", jpeg, size, "65500 x 65500 pixels, at most 178956970 are decoded");
+    memcpy(p + 5, "\x2e\xe0\x2e\xe0", 4);                       /* 12000 x 12000 */
+    check_refused("JPEG that cannot hold its size", jpeg, size, "truncated JPEG");
     p[9] = 2;
     check_refused("JPEG of two components", jpeg, size, "damaged JPEG");
     sd_scope_close(s);
