@@ -7,10 +7,11 @@
 #if SD_REAL_IS_FLOAT
 
 enum {
-    DEPTH = 384,            /* k per block: a tile's rows stay in the first cache */
-    COLUMNS = 192,          /* columns per block: DEPTH x COLUMNS weights stay in the second */
-    POSITIONS = 96,         /* positions per block: whole tiles for 8 and for 6 rows */
-    SEGMENTS = 32,          /* most taps per block */
+    DEPTH = 640,            /* k per block: few loads and stores of sums, a tile's rows still fit the first cache */
+    POSITIONS = 96,         /* positions per block: whole tiles for 8 and for 6 rows; POSITIONS x DEPTH fit the second */
+    COLUMNS = 192,          /* columns per block */
+    TILES = POSITIONS / 6,
+    SEGMENTS = 16,          /* most taps per block */
     TASKS = 16              /* blocks are made smaller until there are so many: by shape, never by threads */
 };
 
@@ -51,43 +52,48 @@ gather(const struct gemm *g, const float **x, int64_t b, const int64_t *y0, cons
     }
 }
 
-/* One block: positions [p0, p1) of sample b, columns [n0, n1), all k. */
+/* One block: positions [p0, p1) of sample b, columns [n0, n1), all k.  The tiles of the block pass by one
+ * panel's part after the other. */
 static void
 block(const struct gemm *g, struct gemm_sizes z, int64_t b, int64_t p0, int64_t p1, int64_t n0, int64_t n1)
 {
     int64_t parts = g->depth > DEPTH ? ceil_div(g->depth, DEPTH) : 1, part = ceil_div(g->depth, parts);
-    int group = (int)(parts > 1 ? 1 : DEPTH / (g->depth ? g->depth : 1));
-    int first = 0;
+    int group = (int)(parts > 1 || !g->depth ? 1 : DEPTH / g->depth), first = 0, tiles = (int)ceil_div(p1 - p0, z.rows);
+    const float *x[TILES][SEGMENTS * GEMM_ROWS];
+    int64_t ys[TILES][GEMM_ROWS], xs[TILES][GEMM_ROWS], at[TILES][GEMM_ROWS];
 
     if (group > SEGMENTS)
         group = SEGMENTS;
-    if (group < 1)
-        group = 1;
+    for (int i = 0; i < tiles; i++)
+        for (int j = 0; j < z.rows; j++) {
+            int64_t p = p0 + i * z.rows + j < p1 ? p0 + i * z.rows + j : p0;
+
+            ys[i][j] = p / g->width;
+            xs[i][j] = p % g->width;
+            at[i][j] = b * g->out_batch + ys[i][j] * g->out_row + xs[i][j] * g->out_column;
+        }
     do {
         int count = g->taps - first < group ? g->taps - first : group;
+
+        for (int i = 0; i < tiles; i++)
+            gather(g, x[i], b, ys[i], xs[i], z.rows, first, count);
         for (int64_t skip = 0; skip < g->depth; skip += part) {
             int64_t depth = g->depth - skip < part ? g->depth - skip : part;
-            bool begin = first == 0 && skip == 0, end = first + count >= g->taps && skip + depth >= g->depth;
-            for (int64_t p = p0; p < p1; p += z.rows) {
-                const float *x[SEGMENTS * GEMM_ROWS];
-                int64_t ys[GEMM_ROWS], xs[GEMM_ROWS], at[GEMM_ROWS];
-                struct gemm_tile t = { .x = x, .skip = skip, .segments = count, .depth = depth, .at = at, .rows = z.rows };
-                const float *start = begin ? g->start : g->out;
-                if (t.rows > p1 - p)
-                    t.rows = (int)(p1 - p);
-                for (int i = 0; i < t.rows; i++) {
-                    ys[i] = (p + i) / g->width;
-                    xs[i] = (p + i) % g->width;
-                    at[i] = b * g->out_batch + ys[i] * g->out_row + xs[i] * g->out_column;
-                }
-                gather(g, x, b, ys, xs, t.rows, first, count);
-                for (int64_t n = n0; n < n1; n += z.width) {
-                    int64_t wide = g->columns - n < z.width ? ceil_div(g->columns - n, z.step) * z.step : z.width;
-                    t.columns = (int)(g->columns - n < z.width ? g->columns - n : z.width);
-                    t.panel = g->packed + n * g->taps * g->depth + (first * g->depth + skip) * wide;
-                    t.out = g->out + n;
-                    t.bias = end && g->bias ? g->bias + b * g->bias_batch + n : NULL;
-                    t.start = start ? start + n : NULL;
+            bool end = first + count >= g->taps && skip + depth >= g->depth;
+            const float *start = first == 0 && skip == 0 ? g->start : g->out;
+
+            for (int64_t n = n0; n < n1; n += z.width) {
+                int64_t wide = g->columns - n < z.width ? ceil_div(g->columns - n, z.step) * z.step : z.width;
+                struct gemm_tile t = { .skip = skip, .segments = count, .depth = depth,
+                                       .panel = g->packed + n * g->taps * g->depth + (first * g->depth + skip) * wide,
+                                       .out = g->out + n, .start = start ? start + n : NULL,
+                                       .bias = end && g->bias ? g->bias + b * g->bias_batch + n : NULL,
+                                       .columns = (int)(g->columns - n < z.width ? g->columns - n : z.width) };
+
+                for (int i = 0; i < tiles; i++) {
+                    t.x = x[i];
+                    t.at = at[i];
+                    t.rows = (int)(p1 - p0 - i * z.rows < z.rows ? p1 - p0 - i * z.rows : z.rows);
                     SD_V_CALL(gemm_tile)(&t);
                 }
             }
