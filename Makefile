@@ -7,7 +7,9 @@ CFLAGS  ?= -O2 -g
 BUILD   ?= build$(if $(SAN),-san)
 VERSION := 0.1.0
 V       ?= 0
-PACKAGES := dnnl msgpack libjpeg libpng jansson libutf8proc libcrypto libxxhash
+PACKAGES := msgpack libjpeg libpng jansson libutf8proc libcrypto libxxhash
+DEBIAN   := gcc make pkg-config libdnnl-dev libmsgpack-dev libjpeg-dev libpng-dev libjansson-dev libutf8proc-dev libssl-dev \
+            libxxhash-dev jq bats mandoc shellcheck clang libclang-rt-14-dev
 
 say   = $(say_$(V))
 say_0 = @printf '  %-4s %s\n' '$(1)' '$(2)';
@@ -24,14 +26,15 @@ isa_avx512 := -mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx2 -mfma -mf16c
 
 # -ffp-contract=off: the same bits from the same source, whatever the compiler would like to fuse
 std      := -std=c11 -D_GNU_SOURCE -ffp-contract=off -fopenmp -fno-math-errno -fno-common
-warn     := -Wall -Wextra -Wshadow -Wstrict-prototypes -Wmissing-prototypes -Wpointer-arith -Wvla -Wno-unknown-pragmas \
+warn     := -Wall -Wextra -Wshadow -Wstrict-prototypes -Wmissing-prototypes -Wpointer-arith -Wvla -Wno-unknown-pragmas -Wno-pass-failed \
             $(if $(or $(CI),$(WERROR)),-Werror)
-pkg_cflags := $(filter-out -fopenmp,$(shell pkg-config --cflags $(filter-out dnnl,$(PACKAGES)) 2>/dev/null))
-pkg_libs   := $(shell pkg-config --libs $(filter-out dnnl,$(PACKAGES)) 2>/dev/null) -ldnnl
+# asked when first used, once: in `make deps check` pkg-config is there only after deps
+pkg_cflags = $(eval pkg_cflags := $$(shell pkg-config --cflags $(PACKAGES)))$(pkg_cflags)
+pkg_libs   = $(eval pkg_libs := $$(shell pkg-config --libs $(PACKAGES)) -ldnnl)$(pkg_libs)
 cppflags := -Ilibcommon -Ikernels -Itests -I. -DSD_VERSION='"$(VERSION)"' -DSD_DATADIR='"$(DATADIR)"' $(CPPFLAGS)
-cflags   := $(std) $(warn) $(pkg_cflags) $(if $(SAN),-fsanitize=$(SAN) -fno-omit-frame-pointer -fno-sanitize-recover=all)
+cflags    = $(std) $(warn) $(pkg_cflags) $(if $(SAN),-fsanitize=$(SAN) -fno-omit-frame-pointer -fno-sanitize-recover=all)
 ldflags  := -fopenmp $(if $(SAN),-fsanitize=$(SAN)) $(LDFLAGS)
-libs     := $(pkg_libs) -lm -ldl
+libs      = $(pkg_libs) -lm -ldl
 
 lib_o    := $(c_lib:%.c=$(BUILD)/%.o) $(foreach i,$(isas),$(simd:%.c=$(BUILD)/%.$(i).o))
 lib_f64  := $(c_lib:%.c=$(BUILD)/f64/%.o)               # the same loops in double, for gradient checks
@@ -45,20 +48,22 @@ ops64    := $(patsubst %.c,$(BUILD)/f64/%,$(wildcard tests/ops/*.c))
 benches  := $(patsubst %.c,$(BUILD)/%,$(wildcard tests/bench/*.c))
 fuzzers  := $(patsubst tests/fuzz/%.c,$(BUILD)/fuzz/%,$(wildcard tests/fuzz/*.c))
 bats     := $(wildcard tests/tools/*.bats tests/pipelines/*.bats)
+fuzz_o   := $(patsubst %.c,$(BUILD)/fuzz/%.o,$(filter-out %/graph.c %/plan.c %/run.c,$(wildcard libcommon/*.c libcommon/model/*.c)))
+first    := $(filter deps,$(MAKECMDGOALS))             # before anything is compiled, under -j too
 
-.PHONY: all deps check check-long check-full demo bench lint install uninstall clean clip-vocabulary tests
+.PHONY: all deps check check-long check-full demo bench fuzz lint install uninstall clean clip-vocabulary tests
 .DELETE_ON_ERROR:
 .SECONDARY:
 all: $(bins)
 
-$(BUILD)/%.o: %.c
+$(BUILD)/%.o: %.c | $(first)
 	@mkdir -p $(@D)
 	$(call say,CC,$<) $(CC) $(cppflags) $(cflags) $(CFLAGS) -MMD -MP -c -o $@ $<
-$(BUILD)/f64/%.o: %.c
+$(BUILD)/f64/%.o: %.c | $(first)
 	@mkdir -p $(@D)
 	$(call say,CC64,$<) $(CC) $(cppflags) -DSD_REAL=double $(cflags) $(CFLAGS) -MMD -MP -c -o $@ $<
 define isa_rule
-$(BUILD)/%_simd.$(1).o: %_simd.c
+$(BUILD)/%_simd.$(1).o: %_simd.c | $(first)
 	@mkdir -p $$(@D)
 	$$(call say,CC,$$< $(1)) $$(CC) $$(cppflags) -DSD_ISA=$(1) $$(cflags) $$(CFLAGS) $$(isa_$(1)) -O3 -MMD -MP -c -o $$@ $$<
 endef
@@ -78,20 +83,55 @@ $(ops): $(BUILD)/%: $(BUILD)/%.o $(BUILD)/tests/check_op.o $(lib)
 	$(call say,LD,$@) $(CC) $(ldflags) -o $@ $< $(BUILD)/tests/check_op.o $(lib) $(libs)
 $(ops64): $(BUILD)/f64/%: $(BUILD)/f64/%.o $(BUILD)/f64/tests/check_op.o $(lib64)
 	$(call say,LD64,$@) $(CC) $(ldflags) -o $@ $< $(BUILD)/f64/tests/check_op.o $(lib64) $(libs)
-# libFuzzer needs clang; the library is built once more with its coverage
-$(BUILD)/fuzz/%: tests/fuzz/%.c $(c_lib)
+# libFuzzer needs clang; what it tests is built once more, with its coverage
+$(BUILD)/fuzz/%.o: %.c | $(first)
 	@mkdir -p $(@D)
-	$(call say,FUZZ,$@) clang -fsanitize=fuzzer,address,undefined $(cppflags) -DSD_FUZZ -std=c11 -D_GNU_SOURCE -g -O1 -w \
-	  $(pkg_cflags) -o $@ $< $(filter libcommon/%,$(filter-out libcommon/graph.c libcommon/plan.c libcommon/run.c,$(wildcard libcommon/*.c))) \
-	  $(wildcard libcommon/model/tokenizer*.c) libcommon/model/prompt.c \
-	  $(filter-out -fopenmp,$(libs))
+	$(call say,FUZZ,$<) clang -fsanitize=fuzzer-no-link,address,undefined -fno-sanitize-recover=all $(cppflags) -DSD_FUZZ -std=c11 \
+	  -D_GNU_SOURCE $(pkg_cflags) -g -O1 -w -MMD -MP -c -o $@ $<
+$(BUILD)/fuzz/libsd.a: $(fuzz_o)
+	@rm -f $@
+	$(call say,AR,$@) $(AR) rcs $@ $(fuzz_o)
+$(fuzzers): $(BUILD)/fuzz/%: $(BUILD)/fuzz/tests/fuzz/%.o $(BUILD)/fuzz/libsd.a
+	$(call say,LD,$@) clang -fsanitize=fuzzer,address,undefined -o $@ $< $(BUILD)/fuzz/libsd.a $(libs)
 
 tests: all $(unit) $(models) $(ops) $(ops64)
-check: tests
-	@BUILD=$(BUILD) tests/run $(unit) $(ops64) $(ops) $(models) $(bats)
+check: tests $(fuzzers)
+	@BUILD=$(BUILD) tests/run $(unit) $(ops64) $(ops) $(models) $(bats) tests/lint tests/fuzz/run
+fuzz: $(fuzzers)
+	@tests/fuzz/run $(fuzzers)
+check lint: export LINT_FLAGS = $(cppflags) $(filter-out -Werror,$(std) $(warn)) $(pkg_cflags)
+check: export FUZZERS = $(fuzzers)
+lint: | $(first)
+	@tests/lint | { ! grep -vE '^(ok|1\.\.)'; } && echo '  LINT clean'
+
+deps:
+	@missing=; for p in $(DEBIAN); do \
+	   dpkg-query -W -f='$${Status}' $$p 2> /dev/null | grep -q 'ok installed' || missing="$$missing $$p"; done; \
+	 if [ -z "$$missing" ]; then echo '  DEPS all there'; exit; fi; \
+	 if [ "$$(id -u)" = 0 ]; then as=; elif command -v sudo > /dev/null; then as=sudo; \
+	 else echo "deps: missing, and neither root nor sudo: apt-get install$$missing" >&2; exit 1; fi; \
+	 echo "  DEPS installing$$missing"; \
+	 $$as apt-get update -q && $$as env DEBIAN_FRONTEND=noninteractive apt-get install -yq --no-install-recommends $$missing
+
+bindir  := $(DESTDIR)$(PREFIX)/bin
+mandir  := $(DESTDIR)$(PREFIX)/share/man
+compdir := $(DESTDIR)$(PREFIX)/share/bash-completion/completions
+manuals := $(wildcard man/*.[1-9])
+install: all
+	install -d $(bindir) $(compdir) $(DESTDIR)$(DATADIR)/pipelines $(addprefix $(mandir)/man,1 5 7)
+	install $(bins) $(bindir)
+	for m in $(manuals); do install -m 644 $$m $(mandir)/man$${m##*.} || exit; done
+	install -m 644 $(wildcard pipelines/*.mk) $(DESTDIR)$(DATADIR)/pipelines
+	install -m 644 tools/completion.bash $(compdir)/sd-tools
+	for p in $(programs); do ln -sf sd-tools $(compdir)/$$p || exit; done
+uninstall:
+	rm -f $(programs:%=$(bindir)/%) $(programs:%=$(compdir)/%) $(compdir)/sd-tools
+	for m in $(notdir $(manuals)); do rm -f $(mandir)/man$${m##*.}/$$m; done
+	rm -rf $(DESTDIR)$(DATADIR)/pipelines
+	rmdir --ignore-fail-on-non-empty $(DESTDIR)$(DATADIR) 2> /dev/null || true
 # CLIP's merge list, for single-file checkpoints, which have no tokenizer; needs pip once, and is not part of deps
 clip-vocabulary:
 	@pipelines/clip-vocabulary.sh '$(DESTDIR)$(DATADIR)/clip'
 clean:
-	rm -rf build build-san
--include $(c_all:%.c=$(BUILD)/%.d) $(c_all:%.c=$(BUILD)/f64/%.d) $(foreach i,$(isas),$(simd:%.c=$(BUILD)/%.$(i).d))
+	rm -rf build build-san $(BUILD)
+-include $(c_all:%.c=$(BUILD)/%.d) $(fuzz_o:.o=.d) $(fuzzers:$(BUILD)/fuzz/%=$(BUILD)/fuzz/tests/fuzz/%.d) $(c_all:%.c=$(BUILD)/f64/%.d) $(foreach i,$(isas),$(simd:%.c=$(BUILD)/%.$(i).d))
