@@ -1,6 +1,8 @@
 /* trainables - flat buffers of what learns. */
 #include "trainables.h"
 
+#include "reduce.h"
+
 #include <math.h>
 #include <string.h>
 
@@ -86,29 +88,5 @@ sd_trainables_allocate(struct sd_trainables *t)
 double
 sd_trainables_norm(const struct sd_trainables *t, int group, const float *buffer)
 {
-    enum { CHUNK = 4096, MAX_DEPTH = 64 };
-    const float *x = buffer + t->group[group].begin;
-    size_t n = t->group[group].count;
-    double tree[MAX_DEPTH] = { 0 };
-    size_t chunks = 0;
-
-    for (size_t begin = 0; begin < n; begin += CHUNK, chunks++) {
-        size_t end = begin + CHUNK < n ? begin + CHUNK : n;
-        double sum = 0;
-        int level = 0;
-
-        for (size_t i = begin; i < end; i++)
-            sum += (double)x[i] * x[i];
-        for (; chunks >> level & 1; level++)
-            sum += tree[level];
-        tree[level] = sum;
-    }
-    {
-        double sum = 0;
-
-        for (int level = 0; level < MAX_DEPTH; level++)
-            if (chunks >> level & 1)
-                sum += tree[level];
-        return sqrt(sum);
-    }
+    return sqrt(sd_sum_squares(buffer + t->group[group].begin, t->group[group].count));
 }

@@ -3,6 +3,7 @@
 
 #include "model/prompt.h"
 #include "random.h"
+#include "reduce.h"
 #include "step.h"
 
 #include <math.h>
@@ -460,7 +461,7 @@ sd_trainer_update(struct sd_trainer *x, int64_t done, struct sd_update *u)
 {
     const struct sd_trainer_options *o = &x->options;
     struct sd_lr_scheduler schedule = { o->lr_scheduler, o->warmup, o->updates, 0 };
-    double sum = 0, clip = 1;
+    double sum = 0, clip;
 
     memset(u, 0, sizeof *u);
     u->step = done + 1;
@@ -475,10 +476,7 @@ sd_trainer_update(struct sd_trainer *x, int64_t done, struct sd_update *u)
     u->grad_norm = sqrt(sum);
     if (!isfinite(u->loss) || !isfinite(u->grad_norm))
         return explain(x, done, u);
-    if (o->max_grad_norm > 0 && u->grad_norm > 0) {       /* torch: norm + 1e-6 */
-        clip = o->max_grad_norm / (u->grad_norm + 1e-6);
-        clip = clip < 1 ? clip : 1;
-    }
+    clip = sd_clip_factor(u->grad_norm, o->max_grad_norm);
     for (int g = 0; g < x->t->groups; g++) {
         if ((double)done >= o->until[g] * (double)o->updates)
             continue;               /* stands still from here on */
