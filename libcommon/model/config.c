@@ -7,7 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { MAX_CHANNELS = 1 << 16, MAX_LAYERS = 64 };
+enum { MAX_CHANNELS = 1 << 16, MAX_LAYERS = 16, MAX_TRANSFORMERS = 64, MAX_BLOCKS = 1024 };
 
 struct only {
     const char *key, *values; /* JSON array */
@@ -233,6 +233,8 @@ static const char *const unet_read[] = {
 static int
 unet_check(const struct sd_unet_config *c)
 {
+    int blocks = 0;
+
     for (int i = 0; i < c->levels; i++) {
         bool attention = c->down_attention[i] || c->up_attention[c->levels - 1 - i]
                          || (c->mid_block && i == c->levels - 1);
@@ -243,7 +245,11 @@ unet_check(const struct sd_unet_config *c)
         if (attention && c->block_out_channels[i] % c->heads[i])
             return sd_fail("attention_head_dim: %d heads (the field's name is a misnomer) do not divide %d channels",
                            c->heads[i], c->block_out_channels[i]);
+        blocks += c->layers_per_block[i] * c->transformer_layers[i]
+                  + (c->layers_per_block[i] + 1) * c->up_transformer_layers[c->levels - 1 - i];
     }
+    if (blocks > MAX_BLOCKS)        /* SDXL has 70: a file that asks for this is not a model */
+        return sd_fail("layers_per_block, transformer_layers_per_block: %d blocks, at most %d", blocks, MAX_BLOCKS);
     if (c->block_out_channels[0] < 2 || c->block_out_channels[0] % 2)
         return sd_fail("block_out_channels: the first, %d, is not even, the time embedding needs it",
                        c->block_out_channels[0]);
@@ -252,6 +258,8 @@ unet_check(const struct sd_unet_config *c)
                        c->conv_out_kernel);
     if (!(c->norm_eps > 0 && c->norm_eps < 1))
         return sd_fail("norm_eps: %g, expected more than 0, less than 1", c->norm_eps);
+    if (!(c->freq_shift >= 0 && c->freq_shift < c->block_out_channels[0] / 2))
+        return sd_fail("freq_shift: %g, expected 0 to less than half of the first of block_out_channels", c->freq_shift);
     return 0;
 }
 
@@ -285,7 +293,8 @@ sd_unet_config_read(const json_t *object, struct sd_unet_config *c)
                < 0
         || get_types(object, "up_block_types", c->levels, "CrossAttnUpBlock2D", "UpBlock2D", c->up_attention) < 0
         || get_levels(object, "layers_per_block", c->levels, 1, MAX_LAYERS, 2, c->layers_per_block) < 0
-        || get_levels(object, "transformer_layers_per_block", c->levels, 1, MAX_LAYERS, 1, c->transformer_layers) < 0
+        || get_levels(object, "transformer_layers_per_block", c->levels, 1, MAX_TRANSFORMERS, 1, c->transformer_layers)
+               < 0
         || get_levels(object, "attention_head_dim", c->levels, 1, MAX_CHANNELS, 8, c->heads) < 0
         || get_levels(object, "cross_attention_dim", c->levels, 1, MAX_CHANNELS, 1280, context) < 0)
         return -1;
@@ -298,7 +307,7 @@ sd_unet_config_read(const json_t *object, struct sd_unet_config *c)
             return sd_fail("cross_attention_dim: %d and %d, different widths are not supported", context[0],
                            context[i]);
     }
-    if (get_levels(object, "reverse_transformer_layers_per_block", c->levels, 1, MAX_LAYERS, 1, context) < 0)
+    if (get_levels(object, "reverse_transformer_layers_per_block", c->levels, 1, MAX_TRANSFORMERS, 1, context) < 0)
         return -1;
     if (json_is_array(json_object_get(object, "reverse_transformer_layers_per_block")))
         memcpy(c->up_transformer_layers, context, sizeof context);

@@ -21,8 +21,7 @@ struct sd_model_parts {
 struct published {
     const char *unet, *text, *vae, *scheduler;
 };
-#define VAE_SD \
-    "{\"block_out_channels\": [128, 256, 512, 512], \"layers_per_block\": 2, \"sample_size\": 512}"
+#define VAE_SD "{\"block_out_channels\": [128, 256, 512, 512], \"layers_per_block\": 2, \"sample_size\": 512}"
 #define BETAS_SD \
     "\"beta_start\": 0.00085, \"beta_end\": 0.012, \"beta_schedule\": \"scaled_linear\", " \
     "\"num_train_timesteps\": 1000, \"set_alpha_to_one\": false, \"steps_offset\": 1, \"clip_sample\": false"
@@ -100,7 +99,8 @@ load_configs(struct sd_model *m, const char *folder, const struct published *p)
         return -1;
     if (expect_class(o, "UNet2DConditionModel") < 0 || sd_unet_config_read(o, &m->unet_config) < 0)
         return sd_fail_prefix("%s", unet);
-    if (!m->parts->vae) {
+    /* with --vae the model's own VAE may be absent; where it is there, it says what a file without configuration is */
+    if (!m->parts->vae || !folder || access(sd_sprintf(s, "%s/%s", folder, vae), F_OK) == 0) {
         if (!(o = load_config(s, folder, vae, p ? p->vae : NULL)))
             return -1;
         if (expect_class(o, "AutoencoderKL") < 0 || sd_vae_config_read(o, &m->vae_config) < 0)
@@ -126,7 +126,8 @@ check_together(const struct sd_model *m)
 
     if (u->in_channels != u->out_channels)
         return sd_fail("unet/config.json: in_channels %d, out_channels %d: inpainting and image-conditioned models are "
-                       "not supported", u->in_channels, u->out_channels);
+                       "not supported",
+                       u->in_channels, u->out_channels);
     if (m->text_config.hidden_size != u->cross_attention_dim)
         return sd_fail("text_encoder/config.json: hidden_size %d, the UNet's cross_attention_dim is %d",
                        m->text_config.hidden_size, u->cross_attention_dim);
@@ -277,7 +278,7 @@ sd_model_open(struct sd_scope *s, const char *name, const struct sd_model_option
     if (failed)
         return NULL;
     if (options->vae) {
-        m->parts->vae_part = sd_vae_open(s, options->vae, NULL);
+        m->parts->vae_part = sd_vae_open(s, options->vae, m->vae_config.levels ? &m->vae_config : NULL);
         if (!m->parts->vae_part)
             return sd_fail_prefix("%s", options->vae), NULL;
         m->vae_config = m->parts->vae_part->config;
@@ -414,40 +415,57 @@ sd_model_vae(struct sd_model *m)
     return m->parts->vae_part = vae_checked(v);
 }
 
+/* The configuration of a VAE: config.json in its folder; else `like`; else the published one. */
+static int
+vae_configure(struct sd_scope *s, struct sd_vae *v, const char *folder, const struct sd_vae_config *like)
+{
+    const json_t *o;
+
+    if (!folder && like) {
+        v->config = *like;
+        return 0;
+    }
+    if (!(o = load_config(s, folder, "config.json", VAE_SD)))
+        return -1;
+    if (expect_class(o, "AutoencoderKL") < 0 || sd_vae_config_read(o, &v->config) < 0)
+        return sd_fail_prefix("config.json");
+    return 0;
+}
+
+static int
+vae_open_file(struct sd_scope *s, struct sd_vae *v, const char *path, const struct sd_vae_config *like)
+{
+    struct sd_safetensors *f = sd_safetensors_open(s, path);
+    const char *slash = strrchr(path, '/');
+    const char *folder = !slash ? "." : sd_strndup(s, path, slash == path ? 1 : (size_t)(slash - path));
+    bool alone;
+
+    if (!f || vae_in_file(s, v, f, sd_strdup(s, path)) < 0)
+        return -1;
+    /* taken out of a diffusers folder, or still in it */
+    alone = has(f, "encoder.conv_norm_out.weight") && access(sd_sprintf(s, "%s/config.json", folder), F_OK) == 0;
+    return vae_configure(s, v, alone ? folder : NULL, like);
+}
+
+static int
+vae_open_folder(struct sd_scope *s, struct sd_vae *v, const char *path)
+{
+    static const struct sd_key_map map = { SD_LAYOUT_DIFFUSERS, "", NULL, NULL };
+    const char *inside = sd_sprintf(s, "%s/vae", path), *folder = is_folder(inside) ? inside : path;
+
+    if (vae_configure(s, v, folder, NULL) < 0)
+        return -1;
+    v->weights = sd_weights_open(s, "vae", &map, folder, "diffusion_pytorch_model", NULL);
+    return v->weights ? 0 : -1;
+}
+
 struct sd_vae *
 sd_vae_open(struct sd_scope *s, const char *name, const struct sd_vae_config *like)
 {
-    static const struct sd_key_map map = { SD_LAYOUT_DIFFUSERS, "", NULL, NULL };
-    const char *path = access(name, F_OK) == 0 ? name : sd_hub_snapshot(s, name), *folder, *config, *slash;
+    const char *path = access(name, F_OK) == 0 ? name : sd_hub_snapshot(s, name);
     struct sd_vae *v = sd_alloc(s, sizeof *v);
-    struct sd_safetensors *f = NULL;
-    const json_t *o;
 
-    if (!path)
-        return NULL;
-    if (is_folder(path)) {
-        folder = sd_sprintf(s, "%s/vae", path);
-        if (!is_folder(folder))
-            folder = path;
-    } else {
-        slash = strrchr(path, '/');
-        folder = slash ? sd_strndup(s, path, (size_t)(slash - path) + !(slash - path)) : ".";
-        if (!(f = sd_safetensors_open(s, path)))
-            return NULL;
-    }
-    config = sd_sprintf(s, "%s/config.json", folder);
-    if (f && access(config, F_OK) != 0) { /* alone: of the published shape */
-        if (like)
-            v->config = *like;
-        else if (!(o = load_config(s, NULL, "", VAE_SD)) || sd_vae_config_read(o, &v->config) < 0)
-            return NULL;
-    } else if (!(o = load_config(s, folder, "config.json", NULL))) {
-        return NULL;
-    } else if (expect_class(o, "AutoencoderKL") < 0 || sd_vae_config_read(o, &v->config) < 0) {
-        return sd_fail_prefix("config.json"), NULL;
-    }
-    if (f ? vae_in_file(s, v, f, sd_strdup(s, path)) < 0
-          : !(v->weights = sd_weights_open(s, "vae", &map, folder, "diffusion_pytorch_model", NULL)))
+    if (!path || (is_folder(path) ? vae_open_folder(s, v, path) : vae_open_file(s, v, path, like)) < 0)
         return NULL;
     return vae_checked(v);
 }

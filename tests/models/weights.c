@@ -59,8 +59,10 @@ check_configs(void)
         { "{\"dual_cross_attention\": true}", "dual_cross_attention" },
         { "{\"only_cross_attention\": [true, true, true, false]}", "only_cross_attention" },
         { "{\"downsample_padding\": 0}", "downsample_padding: 0" },
+        { "{\"layers_per_block\": 16, \"transformer_layers_per_block\": 64}", "8448 blocks, at most 1024" },
         { "{\"norm_num_groups\": null}", "norm_num_groups: null" },
         { "{\"norm_eps\": 0}", "norm_eps: 0" },
+        { "{\"freq_shift\": NaN}", "freq_shift: nan" },
         { "{\"conv_in_kernel\": 4}", "expected odd numbers" },
         { "{\"use_linear_projection\": 1}", "use_linear_projection" },
         { "{\"sample_size\": -3}", "sample_size" },
@@ -192,6 +194,43 @@ check_counts(void)
     sd_scope_close(s);
 }
 
+/* Matrix products of one pass at full size, against a count made apart (billions): a layer too many or too wide shows. */
+static void
+check_work(void)
+{
+    struct sd_scope *s = sd_scope_open();
+    struct sd_unet unet = { .weights = sd_weights_imagine(s, "unet") };
+    struct sd_vae vae = { .weights = sd_weights_imagine(s, "vae") };
+    static const char *const what[] = { "UNet, two samples", "VAE decode", "VAE encode" };
+    static const double wanted[] = { 2 * 803.3, 2514.5, 1116.7 };
+
+    if (sd_unet_config_read(parse(s, "{\"cross_attention_dim\": 768, \"attention_head_dim\": 8}"), &unet.config)
+        || sd_vae_config_read(parse(s, "{\"block_out_channels\": [128, 256, 512, 512], \"layers_per_block\": 2}"),
+                              &vae.config))
+        printf("# %s\n", sd_reason());
+    for (int i = 0; i < 3; i++) {
+        struct sd_graph *g = sd_graph_new();
+        struct sd_tensor *x = sd_input(g, "x", SD_F32, 4, i == 2 ? (int64_t[]){ 1, 512, 512, 3 }
+                                                                 : (int64_t[]){ i ? 1 : 2, 64, 64, 4 });
+        struct sd_plan *p;
+        double found = 0;
+
+        if (i == 0)
+            x = sd_unet(g, &unet, NULL, x, sd_input(g, "t", SD_F32, 1, (int64_t[]){ 2 }),
+                        sd_input(g, "c", SD_F32, 3, (int64_t[]){ 2, 77, 768 }));
+        else
+            x = i == 1 ? sd_vae_decode(g, &vae, x) : sd_vae_encode(g, &vae, x);
+        sd_keep(x);
+        if ((p = sd_plan_inference(g, 0))) {
+            found = sd_plan_report(p).flops / 1e9;
+            sd_plan_free(p);
+        }
+        CHECK(fabs(found - wanted[i]) < 0.2, "SD1.5 at 512, %s: %.1f GFLOP", what[i], found);
+        sd_graph_free(g);
+    }
+    sd_scope_close(s);
+}
+
 /* ---- files changed one tensor at a time -------------------------------------------------------------------------- */
 
 /* A copy of a file without `drop`, with `add` of one element, with `bend` losing its last row; `seed` changes one
@@ -269,9 +308,17 @@ check_accounts(void)
     /* --vae */
     changed(s, MODELS "sd1/vae/diffusion_pytorch_model.safetensors", vae_to, NULL, NULL, NULL, "encoder.conv_in.bias");
     options = (struct sd_model_options){ .vae = vae_to };
-    CHECK(!sd_model_open(s, MODELS "sd1", &options)
+    m = sd_model_open(s, MODELS "sd1", &options);
+    CHECK(m && sd_model_vae(m) && m->vae_config.scaling_factor == 0.3,
+          "--vae: a file alone is like the model's own VAE");
+    CHECK(!sd_vae_open(s, vae_to, NULL)
               && says("vae.encoder.conv_in: weight: shape [8, 3, 3, 3], expected [128, 3, 3, 3]"),
-          "a VAE file without configuration is of the published shape");
+          "without a model it is of the published shape");
+    CHECK(!sd_model_open(s, MODELS "sd2", &options) && says("vae.safetensors: vae.encoder.conv_in: weight: shape"),
+          "--vae of another shape is named");
+    options.vae = MODELS "sd1.safetensors";
+    m = sd_model_open(s, MODELS "sd1", &options);
+    CHECK(m && sd_model_vae(m), "--vae takes a whole checkpoint");
     options.vae = MODELS "sd2";
     m = sd_model_open(s, MODELS "sd1", &options);
     CHECK(m && m->vae_config.levels == 2 && sd_model_vae(m) && sd_model_vae(m)->config.levels == 2,
@@ -539,6 +586,7 @@ main(void)
         return 1;
     check_configs();
     check_counts();
+    check_work();
     check_accounts();
     check_parts();
     check_hashes();
