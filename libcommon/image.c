@@ -5,6 +5,18 @@
 
 #include <errno.h>
 #include <string.h>
+#include <sys/mman.h>
+
+/* A photo is touched once from end to end: page by page that costs as much as a tenth of decoding it. */
+static void
+use_huge_pages(uint8_t *data, size_t bytes)
+{
+    enum { PAGE = 2 << 20 };
+    uintptr_t from = ((uintptr_t)data + PAGE - 1) / PAGE * PAGE, to = ((uintptr_t)data + bytes) / PAGE * PAGE;
+
+    if (to > from)
+        madvise((void *)from, to - from, MADV_HUGEPAGE);
+}
 
 struct sd_image *
 sd_image_new(struct sd_scope *s, int width, int height, int channels)
@@ -15,6 +27,7 @@ sd_image_new(struct sd_scope *s, int width, int height, int channels)
         sd_bug("sd_image_new", "%d x %d, %d channels", width, height, channels);
     *image = (struct sd_image){ width, height, channels, NULL };
     image->data = sd_alloc_array(s, (size_t)width * (size_t)height, (size_t)channels);
+    use_huge_pages(image->data, (size_t)width * (size_t)height * (size_t)channels);
     return image;
 }
 

@@ -402,6 +402,7 @@ static void
 write_report(void)
 {
     json_t *buckets = json_array(), *all;
+    int bad;
 
     for (size_t i = 0; i < crop.tallies; i++) {
         const struct tally *t = &crop.tally[i];
@@ -418,9 +419,12 @@ write_report(void)
                     (json_int_t)crop.written, "duplicates", (json_int_t)crop.duplicates, "below_resolution",
                     (json_int_t)crop.below, "dropped", (json_int_t)crop.dropped, "repeated", (json_int_t)crop.repeated,
                     "left_out", (json_int_t)crop.left_out);
-    if (!all || sd_json_save(all, report_path) < 0)
-        sd_die(report_path, "%s", all ? sd_reason() : "no memory");
+    if (!all)
+        sd_die(report_path, "no memory");
+    bad = sd_json_save(all, report_path);
     json_decref(all);
+    if (bad)
+        sd_die(report_path, "%s", sd_reason());
 }
 
 static int
