@@ -4,6 +4,7 @@
 #include "hash.h"
 #include "image.h"
 #include "json.h"
+#include "model/model_tokenizer.h"
 #include "model/prompt.h"
 #include "opt.h"
 #include "record.h"
@@ -13,6 +14,7 @@
 #include <signal.h>
 #include <spawn.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -371,6 +373,25 @@ print_all_tokens(int count, char **texts)
     return !bad ? SD_OK : bad == count ? SD_FAILED : sd_shared.keep_going ? SD_OK : SD_SOME_BAD;
 }
 
+/* The model's configuration is not needed where its folder has a tokenizer, so that --tokens works on a tokenizer alone; a
+ * single file's family says how it pads. */
+static void
+open_tokenizer(struct sd_scope *s)
+{
+    const char *subject = tokenizer_path ? tokenizer_path : model;
+    struct sd_model *m;
+    struct stat st;
+
+    tokenizer = sd_tokenizer_find(s, model, tokenizer_path);
+    if (tokenizer && model && !tokenizer->pad_named && !stat(model, &st) && S_ISREG(st.st_mode)) {
+        if (!(m = sd_model_open(s, model, NULL)))
+            sd_die(model, "%s", sd_reason());
+        tokenizer = sd_model_tokenizer(m, tokenizer_path);
+    }
+    if (!tokenizer)
+        sd_die(subject, "%s", sd_reason());
+}
+
 /* --- options --- */
 
 /* An option that changes nothing is an error. */
@@ -421,8 +442,8 @@ main(int argc, char **argv)
                "records or photos to records with captions; texts to token ids");
     check_options(argc - 1);
     s = sd_scope_open();
-    if ((tokens || model || tokenizer_path) && !(tokenizer = sd_tokenizer_find(s, model, tokenizer_path)))
-        sd_die(tokenizer_path ? NULL : model, "%s", sd_reason());
+    if (tokens || model || tokenizer_path)
+        open_tokenizer(s);
     if (tokens) {
         status = print_all_tokens(argc - 1, argv + 1);
     } else {

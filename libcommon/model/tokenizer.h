@@ -22,6 +22,8 @@ struct sd_tokenizer {
     int32_t comma;              /* a comma as a word of its own; -1 when the vocabulary has none */
     int32_t length;             /* the id after the highest one: rows of the embedding table, and the next new token */
     int32_t model_max_length;   /* ids of a framed text */
+    bool pad_named;             /* some file says what the padding is; else it is eos, as CLIP-L's */
+    bool length_named;          /* some file says the length; else it is CLIP's 77 */
     struct sd_tokenizer_tables *tables;
 };
 
@@ -46,7 +48,8 @@ struct sd_tokenizer *sd_tokenizer_load(struct sd_scope *s, const char *path);
 /* sd_tokenizer_find - the tokenizer of a model, as --model and --tokenizer name them; either may be NULL.
  * `tokenizer` when given; else the tokenizer/ in the model's folder; else, for a single-file checkpoint or no model,
  * the Hub's cache on disk (openai/clip-vit-large-patch14, the published SD repositories), then DATADIR/clip.  NULL with
- * sd_fail that says what to do. */
+ * sd_fail that says what to do; name the option's path, else the model, before it.  Where a model is open already,
+ * sd_model_tokenizer (model_tokenizer.h) knows more. */
 struct sd_tokenizer *sd_tokenizer_find(struct sd_scope *s, const char *model, const char *tokenizer);
 /* sd_hub_snapshot - the folder of "org/name[@revision]" in the Hub's cache on disk; NULL with sd_fail. */
 const char *sd_hub_snapshot(struct sd_scope *s, const char *name);

@@ -97,13 +97,8 @@ published(struct sd_scope *s)
 struct sd_tokenizer *
 sd_tokenizer_find(struct sd_scope *s, const char *model, const char *tokenizer)
 {
-    struct sd_tokenizer *t;
-
-    if (tokenizer) {
-        if (!(t = sd_tokenizer_load(s, tokenizer)))
-            sd_fail_prefix("tokenizer %s", tokenizer);
-        return t;
-    }
+    if (tokenizer)
+        return sd_tokenizer_load(s, tokenizer);
     if (!model)
         return published(s);
     if (access(model, F_OK) && !(model = sd_hub_snapshot(s, model)))

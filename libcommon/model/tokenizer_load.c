@@ -312,6 +312,7 @@ load_specials(struct sd_tokenizer *t, const struct files *f)
         { "<|startoftext|>", true, false }, { "<|endoftext|>", true, false }, { "<|endoftext|>", true, false },
         { "<|endoftext|>", true, false },
     };
+    const char *padding = specials[PAD].text;
     int32_t ids[SPECIALS];
     size_t listed;
 
@@ -344,6 +345,7 @@ load_specials(struct sd_tokenizer *t, const struct files *f)
     t->eos = ids[EOS];
     t->tables->unk = ids[UNK];
     t->pad = ids[PAD];
+    t->pad_named = specials[PAD].text != padding;
     return 0;
 }
 
@@ -374,9 +376,9 @@ load_length(struct sd_tokenizer *t, struct sd_scope *s, const struct files *f)
         return sd_fail("tokenizer_config.json: model_max_length: expected a whole number from 3");
     if (n >= 3 && n <= 65536) {
         t->model_max_length = (int32_t)n;
+        t->length_named = true;
         return 0;
     }
-    t->model_max_length = 0;
     if (f->folder && (real = realpath(f->folder, NULL))) {
         base = strrchr(real, '/') + 1;
         if (!strncmp(base, "tokenizer", 9))
@@ -385,7 +387,8 @@ load_length(struct sd_tokenizer *t, struct sd_scope *s, const struct files *f)
             t->model_max_length = positions_in(s, sd_sprintf(s, "%s/config.json", real));
         free(real);
     }
-    if (!t->model_max_length)
+    t->length_named = t->model_max_length;
+    if (!t->length_named)
         t->model_max_length = CLIP_LENGTH;
     return 0;
 }

@@ -15,6 +15,17 @@ setup() {
     echo 'a blue cube' > photos/b.caption
 }
 
+# A single file: the two tensors by which its family is known, $1 wide.
+checkpoint() {
+    local key=model.diffusion_model.input_blocks header
+    header=$(printf '{"%s.0.0.weight":{"dtype":"F32","shape":[1,4,1,1],"data_offsets":[0,16]},"%s.1.1.transformer_blocks.0.attn2.to_k.weight":{"dtype":"F32","shape":[1,%d],"data_offsets":[16,%d]}}' \
+        $key $key "$1" $((16 + 4 * $1)))
+    # shellcheck disable=SC2059
+    printf "\\x$(printf %x $((${#header} & 255)))\\x$(printf %x $((${#header} >> 8)))\\0\\0\\0\\0\\0\\0"
+    printf %s "$header"
+    head -c $((16 + 4 * $1)) /dev/zero
+}
+
 captions() { jq -rs 'map(.caption // empty) | join("|")' <<< "$output"; }
 
 @test "a sidecar .txt, then .caption" {
@@ -212,6 +223,27 @@ captions() { jq -rs 'map(.caption // empty) | join("|")' <<< "$output"; }
     [[ $stderr == "sd-caption: no/such: no such file or folder, nor in the Hub's cache on disk" ]]
     HF_HUB_CACHE=/none run -3 --separate-stderr sd-caption --tokens --model ../../etc in
     [[ $stderr == "sd-caption: ../../etc: no such file or folder, nor a name"* ]]
+}
+
+@test "--tokens: a single file's family says how it pads" {
+    CLIP="${SD_TEST_DATA:-$ROOT/../shared/data}/clip-tokenizer"
+    [[ -e $CLIP/vocab.json ]] || skip "clip-tokenizer is not in SD_TEST_DATA"
+    mkdir -p data/clip
+    cp "$CLIP/merges.txt" data/clip/
+    export HF_HUB_CACHE=/none SD_DATADIR=$PWD/data
+    checkpoint 768 > sd1.safetensors
+    checkpoint 1024 > sd2.safetensors
+    run -0 --separate-stderr sd-caption --tokens --model sd1.safetensors 'hi!!'
+    [[ $(jq -c '.input_ids[:5]' <<< "$output") == '[49406,1883,748,49407,49407]' ]]
+    run -0 --separate-stderr sd-caption --tokens --model sd2.safetensors 'hi!!'
+    [[ $(jq -c '.input_ids[:6]' <<< "$output") == '[49406,1883,0,0,49407,0]' ]]
+    run -0 --separate-stderr sd-caption --tokens --model sd2.safetensors --tokenizer "$CLIP" 'hi!!'
+    [[ $(jq -c '.input_ids[:6]' <<< "$output") == '[49406,1883,0,0,49407,0]' ]]
+    : > empty.safetensors
+    run -3 --separate-stderr sd-caption --tokens --model empty.safetensors 'hi!!'
+    [[ $stderr == "sd-caption: empty.safetensors: "* && -z $output ]]
+    run -3 --separate-stderr sd-caption --tokens --model sd1.safetensors --tokenizer "$CLIP/none" 'hi!!'
+    [[ $stderr == "sd-caption: $CLIP/none: No such file or directory" ]]
 }
 
 @test "--tokens: texts that are not UTF-8 are named" {
