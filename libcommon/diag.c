@@ -1,18 +1,16 @@
-/* diag.c - messages, scopes, outputs; the rules are in diag.h. */
-#include "diag.h"
+/* diag.c - messages and ends; scopes are in scope.c, outputs in output.c. */
+#include "diag_private.h"
 
 #include <errno.h>
 #include <fcntl.h>
-#include <pthread.h>
 #include <signal.h>
 #include <stdatomic.h>
 #include <stdio_ext.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/stat.h>
 #include <unistd.h>
 
-enum { LINE = 4096, ALIGN = 64 };
+enum { LINE = 4096 };
 
 const char *sd_program = "sd";
 int sd_verbosity;
@@ -193,168 +191,6 @@ sd_error_count(void)
     return error_count;
 }
 
-/* ---- outputs ------------------------------------------------------------------------------------------------ */
-
-/* Never freed, only used again: a signal handler may look at the list at any time. */
-struct sd_output {
-    struct sd_output *next;
-    atomic_bool in_use, part_exists;
-    bool direct;                        /* a device or pipe: written in place */
-    FILE *file;
-    char path[LINE], part[LINE];
-};
-static struct sd_output *_Atomic outputs;
-static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
-
-static struct sd_output *
-new_output(void)
-{
-    struct sd_output *o;
-
-    pthread_mutex_lock(&lock);
-    for (o = outputs; o && o->in_use; o = o->next)
-        ;
-    if (!o && (o = calloc(1, sizeof *o))) {
-        o->next = outputs;
-        outputs = o;
-    }
-    if (o)
-        o->in_use = true;
-    pthread_mutex_unlock(&lock);
-    if (!o)
-        sd_die("memory", "no room for an output");
-    return o;
-}
-
-static void
-remove_parts(void)      /* safe in a signal handler */
-{
-    for (struct sd_output *o = outputs; o; o = o->next)
-        if (o->part_exists)
-            unlink(o->part);
-}
-
-struct sd_output *
-sd_output_open(const char *path)
-{
-    struct sd_output *o;
-    struct stat st;
-    int fd;
-
-    if (strlen(path) + sizeof ".part" > LINE)
-        return sd_fail_null("name too long");
-    o = new_output();
-    strcpy(o->path, path);
-    strcpy(stpcpy(o->part, path), ".part");
-    o->direct = !stat(path, &st) && !S_ISREG(st.st_mode);
-    if (o->direct && S_ISDIR(st.st_mode)) {
-        o->in_use = false;
-        return sd_fail_null("is a directory");
-    }
-    if (o->direct) {
-        fd = open(path, O_WRONLY | O_CLOEXEC);
-    } else {
-        unlink(o->part);                /* left by a run that was killed */
-        fd = open(o->part, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
-        o->part_exists = fd >= 0;
-    }
-    if (fd < 0 || !(o->file = fdopen(fd, o->direct ? "w" : "w+"))) {
-        sd_fail_errno("cannot be written");
-        if (fd >= 0)
-            close(fd);
-        o->file = NULL;
-        sd_output_abandon(o);
-        return NULL;
-    }
-    return o;
-}
-
-FILE *
-sd_output_file(struct sd_output *o)
-{
-    return o->file;
-}
-
-/* A rename is durable only when its directory is written too. */
-static int
-sync_directory(const char *path)
-{
-    char name[LINE];
-    char *slash;
-    int fd, status;
-
-    strcpy(name, path);
-    slash = strrchr(name, '/');
-    if (!slash)
-        strcpy(name, ".");
-    else
-        slash[slash == name] = '\0';
-    if ((fd = open(name, O_RDONLY | O_DIRECTORY | O_CLOEXEC)) < 0)
-        return errno == EACCES ? 0 : -1;        /* a directory may be writable and not readable */
-    status = fsync(fd);
-    if (status && (errno == EINVAL || errno == EROFS || errno == ENOTSUP))
-        status = 0;                             /* file systems without it */
-    close(fd);
-    return status;
-}
-
-int
-sd_output_commit(struct sd_output *o)
-{
-    struct stat ours, theirs;
-    bool bad = ferror(o->file);
-    int status;
-
-    if (bad)
-        errno = errno ? errno : EIO;
-    if (bad || fflush(o->file) || (!o->direct && fsync(fileno(o->file)))) {
-        sd_fail_errno("cannot be written");
-        sd_output_abandon(o);
-        return -1;
-    }
-    if (!o->direct && (fstat(fileno(o->file), &ours) || stat(o->part, &theirs) || ours.st_ino != theirs.st_ino
-            || ours.st_dev != theirs.st_dev)) {
-        o->part_exists = false;                 /* not ours any more */
-        sd_output_abandon(o);
-        return sd_fail("another process writes it too (its .part was replaced)");
-    }
-    status = fclose(o->file);
-    o->file = NULL;
-    if (status || (!o->direct && rename(o->part, o->path))) {
-        sd_fail_errno("cannot be written");
-        sd_output_abandon(o);
-        return -1;
-    }
-    o->part_exists = false;
-    if (!o->direct && sync_directory(o->path))
-        status = sd_fail_errno("its directory cannot be synced");
-    o->in_use = false;
-    return status;
-}
-
-void
-sd_output_abandon(struct sd_output *o)
-{
-    if (!o)
-        return;
-    if (o->part_exists)
-        unlink(o->part);
-    o->part_exists = false;
-    if (o->file)
-        fclose(o->file);
-    o->file = NULL;
-    o->in_use = false;
-}
-
-void
-sd_output_refuse(const char *path, bool overwrite)
-{
-    struct stat st;
-
-    if (!overwrite && !stat(path, &st) && (S_ISREG(st.st_mode) || S_ISDIR(st.st_mode)))
-        sd_usage(path, "exists (use --overwrite)");
-}
-
 /* ---- ends --------------------------------------------------------------------------------------------------- */
 
 void
@@ -365,7 +201,7 @@ sd_die(const char *subject, const char *format, ...)
     va_start(ap, format);
     say("", subject, format, ap);
     va_end(ap);
-    remove_parts();
+    sd_outputs_remove();
     exit(SD_FAILED);
 }
 
@@ -377,7 +213,7 @@ sd_usage(const char *subject, const char *format, ...)
     va_start(ap, format);
     say("", subject, format, ap);
     va_end(ap);
-    remove_parts();
+    sd_outputs_remove();
     exit(SD_USAGE);
 }
 
@@ -389,14 +225,14 @@ sd_bug(const char *where, const char *format, ...)
     va_start(ap, format);
     say("bug: ", where, format, ap);
     va_end(ap);
-    remove_parts();
+    sd_outputs_remove();
     abort();
 }
 
 static void
 on_signal(int number)
 {
-    remove_parts();
+    sd_outputs_remove();
     signal(number, SIG_DFL);
     raise(number);              /* pending until this handler returns */
 }
@@ -409,7 +245,7 @@ on_bus_error(int number)
     ssize_t n;
 
     (void)number;
-    remove_parts();
+    sd_outputs_remove();
     n = write(2, sd_program, strlen(sd_program)) + write(2, text, sizeof text - 1);
     (void)n;
     _exit(SD_FAILED);
@@ -444,139 +280,13 @@ sd_catch_signals(void)
             exit(SD_FAILED);
 }
 
-/* ---- scopes ------------------------------------------------------------------------------------------------- */
-
-struct block {
-    struct block *next;
-};
-struct cleanup {
-    struct cleanup *next;
-    void (*f)(void *);
-    void *argument;
-};
-struct sd_scope {
-    struct block *blocks;
-    struct cleanup *cleanups;
-};
-static struct sd_scope root;    /* what a NULL scope means */
-
-struct sd_scope *
-sd_scope_open(void)
-{
-    struct sd_scope *s = calloc(1, sizeof *s);
-
-    if (!s)
-        sd_die("memory", "no room for a scope");
-    return s;
-}
-
-static void
-run_cleanups(struct sd_scope *s)
-{
-    struct cleanup *c;
-
-    while ((c = s->cleanups)) {
-        s->cleanups = c->next;
-        c->f(c->argument);
-    }
-}
-
-void
-sd_scope_close(struct sd_scope *s)
-{
-    struct block *b;
-
-    if (!s)
-        return;
-    run_cleanups(s);
-    while ((b = s->blocks)) {
-        s->blocks = b->next;
-        free(b);
-    }
-    free(s);
-}
-
-void *
-sd_alloc(struct sd_scope *s, size_t bytes)
-{
-    const size_t extra = sizeof(struct block) + ALIGN - 1;
-    struct block *b = bytes <= PTRDIFF_MAX - extra ? calloc(1, bytes + extra) : NULL;
-
-    if (!b)
-        sd_die("memory", "%zu bytes wanted, not there", bytes);
-    if (!s)
-        s = &root;
-    pthread_mutex_lock(&lock);
-    b->next = s->blocks;
-    s->blocks = b;
-    pthread_mutex_unlock(&lock);
-    return (void *)(((uintptr_t)(b + 1) + ALIGN - 1) / ALIGN * ALIGN);
-}
-
-void *
-sd_alloc_array(struct sd_scope *s, size_t count, size_t size)
-{
-    size_t bytes;
-
-    if (__builtin_mul_overflow(count, size, &bytes))
-        sd_die("memory", "%zu times %zu bytes wanted, not there", count, size);
-    return sd_alloc(s, bytes);
-}
-
-char *
-sd_strndup(struct sd_scope *s, const char *text, size_t length)
-{
-    char *copy = sd_alloc(s, length + 1);
-
-    memcpy(copy, text, length);
-    return copy;
-}
-
-char *
-sd_strdup(struct sd_scope *s, const char *text)
-{
-    return sd_strndup(s, text, strlen(text));
-}
-
-char *
-sd_sprintf(struct sd_scope *s, const char *format, ...)
-{
-    va_list ap;
-    char *text, *copy;
-    int n;
-
-    va_start(ap, format);
-    n = vasprintf(&text, format, ap);
-    va_end(ap);
-    if (n < 0)
-        sd_die("memory", "no room for a text");
-    copy = sd_strndup(s, text, (size_t)n);
-    free(text);
-    return copy;
-}
-
-void
-sd_on_close(struct sd_scope *s, void (*f)(void *), void *argument)
-{
-    struct cleanup *c = sd_alloc(s, sizeof *c);
-
-    if (!s)
-        s = &root;
-    c->f = f;
-    c->argument = argument;
-    pthread_mutex_lock(&lock);
-    c->next = s->cleanups;
-    s->cleanups = c;
-    pthread_mutex_unlock(&lock);
-}
-
 int
 sd_finish(int status)
 {
     bool pending = __fpending(stdout) > 0, failed = ferror(stdout);
 
-    run_cleanups(&root);
-    remove_parts();
+    sd_root_close();
+    sd_outputs_remove();
     errno = 0;
     if ((fclose(stdout) && (pending || errno != EBADF)) || failed) {
         sd_error("standard output", "%s", errno ? strerror(errno) : "cannot be written");
