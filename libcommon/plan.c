@@ -700,6 +700,8 @@ sd_plan_free(struct sd_plan *p)
 {
     if (!p)
         return;
+    if (getenv("SD_PROFILE"))
+        sd_plan_profile(p);
     if (p->own_arena)
         sd_arena_free(p->arena);
     sd_scope_close(p->scope);

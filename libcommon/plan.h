@@ -61,7 +61,7 @@ extern bool sd_guard;
 void        sd_run(struct sd_plan *p);
 const char *sd_run_scan(struct sd_plan *p);
 
-/* sd_plan_profile - after SD_PROFILE=1 runs: seconds, calls and GFLOP/s by op and shape, on stderr. */
+/* sd_plan_profile - with SD_PROFILE in the environment: seconds, calls and GFLOP/s by op and shape, on stderr, when the plan is freed. */
 void sd_plan_profile(struct sd_plan *p);
 
 #endif
