@@ -24,9 +24,12 @@ static const char *sidecar, *template, *trigger, *command, *model, *tokenizer_pa
 static bool write_sidecars, check, tokens;
 
 static const struct sd_opt options[] = {
-    { 0, "sidecar", SD_OPT_TEXT, &sidecar, 0, 0, "EXT", "extension of caption files beside the photos (.txt, then .caption)" },
-    { 0, "caption", SD_OPT_TEXT, &template, 0, 0, "TEMPLATE", "the caption; {trigger}, {caption}, {file} are filled in" },
-    { 0, "trigger", SD_OPT_TEXT, &trigger, 0, 0, "TOK", "what {trigger} is; without --caption: put before captions that lack it" },
+    { 0, "sidecar", SD_OPT_TEXT, &sidecar, 0, 0, "EXT",
+      "extension of caption files beside the photos (.txt, then .caption)" },
+    { 0, "caption", SD_OPT_TEXT, &template, 0, 0, "TEMPLATE",
+      "the caption; {trigger}, {caption}, {file} are filled in" },
+    { 0, "trigger", SD_OPT_TEXT, &trigger, 0, 0, "TOK",
+      "what {trigger} is; without --caption: put before captions that lack it" },
     { 0, "exec", SD_OPT_TEXT, &command, 0, 0, "CMD", "a shell command that prints the caption of the photo $1" },
     { 0, "write-sidecars", SD_OPT_FLAG, &write_sidecars, 0, 0, NULL, "write the captions beside the photos too" },
     { 0, "check", SD_OPT_FLAG, &check, 0, 0, NULL, "only say what is wrong with the captions; no records" },
@@ -112,7 +115,7 @@ find_sidecar(struct sd_scope *s, const char *source, const char **caption)
     return found ? found : read_sidecar(s, source, ".caption", caption);
 }
 
-/* All that a descriptor gives, up to CAPTION_MAX; what follows is read and dropped, so that the writer does not break. */
+/* All that a descriptor gives, up to CAPTION_MAX; what follows is read and dropped, so that the writer goes on. */
 static char *
 drain(struct sd_scope *s, int fd, size_t *length)
 {
@@ -218,7 +221,8 @@ fill(struct sd_scope *s, const char *caption, const char *source)
             text = sd_sprintf(s, "%s%.*s", text, (int)n, at);
             at += n;
         } else if (!values[field]) {
-            return sd_fail_null("no %s for {%s}", field == CAPTION ? "caption" : "source", field == CAPTION ? "caption" : "file");
+            return sd_fail_null("no %s for {%s}", field == CAPTION ? "caption" : "source",
+                                field == CAPTION ? "caption" : "file");
         } else {
             text = sd_sprintf(s, "%s%s", text, values[field]);
             at += strlen(fields[field]);
@@ -373,8 +377,8 @@ print_all_tokens(int count, char **texts)
     return !bad ? SD_OK : bad == count ? SD_FAILED : sd_shared.keep_going ? SD_OK : SD_SOME_BAD;
 }
 
-/* The model's configuration is not needed where its folder has a tokenizer, so that --tokens works on a tokenizer alone; a
- * single file's family says how it pads. */
+/* The model's configuration is not needed where its folder has a tokenizer, so that --tokens works on a tokenizer
+ * alone; a single file's family says how it pads. */
 static void
 open_tokenizer(struct sd_scope *s)
 {
@@ -427,7 +431,8 @@ check_options(int operands)
         sd_usage("--trigger", "the template has no {trigger}");
     for (const char *at = template; at && (at = strchr(at, '{')); at++)
         if (field_at(at) == FIELDS && at[1 + strspn(at + 1, "abcdefghijklmnopqrstuvwxyz_")] == '}' && at[1] != '}')
-            sd_usage("--caption", "%.*s is not known; {trigger}, {caption} and {file} are", (int)(strchr(at, '}') - at) + 1, at);
+            sd_usage("--caption", "%.*s is not known; {trigger}, {caption} and {file} are",
+                     (int)(strchr(at, '}') - at) + 1, at);
 }
 
 int
@@ -451,8 +456,8 @@ main(int argc, char **argv)
             each.holds = NULL;
         status = sd_each(argc, argv, &each);
         if (check && tokenizer)
-            sd_note(0, "%zu captions, %zu without the trigger, %zu longer than a chunk, the longest %zu ids", seen.captions,
-                    seen.lacking, seen.over, seen.longest);
+            sd_note(0, "%zu captions, %zu without the trigger, %zu longer than a chunk, the longest %zu ids",
+                    seen.captions, seen.lacking, seen.over, seen.longest);
         else if (check)
             sd_note(0, "%zu captions, %zu without the trigger", seen.captions, seen.lacking);
     }

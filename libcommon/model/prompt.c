@@ -431,14 +431,16 @@ lora_arguments(struct sd_scope *s, const char *whole, char *arguments, struct sd
     n->unet = n->te;
     if (named[1] && network_number(whole, named[1], &n->unet) < 0)
         return -1;
-    if (named[2] && (network_number(whole, named[2], &dyn) < 0 || dyn < 0 || dyn > 1 << 20 || dyn != (double)(int64_t)dyn))
+    if (named[2]
+        && (network_number(whole, named[2], &dyn) < 0 || dyn < 0 || dyn > 1 << 20 || dyn != (double)(int64_t)dyn))
         return sd_fail("<%s>: dyn=%s is not a rank", whole, named[2]);
     n->dyn = (int64_t)dyn;
     return *n->name ? 0 : sd_fail("<%s>: no name", whole);
 }
 
 int
-sd_prompt_networks(struct sd_scope *s, const char *text, const char **rest, struct sd_prompt_network **networks, size_t *count)
+sd_prompt_networks(struct sd_scope *s, const char *text, const char **rest, struct sd_prompt_network **networks,
+                   size_t *count)
 {
     struct sd_scope *scratch = sd_scope_open();
     struct sd_codepoints c;

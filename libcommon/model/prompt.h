@@ -1,7 +1,8 @@
 /* prompt.h - prompts: weights, BREAK, chunks, <lora:...>.
  *
  * One rule: what a prompt means is A1111's meaning, quirks included, for SD_PROMPT_A1111; the other syntaxes read no
- * weights.  Differences on purpose: a weight that is no number ("(a:1.2.3)") is refused; only ASCII digits are digits. */
+ * weights.  Differences on purpose: a weight that is no number ("(a:1.2.3)") is refused, and digits are
+ * ASCII's. */
 #ifndef SD_PROMPT_H
 #define SD_PROMPT_H
 

@@ -104,7 +104,8 @@ sd_tokenizer_build(struct sd_tokenizer *t, json_t *vocab, const struct sd_merge 
 
         for (int i = 0; i < 3; i++)
             if ((id[i] = vocab_id(v, parts[i])) < 0) {
-                sd_fail("merge %zu, \"%s %s\": \"%s\" is not in the vocabulary", rank + 1, parts[0], parts[1], parts[i]);
+                sd_fail("merge %zu, \"%s %s\": \"%s\" is not in the vocabulary", rank + 1, parts[0], parts[1],
+                        parts[i]);
                 sd_scope_close(scratch);
                 return -1;
             }
@@ -457,7 +458,8 @@ encode_added(struct encoder *e, const struct sd_added_token *a)
     }
 }
 
-/* Cut out the added tokens, leftmost first; what lies between goes on: raw text to normalising, normalised text to words. */
+/* Cut out the added tokens, leftmost first; what lies between goes on: raw text to normalising, normalised text to
+ * words. */
 static void
 encode_segment(struct encoder *e, bool normalised, const int32_t *at, size_t count)
 {

@@ -1,8 +1,8 @@
 /* tokenizer.h - text to ids: CLIP's byte-level BPE, as the tokenizers library computes it.
  *
  * One rule: nothing of a model is a constant here.  Ids of begin, end and padding, the length, the vocabulary and the
- * added tokens with their flags come from the files; the same text gives the ids of the reference, for every code point,
- * whatever Unicode version utf8proc has (sd_tokenizer_text.h).
+ * added tokens with their flags come from the files; the same text gives the ids of the reference, for every code
+ * point, as tokenizer_text.h says.
  *
  * A tokenizer keeps a cache of words: one thread at a time. */
 #ifndef SD_TOKENIZER_H
@@ -36,11 +36,11 @@ struct sd_ids {
 };
 
 /* sd_tokenizer_load - the tokenizer of a path, in scope s:
- *   folder            vocab.json + merges.txt (and tokenizer.json, which must then agree), or tokenizer.json alone; with
- *                     special_tokens_map.json, tokenizer_config.json, added_tokens.json where present.  A model's folder
- *                     stands for its tokenizer/.
- *   tokenizer.json    the same file of a folder, alone
- *   any other file    a merge list (bpe_simple_vocab_16e6.txt, merges.txt): the vocabulary is built from it
+ *   folder          vocab.json + merges.txt (and tokenizer.json, which must then agree), or tokenizer.json alone;
+ *                   with special_tokens_map.json, tokenizer_config.json, added_tokens.json where present.
+ *                   A model's folder stands for its tokenizer/.
+ *   tokenizer.json  that form alone, with the files beside it
+ *   any other file  a merge list (bpe_simple_vocab_16e6.txt, merges.txt): the vocabulary is built from it
  * model_max_length is the configuration's, else (absent, or Python's "very large") the positions of the text encoder
  * beside the folder, else CLIP's 77.  NULL with sd_fail: "merges.txt: line 7: expected two words". */
 struct sd_tokenizer *sd_tokenizer_load(struct sd_scope *s, const char *path);
@@ -58,9 +58,9 @@ const char *sd_hub_snapshot(struct sd_scope *s, const char *name);
  * pad token named in the files.  For single-file checkpoints of SD2 and SDXL's second encoder: "!". */
 int sd_tokenizer_set_pad(struct sd_tokenizer *t, const char *token);
 
-/* sd_tokenizer_add - a new token of `count` vectors: ids length .. length + count - 1, named token, token_1, token_2 ...;
- * where a text says `token` (any case, no word boundary, longest first) all of them stand.  Returns the first id; -1 with
- * sd_fail when one of the names exists already. */
+/* sd_tokenizer_add - a new token of `count` vectors: ids length .. length + count - 1, named token, token_1 ...;
+ * where a text says `token` (any case, no word boundary, longest first) all of them stand.  Returns the first id;
+ * -1 with sd_fail when one of the names exists already. */
 int32_t sd_tokenizer_add(struct sd_tokenizer *t, const char *token, int count);
 
 /* sd_tokenizer_encode - ids of a text of `bytes` bytes, without frame; -1 with sd_fail ("not UTF-8 at byte 7"). */

@@ -48,7 +48,7 @@ const char *
 sd_hub_snapshot(struct sd_scope *s, const char *name)
 {
     const char *slash = strchr(name, '/'), *at = slash ? strchr(slash, '@') : NULL, *revision = at ? at + 1 : "main";
-    size_t org = slash ? (size_t)(slash - name) : 0, repo = !slash ? 0 : at ? (size_t)(at - slash - 1) : strlen(slash + 1);
+    size_t org = slash ? (size_t)(slash - name) : 0, repo = slash ? strcspn(slash + 1, "@") : 0;
     char *base, *path, *commit;
     size_t length;
 
@@ -76,9 +76,14 @@ static struct sd_tokenizer *
 published(struct sd_scope *s)
 {
     static const char *const repositories[] = {
-        "openai/clip-vit-large-patch14", "stable-diffusion-v1-5/stable-diffusion-v1-5", "runwayml/stable-diffusion-v1-5",
-        "CompVis/stable-diffusion-v1-4", "stabilityai/stable-diffusion-2-1-base", "stabilityai/stable-diffusion-2-1",
-        "stabilityai/stable-diffusion-2-base", "stabilityai/stable-diffusion-2",
+        "openai/clip-vit-large-patch14",
+        "stable-diffusion-v1-5/stable-diffusion-v1-5",
+        "runwayml/stable-diffusion-v1-5",
+        "CompVis/stable-diffusion-v1-4",
+        "stabilityai/stable-diffusion-2-1-base",
+        "stabilityai/stable-diffusion-2-1",
+        "stabilityai/stable-diffusion-2-base",
+        "stabilityai/stable-diffusion-2",
         "stabilityai/stable-diffusion-xl-base-1.0",
     };
     const char *folder, *list;

@@ -99,7 +99,8 @@ json_merges(struct sd_scope *s, const json_t *list, struct merges *out)
     out->at = sd_alloc_array(s, json_array_size(list) + 1, sizeof *out->at);
     out->count = json_array_size(list);
     json_array_foreach(list, i, item) {
-        const char *left = json_string_value(json_array_get(item, 0)), *right = json_string_value(json_array_get(item, 1));
+        const char *left = json_string_value(json_array_get(item, 0)),
+                   *right = json_string_value(json_array_get(item, 1));
 
         if (json_array_size(item) == 2 && left && right)
             out->at[i] = (struct sd_merge){ left, right };
@@ -159,7 +160,8 @@ check_machine(const json_t *json)
 {
     static const char *const steps[] = { "NFC", "Replace", "Lowercase" };
     const json_t *model = member(json, "model"), *normalizer = member(json, "normalizer");
-    const json_t *list = member(normalizer, "normalizers"), *splits = member(member(json, "pre_tokenizer"), "pretokenizers");
+    const json_t *list = member(normalizer, "normalizers"),
+                 *splits = member(member(json, "pre_tokenizer"), "pretokenizers");
     const char *pattern = text_of(member(json_array_get(splits, 0), "pattern"), "Regex");
 
     if (!json_is_object(model) || (member(model, "type") && strcmp(text_of(model, "type"), "BPE")))
@@ -190,7 +192,8 @@ check_agreement(const struct files *f, const struct merges *m, const struct merg
     json_object_foreach(f->vocab, text, id)
         if (!json_equal(id, json_object_get(other, text)))
             return sd_fail("vocab.json and tokenizer.json differ: \"%s\" is %lld and %lld", text,
-                           (long long)json_integer_value(id), (long long)json_integer_value(json_object_get(other, text)));
+                           (long long)json_integer_value(id),
+                           (long long)json_integer_value(json_object_get(other, text)));
     if (json_object_size(other) != json_object_size(f->vocab))
         return sd_fail("vocab.json and tokenizer.json differ: %zu and %zu tokens", json_object_size(f->vocab),
                        json_object_size(other));
@@ -319,7 +322,8 @@ load_specials(struct sd_tokenizer *t, const struct files *f)
     for (int k = 0; k < SPECIALS; k++) {
         if (named_special(f->config, keys[k], specials + k) < 0)
             return sd_fail_prefix("tokenizer_config.json");
-        if (!json_is_object(member(f->config, "added_tokens_decoder")) && named_special(f->map, keys[k], specials + k) < 0)
+        if (!json_is_object(member(f->config, "added_tokens_decoder"))
+            && named_special(f->map, keys[k], specials + k) < 0)
             return sd_fail_prefix("special_tokens_map.json");
     }
     if (load_added(t, f, specials) < 0)
@@ -490,7 +494,8 @@ sd_tokenizer_load(struct sd_scope *s, const char *path)
     if (S_ISDIR(st.st_mode)) {
         if (beside(s, path, "vocab.json") || beside(s, path, "tokenizer.json"))
             return load(s, path, NULL, false);
-        if ((folder = beside(s, path, "tokenizer")) && (beside(s, folder, "vocab.json") || beside(s, folder, "tokenizer.json")))
+        if ((folder = beside(s, path, "tokenizer"))
+            && (beside(s, folder, "vocab.json") || beside(s, folder, "tokenizer.json")))
             return load(s, folder, NULL, false);
         if ((folder = beside(s, path, "merges.txt")))
             return load(s, path, folder, false);

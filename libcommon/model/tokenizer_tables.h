@@ -1,4 +1,4 @@
-/* tokenizer_tables.h - what a tokenizer holds, between tokenizer_load.c, which fills it, and tokenizer.c, which uses it. */
+/* tokenizer_tables.h - what a tokenizer holds, filled by tokenizer_load.c, used by tokenizer.c. */
 #ifndef SD_TOKENIZER_TABLES_H
 #define SD_TOKENIZER_TABLES_H
 
@@ -39,7 +39,7 @@ struct sd_tokenizer_tables {
 
 /* sd_byte_codepoint - the printable code point that stands for a byte in vocabularies. */
 int32_t sd_byte_codepoint(int byte);
-/* sd_tokenizer_build - tables of a vocabulary (an object text: id) and its merges, in order of rank.  -1 with sd_fail. */
+/* sd_tokenizer_build - tables of a vocabulary (an object text: id) and its merges, in order of rank; -1 with sd_fail. */
 int sd_tokenizer_build(struct sd_tokenizer *t, json_t *vocab, const struct sd_merge *merges, size_t count);
 /* sd_tokenizer_set_added - add a token, or change the flag of the one of that text. */
 int sd_tokenizer_set_added(struct sd_tokenizer *t, const char *text, int32_t id, int32_t span, bool normalised);

@@ -55,8 +55,8 @@ sd_codepoint_class(int32_t c)
 {
     static const unsigned char space[] = { 0x20, 0x85, 0xA0 };
 
-    if ((c >= 9 && c <= 13) || (c <= 0xA0 && memchr(space, c, sizeof space)) || c == 0x1680 || (c >= 0x2000 && c <= 0x200A)
-            || c == 0x2028 || c == 0x2029 || c == 0x202F || c == 0x205F || c == 0x3000)
+    if ((c >= 9 && c <= 13) || (c <= 0xA0 && memchr(space, c, sizeof space)) || c == 0x1680
+        || (c >= 0x2000 && c <= 0x200A) || c == 0x2028 || c == 0x2029 || c == 0x202F || c == 0x205F || c == 0x3000)
         return SD_CLASS_SPACE;
     if (c < 0x80)
         return (c | 32) >= 'a' && (c | 32) <= 'z' ? SD_CLASS_LETTER : c >= '0' && c <= '9' ? SD_CLASS_NUMBER
@@ -123,7 +123,8 @@ sd_utf8_repair(struct sd_scope *s, const char *bytes, size_t count)
 
     for (size_t i = 0; i < count; ) {
         int32_t c;
-        utf8proc_ssize_t used = utf8proc_iterate((const utf8proc_uint8_t *)bytes + i, (utf8proc_ssize_t)(count - i), &c);
+        utf8proc_ssize_t used =
+            utf8proc_iterate((const utf8proc_uint8_t *)bytes + i, (utf8proc_ssize_t)(count - i), &c);
 
         n += (size_t)sd_codepoint_write(used > 0 ? c : 0xFFFD, text + n);
         i += used > 0 ? (size_t)used : 1;

@@ -1,7 +1,7 @@
 /* tokenizer_text.h - the Unicode side of the CLIP tokenizer: UTF-8, normal form, lower case, classes.
  *
  * One rule: equal to tokenizers 0.23 on every code point.  utf8proc has one version of Unicode; the reference has three
- * (NFC 9.0, letters and numbers 16.0, lower case 17.0), so short tables of the differences stand in tokenizer_text.c. */
+ * (NFC 9.0, letters and numbers 16.0, lower case 17.0), so short tables of the differences are in tokenizer_text.c. */
 #ifndef SD_TOKENIZER_TEXT_H
 #define SD_TOKENIZER_TEXT_H
 

@@ -12,9 +12,12 @@ static const char *
 checkpoint(struct sd_scope *s, const char *folder, int width)
 {
     const char *path = sd_sprintf(s, "%s/%d.safetensors", folder, width);
-    char *header = sd_sprintf(s, "{\"model.diffusion_model.input_blocks.0.0.weight\":{\"dtype\":\"F32\",\"shape\":[1,4,1,1],"
-                              "\"data_offsets\":[0,16]},\"model.diffusion_model.input_blocks.1.1.transformer_blocks.0.attn2.to_k."
-                              "weight\":{\"dtype\":\"F32\",\"shape\":[1,%d],\"data_offsets\":[16,%d]}}", width, 16 + 4 * width);
+    char *header =
+        sd_sprintf(s,
+                   "{\"model.diffusion_model.input_blocks.0.0.weight\":{\"dtype\":\"F32\",\"shape\":[1,4,1,1],"
+                   "\"data_offsets\":[0,16]},\"model.diffusion_model.input_blocks.1.1.transformer_blocks.0.attn2.to_k."
+                   "weight\":{\"dtype\":\"F32\",\"shape\":[1,%d],\"data_offsets\":[16,%d]}}",
+                   width, 16 + 4 * width);
     uint64_t length = strlen(header);
     FILE *f = fopen(path, "w");
 
@@ -45,17 +48,20 @@ main(void)
 {
     char folder[] = "/tmp/sd-model-tokenizer-XXXXXX";
     struct sd_scope *s = sd_scope_open();
-    const char *data = getenv("SD_TEST_DATA"), *list = sd_sprintf(s, "%s/clip-tokenizer/merges.txt", data ? data : "../shared/data");
+    const char *data = getenv("SD_TEST_DATA"),
+               *list = sd_sprintf(s, "%s/clip-tokenizer/merges.txt", data ? data : "../shared/data");
     struct sd_model *m = sd_model_open(s, "tests/data/models/sd1", NULL);
     struct sd_tokenizer *t;
 
     if (CHECK(m != NULL, "a small model: %s", m ? "opens" : sd_reason())) {
-        CHECK(!sd_model_tokenizer(m, NULL) && strstr(sd_reason(), "no tokenizer in it"), "it has none: %s", sd_reason());
+        CHECK(!sd_model_tokenizer(m, NULL) && strstr(sd_reason(), "no tokenizer in it"), "it has none: %s",
+              sd_reason());
         CHECK(!sd_model_tokenizer(m, TINY) && strstr(sd_reason(), "tokenizer of 664 tokens, the text encoder knows"),
               "another number of tokens: %s", sd_reason());
         m->text_config.vocab_size = 664;
         m->text_config.max_position_embeddings = 15;
-        CHECK(!sd_model_tokenizer(m, TINY) && strstr(sd_reason(), "tokenizer of 16 ids, the text encoder has 15 positions"),
+        CHECK(!sd_model_tokenizer(m, TINY)
+                  && strstr(sd_reason(), "tokenizer of 16 ids, the text encoder has 15 positions"),
               "longer than the text encoder: %s", sd_reason());
         m->text_config.max_position_embeddings = 20;
         t = sd_model_tokenizer(m, TINY);

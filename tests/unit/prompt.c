@@ -10,9 +10,10 @@
 static struct sd_scope *scope;
 
 static const char *const pieces[] = {
-    "(", "(", "((", ")", ")", "[", "]", ":1.3)", ": 0.5 )", ":-.25)", ":+2.)", ":", "\\(", "\\)", "\\[", "\\]", "\\\\", "\\", "\\x",
-    "BREAK", " BREAK ", "xBREAK", "BREAK_", "BREAK\u00e9", "\u3000BREAK\n", "BREAK BREAK", "a cat", ", ", ",", " ", "\n", "<toy>",
-    " photo of a dog", "\u00e9", "the in er an on", "1.5", ":-1)", " a b c d e f g h", "<toy><toy>", "x, y",
+    "(", "(", "((", ")", ")", "[", "]", ":1.3)", ": 0.5 )", ":-.25)", ":+2.)", ":", "\\(", "\\)", "\\[", "\\]",
+    "\\\\", "\\", "\\x", "BREAK", " BREAK ", "xBREAK", "BREAK_", "BREAK\u00e9", "\u3000BREAK\n", "BREAK BREAK",
+    "a cat", ", ", ",", " ", "\n", "<toy>", " photo of a dog", "\u00e9", "the in er an on", "1.5", ":-1)",
+    " a b c d e f g h", "<toy><toy>", "x, y",
 };
 
 static uint64_t state;
@@ -163,8 +164,8 @@ check_chunks(struct sd_tokenizer *t)
     CHECK(ok && p.chunks == 2 && p.input_ids[10] == t->eos && p.input_ids[11] == t->pad
           && p.input_ids[17] == sd_tokenizer_id(t, "i</w>"), "what follows a comma stays together");
     ok = encode(t, SD_PROMPT_PLAIN, long_text);
-    CHECK(ok && p.chunks == 1 && p.cut == 2 && p.tokens == 16 && !strcmp(p.cut_text, "o p"), "plain is cut, and says \"%s\"",
-          p.cut_text);
+    CHECK(ok && p.chunks == 1 && p.cut == 2 && p.tokens == 16 && !strcmp(p.cut_text, "o p"),
+          "plain is cut, and says \"%s\"", p.cut_text);
     ok = encode(t, SD_PROMPT_PLAIN, "(a:1.5) BREAK");
     CHECK(ok && !p.weighted && !p.cut && !*p.cut_text, "plain has no weights");
     ok = encode(t, SD_PROMPT_CAPTION, "a <|endoftext|> b");
@@ -175,7 +176,8 @@ check_chunks(struct sd_tokenizer *t)
           && p.input_ids[63] == t->pad && p.weights[63] == 1, "padded to four chunks");
     sd_prompt_pad(t, scope, &p, 2);
     CHECK(p.chunks == 4, "never to fewer");
-    CHECK(sd_tokenizer_add(t, "<wide>", 15) > 0 && !encode(t, SD_PROMPT_A1111, "a <wide>"), "too many vectors for a chunk");
+    CHECK(sd_tokenizer_add(t, "<wide>", 15) > 0 && !encode(t, SD_PROMPT_A1111, "a <wide>"),
+          "too many vectors for a chunk");
 }
 
 /* rest, then networks as "kind name te unet dyn" */
@@ -198,8 +200,8 @@ check_networks(const char *text, const char *expected)
 static void
 check_loras(void)
 {
-    static const char *const bad[] = { "<lora:x:high>", "<lora:x:1:2:3:4>", "<lora:x:te=1:on=2>", "<lora::1>", "<lora:x:1:1:0.5>", "<lora:x:dyn=-1>",
-                                       "<lora:x:nan>" };
+    static const char *const bad[] = { "<lora:x:high>",    "<lora:x:1:2:3:4>", "<lora:x:te=1:on=2>", "<lora::1>",
+                                       "<lora:x:1:1:0.5>", "<lora:x:dyn=-1>",  "<lora:x:nan>" };
     struct sd_prompt_network *n;
     const char *rest;
     size_t count;

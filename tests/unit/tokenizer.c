@@ -1,4 +1,5 @@
-/* The CLIP tokenizer against the reference: stored ids of tests/reference/tokenizer.py, whose strings are made here again. */
+/* The CLIP tokenizer against the reference: stored ids of tests/reference/tokenizer.py, whose strings are made here
+ * again. */
 #include "tests/check.h"
 
 #include "json.h"
@@ -24,8 +25,8 @@ static const char *const words[] = {
     "\U0001f468\u200d\U0001f469", "<s0>", "\u00bd", "\ufb01", "\u3000",
 };
 static const int spaces[] = {
-    9, 10, 11, 12, 13, 0x1C, 0x1D, 0x1E, 0x1F, 0x20, 0x85, 0xA0, 0x1680, 0x180E, 0x2003, 0x200A, 0x200B, 0x200D, 0x2028, 0x2029,
-    0x202F, 0x205F, 0x2060, 0x3000, 0xFEFF, 0,
+    9,      10,     11,     12,     13,     0x1C,   0x1D,   0x1E,   0x1F,   0x20,   0x85,   0xA0,   0x1680,
+    0x180E, 0x2003, 0x200A, 0x200B, 0x200D, 0x2028, 0x2029, 0x202F, 0x205F, 0x2060, 0x3000, 0xFEFF, 0,
 };
 #define COUNT(a) (sizeof (a) / sizeof *(a))
 
@@ -152,8 +153,8 @@ check_hashes(struct sd_tokenizer *t, const char *file, int count, int each, void
         }
         h = (h ^ h >> 32) & 0xFFFFFFFF;
         if (h != expected && wrong++ < 5)
-            printf("# string %d: hash %08llx, expected %08llx: %.*s\n", i, (unsigned long long)h, (unsigned long long)expected,
-                   each == 1 ? (int)length : 0, text);
+            printf("# string %d: hash %08llx, expected %08llx: %.*s\n", i, (unsigned long long)h,
+                   (unsigned long long)expected, each == 1 ? (int)length : 0, text);
     }
     CHECK(!wrong, "%s: %d of %d differ from the reference", what, wrong, count / each);
     sd_scope_close(s);
@@ -227,14 +228,13 @@ machine(const char *from, bool normalized, bool pairs)
     out = json_pack("{s:[{s:O,s:s,s:b,s:b},{s:O,s:s,s:b,s:b}], s:{s:s,s:[{s:s},{s:s,s:{s:s},s:s},{s:s}]},"
                     " s:{s:s,s:[{s:s,s:{s:s},s:s,s:b},{s:s,s:b}]}, s:{s:s,s:s,s:s,s:O,s:o}}",
                     "added_tokens", "id", json_object_get(vocab, BOS), "content", BOS, "normalized", normalized,
-                    "special", 1, "id", json_object_get(vocab, EOS), "content", EOS, "normalized", normalized, "special", 1,
-                    "normalizer", "type", "Sequence", "normalizers", "type", "NFC", "type", "Replace", "pattern",
-                    "Regex", "\\s+", "content", " ", "type", "Lowercase",
-                    "pre_tokenizer", "type", "Sequence", "pretokenizers", "type", "Split", "pattern", "Regex",
-                    "'s|'t|'re|'ve|'m|'ll|'d|[\\p{L}]+|[\\p{N}]|[^\\s\\p{L}\\p{N}]+", "behavior", "Removed", "invert", 1,
-                    "type", "ByteLevel", "add_prefix_space", 0,
-                    "model", "type", "BPE", "continuing_subword_prefix", "", "end_of_word_suffix", "</w>",
-                    "vocab", vocab, "merges", merges);
+                    "special", 1, "id", json_object_get(vocab, EOS), "content", EOS, "normalized", normalized,
+                    "special", 1, "normalizer", "type", "Sequence", "normalizers", "type", "NFC", "type", "Replace",
+                    "pattern", "Regex", "\\s+", "content", " ", "type", "Lowercase", "pre_tokenizer", "type",
+                    "Sequence", "pretokenizers", "type", "Split", "pattern", "Regex",
+                    "'s|'t|'re|'ve|'m|'ll|'d|[\\p{L}]+|[\\p{N}]|[^\\s\\p{L}\\p{N}]+", "behavior", "Removed", "invert",
+                    1, "type", "ByteLevel", "add_prefix_space", 0, "model", "type", "BPE", "continuing_subword_prefix",
+                    "", "end_of_word_suffix", "</w>", "vocab", vocab, "merges", merges);
     json_decref(vocab);
     return out;
 }
@@ -257,8 +257,9 @@ check_ids(struct sd_tokenizer *t, const char *input, const json_t *expected, con
     struct sd_ids ids;
     char got[400] = "";
 
-    if (!CHECK(t && !sd_tokenizer_encode(t, scope, input, strlen(input), &ids) && same_ids(&ids, expected), "%s: \"%s\"", what, input)
-            && t) {
+    if (!CHECK(t && !sd_tokenizer_encode(t, scope, input, strlen(input), &ids) && same_ids(&ids, expected),
+               "%s: \"%s\"", what, input)
+        && t) {
         for (size_t i = 0; i < ids.count && strlen(got) < 380; i++)
             sprintf(got + strlen(got), " %d", ids.id[i]);
         printf("# got%s\n", got);
@@ -292,9 +293,10 @@ check_cases(void)
         t = sd_tokenizer_load(scope, folder);
         if (!CHECK(t != NULL, "%s: %s", what, t ? "loads" : sd_reason()))
             continue;
-        CHECK(t->bos == json_integer_value(json_object_get(item, "bos")) && t->eos == json_integer_value(json_object_get(item, "eos"))
-              && t->pad == json_integer_value(json_object_get(item, "pad"))
-              && t->length == json_integer_value(json_object_get(item, "length")),
+        CHECK(t->bos == json_integer_value(json_object_get(item, "bos"))
+                  && t->eos == json_integer_value(json_object_get(item, "eos"))
+                  && t->pad == json_integer_value(json_object_get(item, "pad"))
+                  && t->length == json_integer_value(json_object_get(item, "length")),
               "%s: bos %d, eos %d, pad %d, length %d", what, t->bos, t->eos, t->pad, t->length);
         json_array_foreach(texts, k, value) {
             const char *input = json_string_value(value);
@@ -318,7 +320,8 @@ check_grown(void)
     size_t i;
 
     CHECK(sd_tokenizer_add(t, "<s0>", 1) == 49408 && sd_tokenizer_add(t, "sks", 1) == 49409
-          && sd_tokenizer_add(t, "<Dog>", 1) == 49410 && sd_tokenizer_add(t, "<Dog>_1", 2) == 49411 && t->length == 49413,
+              && sd_tokenizer_add(t, "<Dog>", 1) == 49410 && sd_tokenizer_add(t, "<Dog>_1", 2) == 49411
+              && t->length == 49413,
           "new tokens get ids from the length on");
     t = sd_tokenizer_load(scope, clip);
     sd_tokenizer_add(t, "<s0>", 1);
@@ -337,7 +340,8 @@ check_add(const char *from)
     int32_t base = t->length;
     struct sd_ids ids;
 
-    CHECK(sd_tokenizer_add(t, "<toy>", 3) == base && t->length == base + 3, "three vectors: ids %d to %d", base, base + 2);
+    CHECK(sd_tokenizer_add(t, "<toy>", 3) == base && t->length == base + 3, "three vectors: ids %d to %d", base,
+          base + 2);
     CHECK(!sd_tokenizer_encode(t, scope, "<TOY> <toy>_2<toy", 17, &ids) && ids.count > 4 && ids.id[0] == base
           && ids.id[2] == base + 2 && ids.id[3] == base + 2 && ids.span[0] == 3 && ids.span[1] == 0 && ids.span[2] == 0
           && ids.span[3] == 1, "they stand together; one of them can be named");
@@ -349,7 +353,8 @@ check_add(const char *from)
           && sd_tokenizer_add(t, "x", 0) < 0, "not UTF-8, empty, a space before, no vector: refused");
     CHECK(t->length == base + 3, "a refused token leaves nothing behind");
     CHECK(sd_tokenizer_set_pad(t, "a") == 0 && t->pad == sd_tokenizer_id(t, "a"), "another pad");
-    CHECK(!sd_tokenizer_encode(t, scope, "bab", 3, &ids) && ids.count == 3 && ids.id[1] == t->pad, "is cut out of words");
+    CHECK(!sd_tokenizer_encode(t, scope, "bab", 3, &ids) && ids.count == 3 && ids.id[1] == t->pad,
+          "is cut out of words");
     CHECK(sd_tokenizer_set_pad(t, "nope") < 0, "no such pad: %s", sd_reason());
 }
 
@@ -373,7 +378,8 @@ check_frame(void)
     CHECK(cut == ids.count - 14 && framed[15] == 663
           && !strcmp(sd_tokenizer_decode(t, scope, ids.id + 14, cut), "caf\u00e9 z"), "what is cut can be named: %s",
           sd_tokenizer_decode(t, scope, ids.id + 14, cut));
-    CHECK(!strcmp(sd_tokenizer_decode(t, scope, ids.id + ids.count - 2, 2), "\uFFFD z"), "half a character becomes U+FFFD");
+    CHECK(!strcmp(sd_tokenizer_decode(t, scope, ids.id + ids.count - 2, 2), "\uFFFD z"),
+          "half a character becomes U+FFFD");
 }
 
 static void
@@ -403,7 +409,8 @@ check_faults(void)
     json_t *json;
 
     for (size_t i = 0; i < COUNT(bad); i++)
-        CHECK(sd_tokenizer_encode(t, scope, bad[i], strlen(bad[i]), &ids) < 0 && strstr(sd_reason(), "not UTF-8 at byte"),
+        CHECK(sd_tokenizer_encode(t, scope, bad[i], strlen(bad[i]), &ids) < 0
+                  && strstr(sd_reason(), "not UTF-8 at byte"),
               "bad text %zu: %s", i, sd_reason());
     CHECK(sd_tokenizer_encode(t, scope, text, (1 << 20) + 1, &ids) < 0, "too long: %s", sd_reason());
     CHECK(!sd_tokenizer_encode(t, scope, "a\0b", 3, &ids) && ids.count == 3, "U+0000 is a character");
@@ -418,16 +425,19 @@ check_faults(void)
     refused("vocab.json", "{\"a\":-1}", "expected an id");
     refused("vocab.json", "{\"a\":1,\"a\":2}", "duplicate");
     refused("vocab.json", "{}", "empty");
-    refused("special_tokens_map.json", "{\"bos_token\":7}", "special_tokens_map.json: bos_token: expected a token, found an integer");
+    refused("special_tokens_map.json", "{\"bos_token\":7}",
+            "special_tokens_map.json: bos_token: expected a token, found an integer");
     refused("special_tokens_map.json", "{\"eos_token\":\"</s>\"}", "eos_token \"</s>\" is not in the vocabulary");
     refused("special_tokens_map.json", "{\"eos_token\":", "special_tokens_map.json: line 1");
     refused("tokenizer_config.json", "{\"model_max_length\":\"long\"}", "model_max_length");
     refused("tokenizer_config.json", "{\"model_max_length\":2}", "model_max_length");
     refused("tokenizer_config.json", "{\"added_tokens_decoder\":{\"x\":{\"content\":\"y\"}}}", "is no id");
     refused("tokenizer_config.json", "{\"added_tokens_decoder\":{\"3\":{\"content\":\"in\"}}}", "the vocabulary says");
-    refused("tokenizer_config.json", "{\"added_tokens_decoder\":{\"900\":{\"content\":\"y\",\"lstrip\":true,\"normalized\":true}}}",
+    refused("tokenizer_config.json",
+            "{\"added_tokens_decoder\":{\"900\":{\"content\":\"y\",\"lstrip\":true,\"normalized\":true}}}",
             "the vocabulary says");
-    refused("tokenizer_config.json", "{\"added_tokens_decoder\":{\"900\":{\"content\":\"<y>\",\"lstrip\":true}}}", "lstrip");
+    refused("tokenizer_config.json", "{\"added_tokens_decoder\":{\"900\":{\"content\":\"<y>\",\"lstrip\":true}}}",
+            "lstrip");
     refused("added_tokens.json", "{\"<y>\":3}", "has the id of");
     refused("tokenizer.json", "{}", "not a CLIP tokenizer");
 
@@ -435,7 +445,8 @@ check_faults(void)
     CHECK(!sd_tokenizer_load(scope, folder), "an empty folder: %s", sd_reason());
     CHECK(!sd_tokenizer_load(scope, in_folder("none")), "no folder: %s", sd_reason());
     write_json("tokenizer.json", json = machine(DATA "/tiny", false, true));
-    CHECK((t = sd_tokenizer_load(scope, in_folder("tokenizer.json"))) && t->model_max_length == 77, "tokenizer.json alone");
+    CHECK((t = sd_tokenizer_load(scope, in_folder("tokenizer.json"))) && t->model_max_length == 77,
+          "tokenizer.json alone");
     copy_file(DATA "/tiny", "vocab.json");
     copy_file(DATA "/tiny", "merges.txt");
     CHECK((t = sd_tokenizer_load(scope, folder)) != NULL, "both forms that agree");
@@ -451,7 +462,8 @@ check_faults(void)
           "other merges: %s", sd_reason());
     json_object_set_new(json_object_get(json, "model"), "type", json_string("Unigram"));
     write_json("tokenizer.json", json);
-    CHECK(!sd_tokenizer_load(scope, folder) && strstr(sd_reason(), "not a CLIP tokenizer"), "another family: %s", sd_reason());
+    CHECK(!sd_tokenizer_load(scope, folder) && strstr(sd_reason(), "not a CLIP tokenizer"), "another family: %s",
+          sd_reason());
     json_decref(json);
 }
 
@@ -464,7 +476,9 @@ check_length(void)
 
     clear_folder();
     for (int i = 0; i < 3; i++)
-        mkdir((const char *[]){ model, sd_sprintf(scope, "%s/tokenizer", model), sd_sprintf(scope, "%s/text_encoder", model) }[i], 0777);
+        mkdir((const char *[]){ model, sd_sprintf(scope, "%s/tokenizer", model),
+                                sd_sprintf(scope, "%s/text_encoder", model) }[i],
+              0777);
     copy_file(DATA "/tiny", "vocab.json");
     copy_file(DATA "/tiny", "merges.txt");
     rename(in_folder("vocab.json"), in_folder("model/tokenizer/vocab.json"));
@@ -477,9 +491,11 @@ check_length(void)
     CHECK(t && t->model_max_length == 20, "the text encoder's: %d", t ? t->model_max_length : 0);
     for (int i = 0; i < 4; i++)
         unlink(in_folder((const char *[]){ "model/tokenizer/vocab.json", "model/tokenizer/merges.txt",
-                                           "model/tokenizer/tokenizer_config.json", "model/text_encoder/config.json" }[i]));
+                                           "model/tokenizer/tokenizer_config.json",
+                                           "model/text_encoder/config.json" }[i]));
     for (int i = 2; i >= 0; i--)
-        rmdir((const char *[]){ model, sd_sprintf(scope, "%s/tokenizer", model), sd_sprintf(scope, "%s/text_encoder", model) }[i]);
+        rmdir((const char *[]){ model, sd_sprintf(scope, "%s/tokenizer", model),
+                                sd_sprintf(scope, "%s/text_encoder", model) }[i]);
 }
 
 static double
@@ -515,7 +531,8 @@ check_time(const char *from)
         sd_scope_close(s);
     }
     CHECK(took[1] < 10 * took[0] && took[2] < 10 * took[0] && took[3] < 10 * took[0],
-          "a megabyte: words %.2f s, one word %.2f s, one letter %.2f s, marks %.2f s", took[0], took[1], took[2], took[3]);
+          "a megabyte: words %.2f s, one word %.2f s, one letter %.2f s, marks %.2f s", took[0], took[1], took[2],
+          took[3]);
 }
 
 int
