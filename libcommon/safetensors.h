@@ -57,7 +57,7 @@ int sd_from_f32(void *to, enum sd_dtype dtype, const float *from, size_t n);
 
 /* Writing: declare all tensors, then save.  Data are pulled in 1 MiB pieces while the file is written, so that no copy of
  * it is in memory; what `data` and `user` point to must live until then.  Names must differ (sd_fail in save).
- * `format` = `pt` is added to the metadata where it is not set. */
+ * `format` = `pt` is added to the metadata where it is not set.  A value of NULL takes a key away. */
 struct sd_safetensors_writer;
 struct sd_safetensors_writer *sd_safetensors_writer_new(struct sd_scope *s);
 void sd_safetensors_set_metadata(struct sd_safetensors_writer *w, const char *key, const char *value);

@@ -52,7 +52,9 @@ sd_safetensors_writer_new(struct sd_scope *s)
 void
 sd_safetensors_set_metadata(struct sd_safetensors_writer *w, const char *key, const char *value)
 {
-    if (json_object_set_new(w->metadata, key, json_string(value)))
+    if (!value)
+        json_object_del(w->metadata, key);
+    else if (json_object_set_new(w->metadata, key, json_string(value)))
         sd_bug("sd_safetensors_set_metadata", "%s: not valid UTF-8", key);
 }
 

@@ -1,6 +1,8 @@
 /* lora_keys - names of adapter tensors (formats.md 3.1 to 3.3, 3.7). */
 #include "lora_keys.h"
 
+#include "keys.h"
+
 #include <ctype.h>
 #include <string.h>
 
@@ -116,47 +118,10 @@ from_ldm(const char *ldm, char *path, size_t room)
     return -1;
 }
 
-static int
-to_ldm(const char *path, char *ldm, size_t room)
-{
-    const char *one = lookup(single, sizeof single / sizeof *single, path, 1), *inner;
-    int i, j, used = 0;
-    char kind[16];
-
-    if (one) {
-        snprintf(ldm, room, "%s", one);
-        return 0;
-    }
-    if (sscanf(path, "down_blocks.%d.downsamplers.0.conv%n", &i, &used) == 1 && used) {
-        snprintf(ldm, room, "input_blocks.%d.0.op", 3 * (i + 1));
-        return 0;
-    }
-    if (sscanf(path, "up_blocks.%d.upsamplers.0.conv%n", &i, &used) == 1 && used) {
-        snprintf(ldm, room, "output_blocks.%d.%d.conv", 3 * i + 2, i ? 2 : 1);
-        return 0;
-    }
-    used = 0;
-    if (sscanf(path, "mid_block.%15[a-z].%d.%n", kind, &j, &used) == 2 && used) {
-        bool attention = strcmp(kind, "attentions") == 0;
-
-        inner = attention ? path + used : lookup(resnet, sizeof resnet / sizeof *resnet, path + used, 1);
-        snprintf(ldm, room, "middle_block.%d.%s", attention ? 1 : j ? 2 : 0, inner ? inner : "");
-        return inner ? 0 : -1;
-    }
-    for (int up = 0; up < 2; up++) {
-        used = 0;
-        if (sscanf(path, up ? "up_blocks.%d.%15[a-z].%d.%n" : "down_blocks.%d.%15[a-z].%d.%n", &i, kind, &j, &used) == 3 && used
-            && j < (up ? 3 : 2)) {
-            bool attention = strcmp(kind, "attentions") == 0;
-
-            inner = attention ? path + used : lookup(resnet, sizeof resnet / sizeof *resnet, path + used, 1);
-            snprintf(ldm, room, up ? "output_blocks.%d.%d.%s" : "input_blocks.%d.%d.%s", 3 * i + j + !up, attention,
-                     inner ? inner : "");
-            return inner ? 0 : -1;
-        }
-    }
-    return -1;
-}
+/* The other way keys.c knows, for any configuration. */
+static const struct sd_unet_config published_unet = { .levels = 4, .up_attention = { false, true, true, true },
+                                                      .layers_per_block = { 2, 2, 2, 2 } };
+static const struct sd_key_map published = { SD_LAYOUT_LDM_UNET, "diffusion_model.", &published_unet, NULL };
 
 /* -- reading -------------------------------------------------------------------------------------------------------- */
 
@@ -263,20 +228,21 @@ sd_lora_key_read(const char *key, const char *component, struct sd_lora_key *k)
         return sd_fail("a key of %zu characters", n);
     for (size_t i = 0; i < sizeof suffixes / sizeof *suffixes; i++) {
         size_t m = strlen(suffixes[i].text);
-        char base[SD_LORA_PATH_MAX], path[SD_LORA_PATH_MAX - 32];
-        const char *of;
+        char base[SD_LORA_PATH_MAX], path[SD_LORA_PATH_MAX];
+        const char *of, *text_model;
 
         if (n <= m || strcmp(key + n - m, suffixes[i].text) != 0)
             continue;
-        snprintf(base, sizeof base, "%.*s", (int)(n - m), key);
+        memcpy(base, key, n - m);
+        base[n - m] = 0;
         if (strstr(key, "lora_te2_") || strstr(key, "text_encoder_2") || !(of = place(base, component, path, sizeof path, &k->dialect)))
             break;
         if (suffixes[i].old)
             k->dialect = "diffusers (old)";
         k->part = suffixes[i].part;
-        snprintf(k->path, sizeof k->path, "%s.%s%.*s", of,
-                 strcmp(of, "text_encoder") == 0 && strncmp(path, "text_model.", 11) != 0 ? "text_model." : "",
-                 (int)sizeof path, path);
+        text_model = strcmp(of, "text_encoder") == 0 && strncmp(path, "text_model.", 11) != 0 ? "text_model." : "";
+        if (snprintf(k->path, sizeof k->path, "%s.%s%s", of, text_model, path) >= (int)sizeof k->path)
+            return sd_fail("a key of %zu characters", n);
         return 0;
     }
     return refuse(key);
@@ -289,29 +255,32 @@ sd_lora_key_write(struct sd_scope *s, const char *path, enum sd_lora_part part, 
 {
     static const char *const kohya[] = { "lora_down.weight", "lora_up.weight", "lora_mid.weight", "alpha" };
     static const char *const peft[] = { "lora_A.weight", "lora_B.weight", NULL, NULL };
-    const char *inner;
+    const char *inner, *bare;
     bool text = starts_with(path, "text_encoder.", &inner);
-    char *name, ldm[SD_LORA_PATH_MAX];
+    char *name;
+    struct sd_key ldm;
 
     if (!text && !starts_with(path, "unet.", &inner))
         return sd_fail_null("%s: of no component", path);
+    if (format == SD_LORA_COMFY && !text) {
+        if (!sd_key_spell(&published, sd_sprintf(s, "%s.", inner), 0, &ldm))
+            return sd_fail_null("%s: has no name in ComfyUI's layout", path);
+        return sd_sprintf(s, "%s%s", ldm.name, kohya[part]);
+    }
     switch (format) {
-    case SD_LORA_KOHYA:
+    case SD_LORA_DIFFUSERS:
+        /* with "text_model.": as old and new ones read it */
+        return sd_sprintf(s, "%s.%s", path, peft[part]);
+    case SD_LORA_PEFT:
+        /* as transformers 5 names its modules; those of older ones have "text_model." */
+        if (text && starts_with(inner, "text_model.", &bare))
+            inner = bare;
+        return sd_sprintf(s, "base_model.model.%s.%s", inner, peft[part]);
+    default:
         name = sd_sprintf(s, "%s_%s.%s", text ? "lora_te" : "lora_unet", inner, kohya[part]);
         for (char *c = name; c < name + strlen(name) - strlen(kohya[part]) - 1; c++)
             if (*c == '.')
                 *c = '_';
         return name;
-    case SD_LORA_DIFFUSERS:
-        return sd_sprintf(s, "%s.%s", path, peft[part]);
-    case SD_LORA_PEFT:
-        return sd_sprintf(s, "base_model.model.%s.%s", inner, peft[part]);
-    case SD_LORA_COMFY:
-        if (text)
-            return sd_sprintf(s, "text_encoders.clip_l.transformer.%s.%s", inner, kohya[part]);
-        if (to_ldm(inner, ldm, sizeof ldm) < 0)
-            return sd_fail_null("%s: has no name in ComfyUI's layout", path);
-        return sd_sprintf(s, "diffusion_model.%s.%s", ldm, kohya[part]);
     }
-    return NULL;
 }
