@@ -194,7 +194,7 @@ check_counts(void)
     sd_scope_close(s);
 }
 
-/* Matrix products of one pass at full size against a count made apart, in billions: a layer too many or too wide shows. */
+/* Matrix products of one pass at full size against a count made apart, in billions: a layer too many shows. */
 static void
 check_work(void)
 {
