@@ -178,7 +178,9 @@ put_json(const unsigned char *p, uint64_t n)
         memcpy(&d, &x, 8);
         put_json_real(d, 17);
     } else {
-        printf("{\"bytes\":%" PRIu64 "}", payload);
+        bool extension = (c >= 0xc7 && c <= 0xc9) || c >= 0xd4;     /* its payload starts with its type */
+
+        printf("{\"bytes\":%" PRIu64 "}", payload - extension);
     }
     return at + payload;
 }

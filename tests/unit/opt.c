@@ -72,6 +72,7 @@ static const struct { const char *words; int status; const char *expected; } cas
     { "--sampler eule", 2, "--sampler: expected ddim|euler|euler_a, found \"eule\"" },
     { "--sampler ddim|euler", 2, "--sampler: expected ddim|euler|euler_a, found \"ddim|euler\"" },
     { "--memory 8X", 2, "--memory: expected a size such as 8G, found \"8X\"" },
+    { "--memory 1.5", 2, "--memory: expected a size such as 8G, found \"1.5\"" },
     { "--memory -1", 2, "--memory: expected a size such as 8G, found \"-1\"" },
     { "--memory 99999999999G", 2, "--memory: expected a size such as 8G, found \"99999999999G\"" },
     { "--device gpu", 2, "--device: expected auto, cpu, cuda or cuda:N, found \"gpu\"" },

@@ -60,8 +60,8 @@ static void
 streams(void)
 {
     /* all encodings of an unknown key's value come out as they came, in their place */
-    static const char odd[] = HEAD "\x83\xa1z\xda\x00\x02hi\xa2id\xd9\x01k\xd9\x01u\x93\xcd\x00\x05\xc7\x01\x05Z\xcb@\x09!\xfb" "TD-\x18" END("\x01");
-    static const char want[] = "\x82\xa2sd\x01\xa5holds\xa5tests" "\x84\xa1z\xda\x00\x02hi\xa2id\xd9\x01k\xd9\x01u\x93\xcd\x00\x05\xc7\x01\x05Z\xcb@\x09!\xfb" "TD-\x18"
+    static const char odd[] = HEAD "\x84\xa1x\xd5\x07yz\xa1z\xda\x00\x02hi\xa2id\xd9\x01k\xd9\x01u\x93\xcd\x00\x05\xc7\x01\x05Z\xcb@\x09!\xfb" "TD-\x18" END("\x01");
+    static const char want[] = "\x82\xa2sd\x01\xa5holds\xa5tests" "\x85\xa1x\xd5\x07yz\xa1z\xda\x00\x02hi\xa2id\xd9\x01k\xd9\x01u\x93\xcd\x00\x05\xc7\x01\x05Z\xcb@\x09!\xfb" "TD-\x18"
         "\xa4seen\x01" END("\x01");
     struct child *c = run_filter("", STREAM(odd));
     static char many[200000];
@@ -70,7 +70,7 @@ streams(void)
     CHECK(c->status == 0 && c->out_length == sizeof want - 1 && !memcmp(c->out, want, sizeof want - 1),
           "unknown keys pass byte for byte: status %d, %zu bytes of %zu, %s", c->status, c->out_length, sizeof want - 1, child_flat(c->err));
     c = run_filter("-j", STREAM(odd));
-    CHECK(!strcmp(c->out, "{\"sd\":1,\"holds\":\"tests\"}\n{\"z\":\"hi\",\"id\":\"k\",\"u\":[5,{\"bytes\":2},3.1415926535897931],"
+    CHECK(!strcmp(c->out, "{\"sd\":1,\"holds\":\"tests\"}\n{\"x\":{\"bytes\":2},\"z\":\"hi\",\"id\":\"k\",\"u\":[5,{\"bytes\":1},3.1415926535897931],"
                   "\"seen\":1}\n{\"end\":1}\n"), "as JSON lines: %s", child_flat(c->out));
     c = run_filter("-j", STREAM(HEAD "\x84\xa1" "a\xd3\x80\0\0\0\0\0\0\0\xa1" "b\xcf\0\x20\0\0\0\0\0\0\xa1" "c\x83\xa5" "dtype\xa2U8"
                    "\xa5shape\x91\x02\xa4" "data\xc4\x02hi\xa1" "d\xa3\x1b\"\\" END("\x01")));

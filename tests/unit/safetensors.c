@@ -317,6 +317,39 @@ writer(void)
         CHECK(system(command) == 0, "kept as %s", getenv("SD_KEEP"));
     }
 
+    {   /* more than one piece, more than one thread's share; header lengths of every remainder */
+        const size_t many = 700001;
+        float *values = sd_alloc_array(s, many, sizeof *values);
+        int wrong = 0, unpadded = 0;
+
+        for (size_t i = 0; i < many; i++)
+            values[i] = (float)(i % 2039) * 0.5f;
+        w = sd_safetensors_writer_new(s);
+        sd_safetensors_add_f32(w, "half", SD_F16, 1, (int64_t[]){ 700001 }, values);
+        sd_safetensors_add(w, "whole", SD_F32, 1, (int64_t[]){ 700001 }, values);
+        sd_safetensors_add_from(w, "read", SD_F32, 1, (int64_t[]){ 700001 }, piecewise, values);
+        f = sd_safetensors_save(w, "large") ? NULL : sd_safetensors_open(s, "large");
+        for (int t = 0; f && t < 3; t++) {
+            const float *x = sd_safetensor_f32(s, sd_safetensors_find(f, (const char *[]){ "half", "whole", "read" }[t]));
+
+            for (size_t i = 0; i < many; i++)
+                wrong += x[i] != values[i];
+        }
+        CHECK(f && wrong == 0, "2.1 million numbers in pieces: %d wrong", wrong);
+        for (int i = 1; i < 10; i++) {
+            unsigned char start[8];
+            FILE *in;
+
+            w = sd_safetensors_writer_new(s);
+            sd_safetensors_add(w, &"123456789"[9 - i], SD_U8, 1, (int64_t[]){ 1 }, bytes);
+            sd_safetensors_save(w, "padded");
+            in = fopen("padded", "rb");
+            unpadded += fread(start, 1, 8, in) != 8 || start[0] % 8;
+            fclose(in);
+        }
+        CHECK(unpadded == 0, "headers are padded to 8: %d are not", unpadded);
+    }
+
     w = sd_safetensors_writer_new(s);
     sd_safetensors_add(w, "a", SD_U8, 1, (int64_t[]){ 1 }, bytes);
     sd_safetensors_add(w, "a", SD_F32, 1, (int64_t[]){ 1 }, ramp);
