@@ -414,6 +414,7 @@ write_text(const char *path, const char *text)
 static const char *
 family_file(struct sd_scope *s, int in_channels, int context, const char *more)
 {
+    static const float spread[] = { 1, -1, 1, -1 };
     const char *path = sd_sprintf(s, "%s/family.safetensors", folder);
     struct sd_safetensors_writer *w = sd_safetensors_writer_new(s);
 
@@ -423,7 +424,7 @@ family_file(struct sd_scope *s, int in_channels, int context, const char *more)
         sd_safetensors_add(w, "model.diffusion_model.input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight", SD_F16,
                            2, (int64_t[]){ 1, context }, sd_alloc(s, 2 * (size_t)context));
     if (more)
-        sd_safetensors_add(w, more, SD_F32, 1, (int64_t[]){ 4 }, (float[]){ 1, -1, 1, -1 });
+        sd_safetensors_add(w, more, SD_F32, 1, (int64_t[]){ 4 }, spread);
     sd_safetensors_set_metadata(w, "modelspec.architecture",
                                 context == 1024 && !more ? "stable-diffusion-v2-768-v" : "x");
     if (sd_safetensors_save(w, path) < 0)
