@@ -96,7 +96,7 @@ $(fuzzers): $(BUILD)/fuzz/%: $(BUILD)/fuzz/tests/fuzz/%.o $(BUILD)/fuzz/libsd.a
 
 tests: all $(unit) $(models) $(ops) $(ops64)
 check: tests $(fuzzers)
-	@BUILD=$(BUILD) tests/run $(unit) $(ops64) $(ops) $(models) $(bats) tests/lint tests/fuzz/run
+	@BUILD=$(abspath $(BUILD)) tests/run $(unit) $(ops64) $(ops) $(models) $(bats) tests/lint tests/fuzz/run
 fuzz: $(fuzzers)
 	@tests/fuzz/run $(fuzzers)
 check lint: export LINT_FLAGS = $(cppflags) $(filter-out -Werror,$(std) $(warn)) $(pkg_cflags)

@@ -4,6 +4,7 @@
 #include "hash.h"
 #include "model/embedding.h"
 #include "model/lora.h"
+#include "model/model_tokenizer.h"
 #include "opt.h"
 #include "preview.h"
 #include "random.h"
@@ -583,7 +584,7 @@ load(struct run *r)
 
     if (!(r->model = sd_model_open(r->scope, model_name, &o)))
         sd_die(model_name, "%s", sd_reason());
-    if (!(r->tokenizer = sd_tokenizer_find(r->scope, r->model->path, tokenizer)))
+    if (!(r->tokenizer = sd_model_tokenizer(r->model, tokenizer)))
         sd_die(tokenizer ? tokenizer : model_name, "%s", sd_reason());
     factor = sd_vae_factor(&r->model->vae_config);
     if (!width)

@@ -4,6 +4,7 @@
 
 #include "hash.h"
 #include "metadata.h"
+#include "model/model_tokenizer.h"
 #include "op.h"
 #include "safetensors.h"
 #include "session_options.h"
@@ -103,7 +104,7 @@ open_model(struct session *x)
     if (!(x->model = sd_model_open(x->scope, S.model, NULL)) || !(x->m.unet = sd_model_unet(x->model))
         || !(x->m.text = sd_model_text_encoder(x->model)))
         sd_die(S.model, "%s", sd_reason());
-    if (!(x->m.tokenizer = sd_tokenizer_find(x->scope, x->model->path, S.tokenizer)))
+    if (!(x->m.tokenizer = sd_model_tokenizer(x->model, S.tokenizer)))
         sd_die(S.tokenizer ? S.tokenizer : S.model, "%s", sd_reason());
     if (!(x->m.scheduler = sd_noise_scheduler_new(x->scope, x->model->scheduler, SD_DDPM)))
         sd_die(S.model, "scheduler: %s", sd_reason());
