@@ -11,6 +11,7 @@
 #include <inttypes.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <unistd.h>
 
 struct loop {
     const struct sd_each *each;
@@ -177,6 +178,8 @@ sd_each(int argc, char **argv, const struct sd_each *e)
 {
     struct loop l = { .each = e };
 
+    if (argc < 2 && isatty(0))
+        sd_usage(NULL, "records are wanted, and standard input is a terminal (--help)");
     if (e->holds)
         sd_writer_begin(e->holds);
     if (argc < 2)

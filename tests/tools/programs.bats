@@ -1,0 +1,72 @@
+#!/usr/bin/env bats
+# What all programs share: help, version, options as the manual says, faults, terminals, completion, installation.
+
+load ../helper
+
+programs() { for f in "$ROOT"/tools/*.c; do basename "$f" .c; done; }
+
+@test "every program says its version, its help, and its help as JSON" {
+    for p in $(programs); do
+        run -0 "$p" --version
+        [[ $output == "$p "[0-9]*.[0-9]*.[0-9]* ]]
+        run -0 --separate-stderr "$p" -h
+        [[ $output == "usage: $p "* && -z $stderr ]]
+        run -0 --separate-stderr "$p" --help=json
+        [ "$(jq -r .program <<< "$output")" = "$p" ]
+        [ "$(jq '[.options[].name] | length - (unique | length)' <<< "$output")" = 0 ]
+    done
+}
+
+@test "an unknown option, a missing value, a bad configuration: status 2, one line, nothing on stdout" {
+    echo '{"no-such-option": 1}' > bad.json
+    for p in $(programs); do
+        for words in --no-such-option --config "--config none.json" "--config bad.json"; do
+            # shellcheck disable=SC2086
+            run -2 --separate-stderr "$p" $words
+            [[ -z $output && $stderr == "$p: "* && $(wc -l <<< "$stderr") == 1 ]]
+        done
+    done
+}
+
+@test "the manual page of a program has its options, and no others" {
+    for p in $(programs); do
+        page=$ROOT/man/$p.1
+        if [ ! -f "$page" ]; then echo "no man/$p.1"; false; fi
+        "$p" --help=json > help.json
+        sed -n 's/^\.It .*/&/p; s/^\.Op .*/&/p' "$page" | grep -oE 'Fl -[a-z][a-z0-9-]*' | sed 's/^Fl -//' | sort -u > page
+        jq -r '.options[] | select(.shared | not) | .name' help.json | sort -u > own
+        jq -r '.options[].name, (.options[] | select(.kind == "flag") | "no-" + .name)' help.json | sort -u > all
+        missing=$(comm -23 own page | tr '\n' ' ') foreign=$(comm -13 all page | tr '\n' ' ')
+        if [ -n "$missing$foreign" ]; then echo "$p: not in the manual: $missing; only in the manual: $foreign"; false; fi
+    done
+}
+
+@test "full standard output is status 3" {
+    for p in $(programs); do
+        run -3 --separate-stderr bash -c '"$1" --help > /dev/full' - "$p"
+        is_line "$p: standard output: No space left on device"
+    done
+}
+
+@test "records do not go to a terminal, and are not awaited from one" {
+    run script -qec 'sd-caption --caption x < /dev/null; echo status $?' /dev/null
+    [[ $output == *"sd-caption: standard output: records are binary, and this is a terminal (use a pipe, a file, or -j)"* ]]
+    [[ $output == *"status 2"* ]]
+    run script -qec 'sd-caption --caption x > out; echo status $?' /dev/null
+    [[ $output == *"sd-caption: records are wanted, and standard input is a terminal (--help)"* && $output == *"status 2"* ]]
+    [ ! -s out ]
+}
+
+@test "no connection is made by any program (they have no network code)" {
+    for p in $(programs); do
+        run nm -D "$(command -v "$p")"
+        [[ $output != *" connect@"* && $output != *" getaddrinfo@"* ]]
+    done
+}
+
+@test "completion offers the options, and the words of a choice" {
+    run -0 bash -c '. "$1/tools/completion.bash"; COMP_WORDS=(sd-crop --resa); COMP_CWORD=1; _sd_tools; echo "${COMPREPLY[@]}"' - "$ROOT"
+    [[ $output == "--resample" ]]
+    run -0 bash -c '. "$1/tools/completion.bash"; COMP_WORDS=(sd-crop --resample bi); COMP_CWORD=2; _sd_tools; echo "${COMPREPLY[@]}"' - "$ROOT"
+    [[ $output == "bicubic" ]]
+}
