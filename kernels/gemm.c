@@ -85,7 +85,8 @@ block(const struct gemm *g, struct gemm_sizes z, int64_t b, int64_t p0, int64_t 
             for (int64_t n = n0; n < n1; n += z.width) {
                 int64_t wide = g->columns - n < z.width ? ceil_div(g->columns - n, z.step) * z.step : z.width;
                 struct gemm_tile t = { .skip = skip, .segments = count, .depth = depth,
-                                       .panel = g->packed + n * g->taps * g->depth + (first * g->depth + skip) * wide,
+                                       .panel = g->packed + b * g->packed_batch + n * g->taps * g->depth +
+                                                (first * g->depth + skip) * wide,
                                        .out = g->out + n, .start = start ? start + n : NULL,
                                        .bias = end && g->bias ? g->bias + b * g->bias_batch + n : NULL,
                                        .columns = (int)(g->columns - n < z.width ? g->columns - n : z.width) };

@@ -41,6 +41,7 @@ struct gemm {
     int64_t x_height, x_width, x_batch, x_row, x_column;    /* steps in elements */
     int step;
     const float *packed;
+    int64_t packed_batch;                           /* step from sample to sample; 0: one matrix for all */
     float *out;
     int64_t out_batch, out_row, out_column;
     const float *bias;                              /* [columns], or NULL */

@@ -5,6 +5,7 @@
  *     data gradient     dx[s i + p]    = sum of w[k] dy[i + (p + top - k) / s], k with s | p + top - k   a product per phase p
  *       enlarged x      dx[i]          = sum_d (w[top - d] + w[top + 1 - d]) dy[2i + d]
  *     weight gradient   dw[k]          = sum_i dy[i] x[s i + k - top], in chunks of positions, chunk after chunk
+ *     3x3 kernels of stride 1 over many pixels: winograd.h
  *
  * (one axis written; the other is the same).  Weights that fall on one pixel are summed when they are packed. */
 #include "product.h"
@@ -13,6 +14,7 @@
 #include <stdlib.h>
 
 #include "gemm.h"
+#include "winograd.h"
 
 static int64_t
 ceil_div(int64_t a, int64_t b)
@@ -123,6 +125,7 @@ struct form {                   /* weights packed for one direction */
     int per_axis;               /* phases: 1 or 2 on each axis */
     int step;
     struct phase phase[MAX_PHASES];
+    bool winograd;
     size_t bytes;
 };
 
@@ -173,12 +176,25 @@ axis_taps(int *at, uint32_t *kernel, bool data, int phase, int size, int before,
     return count;
 }
 
+static bool
+winograd_fits(const struct product_shape *s, bool data)
+{
+    return s->kernel_height == 3 && s->kernel_width == 3 && s->a.stride == 1 && s->a.upsample == 1 &&
+           winograd_wanted(data ? s->height : s->out_height, data ? s->width : s->out_width, s->in, s->out);
+}
+
 static void
-make_form(struct form *f, const struct product_shape *s, bool data)
+make_form(struct form *f, const struct product_shape *s, bool data, bool frozen)
 {
     size_t packed = 0;
 
     f->data = data;
+    f->winograd = frozen && winograd_fits(s, data);
+    if (f->winograd) {
+        f->bytes = winograd_packed_bytes(data ? s->out : s->in, data ? s->in : s->out);
+        snprintf(f->key, sizeof f->key, "winograd:%s:%s", sd_isa_name(), data ? "data" : "forward");
+        return;
+    }
     f->per_axis = data ? s->a.upsample == 2 ? 1 : s->a.stride : s->a.upsample;
     f->step = data ? s->a.upsample : s->a.stride;
     for (int i = 0; i < f->per_axis * f->per_axis; i++) {
@@ -209,6 +225,10 @@ make_form(struct form *f, const struct product_shape *s, bool data)
 static void
 pack(float *packed, const struct form *f, const struct product_shape *s, const struct sd_param *param, const float *values)
 {
+    if (f->winograd) {
+        winograd_pack(packed, &(struct gemm_weight){ .param = param, .out = s->out, .in = s->in, .transposed = f->data });
+        return;
+    }
     for (int i = 0; i < f->per_axis * f->per_axis; i++) {
         const struct phase *h = &f->phase[i];
         struct gemm_weight w = { .param = param, .values = values, .out = s->out, .in = s->in, .height = s->kernel_height,
@@ -240,10 +260,26 @@ align(size_t bytes)
     return (bytes + 63) / 64 * 64;
 }
 
+/* The forward pass or the data gradient as one call. */
+static struct winograd
+winograd_of(const struct product_shape *s, bool data)
+{
+    if (data)
+        return (struct winograd){ .batch = s->batch, .height = s->height, .width = s->width, .columns = s->in,
+                                  .x_height = s->out_height, .x_width = s->out_width, .depth = s->out, .top = 2 - s->a.top,
+                                  .left = 2 - s->a.left };
+    return (struct winograd){ .batch = s->batch, .height = s->out_height, .width = s->out_width, .columns = s->out,
+                              .x_height = s->height, .x_width = s->width, .depth = s->in, .top = s->a.top, .left = s->a.left };
+}
+
 /* Scratch of forward and data gradient: zeros, biases, weights that change from run to run. */
 static size_t
 form_scratch(const struct sd_node *n, const struct product *p, const struct form *f)
 {
+    struct winograd w = winograd_of(&p->s, f->data);
+
+    if (f->winograd)
+        return align((size_t)(p->s.batch * p->s.out) * sizeof(float)) + winograd_scratch(&w);
     return align((size_t)(f->data ? p->s.out : p->s.in) * sizeof(float)) +
            align((size_t)(p->s.batch * p->s.out) * sizeof(float)) + (frozen(n->in[1]) ? 0 : f->bytes);
 }
@@ -274,6 +310,28 @@ whole_bias(float *room, const struct sd_node *n, const struct product_shape *s)
     return room;
 }
 
+static void
+run_winograd(struct sd_node *n, const struct product *p, const struct form *f)
+{
+    const struct sd_tensor *residual = n->in[4];
+    struct pack_job job = { f, &p->s };
+    struct winograd w = winograd_of(&p->s, f->data);
+    size_t biases = align((size_t)(p->s.batch * p->s.out) * sizeof(float));
+
+    w.packed = sd_param_packed(n->in[1]->param, f->key, f->bytes, pack_param, &job);
+    w.scratch = (float *)((char *)n->scratch + biases);
+    w.x = f->data ? n->dout->data : n->in[0]->data;
+    w.out = f->data ? n->din[0]->data : n->out->data;
+    if (f->data)
+        w.start = n->din_store[0] ? NULL : w.out;
+    else {
+        w.start = residual ? residual->data : NULL;
+        w.bias = whole_bias(n->scratch, n, &p->s);
+        w.bias_batch = n->in[3] ? p->s.out : 0;
+    }
+    winograd_run(&w);
+}
+
 bool
 product_forward(struct sd_node *n)
 {
@@ -289,6 +347,10 @@ product_forward(struct sd_node *n)
     const struct product_shape *s = &p->s;
     const struct form *f = &p->forward;
 
+    if (f->winograd) {
+        run_winograd(n, p, f);
+        return true;
+    }
     g = (struct gemm){ .batch = s->batch, .depth = s->in, .columns = s->out, .x = n->in[0]->data, .zeros = (float *)room,
                        .x_height = s->height, .x_width = s->width, .x_batch = s->height * s->width * s->x_pitch,
                        .x_row = s->width * s->x_pitch, .x_column = s->x_pitch, .step = f->step,
@@ -329,6 +391,10 @@ product_backward_x(struct sd_node *n)
     const struct form *f = &p->data;
     int64_t pitch = n->din[0]->pitch;
 
+    if (f->winograd) {
+        run_winograd(n, p, f);
+        return true;
+    }
     g = (struct gemm){ .batch = s->batch, .depth = s->out, .columns = s->in, .x = n->dout->data, .zeros = (float *)room,
                        .x_height = s->out_height, .x_width = s->out_width, .x_batch = s->out_height * s->out_width * s->out,
                        .x_row = s->out_width * s->out, .x_column = s->out, .step = f->step,
@@ -509,10 +575,10 @@ product_prepare(struct sd_node *n)
     n->vendor_free = product_free;
     p->s = s;
     p->swapped = s.kernel_height * s.kernel_width == 1 && s.out > 2 * s.in;
-    make_form(&p->forward, &s, false);
+    make_form(&p->forward, &s, false, frozen(n->in[1]));
     reserve(n, p, &p->forward);
     if (n->din[0]) {
-        make_form(&p->data, &s, true);
+        make_form(&p->data, &s, true, frozen(n->in[1]));
         reserve(n, p, &p->data);
     }
     if (n->din[1] && weight_scratch(NULL, p, NULL) > n->scratch_bytes)

@@ -122,6 +122,14 @@ main(void)
     check_paths("conv 3x3, whole tiles", residual, "2x16x16x64 48x64x3x3 2x16x16x48", 5e-6);
     check_paths("conv 3x3, deep", biased, "1x5x6x400 17x400x3x3 17", 1e-5);
     check_paths("conv 3x3, one pixel", biased, "1x1x1x16 16x16x3x3 16", 5e-6);
+    /* with a frozen weight these go through Winograd's F(4,3), whose constants cost about a digit */
+    check_paths("conv 3x3, tiles", full, "2x8x12x32 64x32x3x3 64 2x64 2x8x12x64", 1e-5);
+    check_paths("conv 3x3, broken tiles", full, "2x9x14x33 50x33x3x3 50 2x50 2x9x14x50", 1e-5);
+    check_paths("conv 3x3, many tiles", residual, "1x94x91x40 36x40x3x3 1x94x91x36", 1e-5);
+    how = (struct sd_conv2d){ 1, 0, 2, 1, 0, 1 };
+    check_paths("conv 3x3, uneven padding", biased, "1x11x10x36 37x36x3x3 37", 1e-5);
+    how = (struct sd_conv2d){ 1, 0, 0, 0, 0, 1 };
+    check_paths("conv 3x3, no padding", biased, "1x11x13x36 37x36x3x3 37", 1e-5);
     how = (struct sd_conv2d){ 2, 1, 1, 1, 1, 1 };
     check_paths("conv 3x3 stride 2", full, "2x9x8x16 40x16x3x3 40 2x40 2x5x4x40", 5e-6);
     how = (struct sd_conv2d){ 2, 0, 0, 1, 1, 1 };

@@ -1,0 +1,150 @@
+/* winograd.c - batches of tiles, products and weights around the transforms of winograd_simd.c; formula in winograd.h. */
+#include "winograd.h"
+
+#include <stdlib.h>
+
+#if SD_REAL_IS_FLOAT
+
+enum {
+    BATCH_BYTES = 24 << 20,     /* of both sides of the products of a batch: a share of the last cache */
+    MIN_TILES = 64, MAX_TILES = 512,
+    PIECE = 8,                  /* tiles per parallel piece of a transform */
+    PAD = 16                    /* floats between the 36 matrices: keeps them out of each other's cache sets */
+};
+
+/* Wanted where four times the weights are paid for by many pixels: U of at most 92 kB per pixel of out. */
+bool
+winograd_wanted(int64_t height, int64_t width, int64_t depth, int64_t columns)
+{
+    const char *off = getenv("SD_WINOGRAD");
+
+    return !(off && *off == '0') && depth >= 32 && columns >= 32 && height >= 8 && width >= 8 &&
+           depth * columns <= 640 * height * width;
+}
+
+size_t
+winograd_packed_bytes(int64_t depth, int64_t columns)
+{
+    return WINOGRAD_PARTS * gemm_matrix_bytes(depth, columns);
+}
+
+static int64_t
+tiles_of(const struct winograd *w)
+{
+    return w->batch * ((w->height + WINOGRAD_OUT - 1) / WINOGRAD_OUT) * ((w->width + WINOGRAD_OUT - 1) / WINOGRAD_OUT);
+}
+
+/* Tiles per batch: by shape. */
+static int64_t
+batch_of(const struct winograd *w)
+{
+    int64_t all = tiles_of(w), one = WINOGRAD_PARTS * (w->depth + w->columns) * (int64_t)sizeof(float), most = BATCH_BYTES / one;
+
+    most = most < MIN_TILES ? MIN_TILES : most > MAX_TILES ? MAX_TILES : most / MIN_TILES * MIN_TILES;
+    if (most >= all)
+        return all;
+    int64_t batches = (all + most - 1) / most;
+    return ((all + batches - 1) / batches + PIECE - 1) / PIECE * PIECE;
+}
+
+static int64_t
+part_of(int64_t tiles, int64_t channels)
+{
+    return (tiles * channels + PAD - 1) / PAD * PAD + PAD;
+}
+
+size_t
+winograd_scratch(const struct winograd *w)
+{
+    int64_t tiles = batch_of(w);
+
+    return (size_t)(WINOGRAD_PARTS * (part_of(tiles, w->depth) + part_of(tiles, w->columns)) + w->depth + PAD) * sizeof(float);
+}
+
+void
+winograd_run(const struct winograd *w)
+{
+    int64_t all = tiles_of(w), batch = batch_of(w), source_part = part_of(batch, w->depth), result_part = part_of(batch, w->columns);
+    float *source = w->scratch, *result = source + WINOGRAD_PARTS * source_part, *zeros = result + WINOGRAD_PARTS * result_part;
+    static const struct gemm_tap one = { 0, 0, 1, 1 };
+
+    memset(zeros, 0, (size_t)w->depth * sizeof *zeros);
+    for (int64_t first = 0; first < all; first += batch) {
+        int64_t tiles = all - first < batch ? all - first : batch, pieces = (tiles + PIECE - 1) / PIECE;
+        struct gemm g = { .batch = WINOGRAD_PARTS, .height = 1, .width = tiles, .depth = w->depth, .columns = w->columns,
+                          .taps = 1, .tap = &one, .x = source, .x_height = 1, .x_width = tiles, .x_batch = source_part,
+                          .x_column = w->depth, .step = 1, .packed = w->packed,
+                          .packed_batch = (int64_t)(winograd_packed_bytes(w->depth, w->columns) / WINOGRAD_PARTS / sizeof(float)),
+                          .out = result, .out_batch = result_part, .out_column = w->columns };
+
+#pragma omp parallel for schedule(dynamic, 1)
+        for (int64_t i = 0; i < pieces; i++) {
+            struct winograd_tiles t = { w, first, i * PIECE, (i + 1) * PIECE < tiles ? (i + 1) * PIECE : tiles, source,
+                                        source_part, zeros };
+
+            SD_V_CALL(winograd_source)(&t);
+        }
+        gemm_run(&g);
+#pragma omp parallel for schedule(dynamic, 1)
+        for (int64_t i = 0; i < pieces; i++) {
+            struct winograd_tiles t = { w, first, i * PIECE, (i + 1) * PIECE < tiles ? (i + 1) * PIECE : tiles, result,
+                                        result_part, zeros };
+
+            SD_V_CALL(winograd_result)(&t);
+        }
+    }
+}
+
+/* u = G w G' in double */
+static void
+transform(float u[WINOGRAD_PARTS], const float *kernel, bool turned)
+{
+    static const double g[WINOGRAD_IN][3] = {
+        { 1.0 / 4, 0, 0 }, { -1.0 / 6, -1.0 / 6, -1.0 / 6 }, { -1.0 / 6, 1.0 / 6, -1.0 / 6 },
+        { 1.0 / 24, 1.0 / 12, 1.0 / 6 }, { 1.0 / 24, -1.0 / 12, 1.0 / 6 }, { 0, 0, 1 }
+    };
+    double half[WINOGRAD_IN][3];
+
+    for (int i = 0; i < WINOGRAD_IN; i++)
+        for (int x = 0; x < 3; x++) {
+            half[i][x] = 0;
+            for (int y = 0; y < 3; y++)
+                half[i][x] += g[i][y] * (double)kernel[turned ? 8 - (y * 3 + x) : y * 3 + x];
+        }
+    for (int i = 0; i < WINOGRAD_IN; i++)
+        for (int j = 0; j < WINOGRAD_IN; j++) {
+            double sum = 0;
+
+            for (int x = 0; x < 3; x++)
+                sum += half[i][x] * g[j][x];
+            u[i * WINOGRAD_IN + j] = (float)sum;
+        }
+}
+
+void
+winograd_pack(float *packed, const struct gemm_weight *w)
+{
+    struct gemm_sizes z = SD_V_CALL(gemm_sizes)();
+    int64_t depth = w->transposed ? w->out : w->in, columns = w->transposed ? w->in : w->out;
+    size_t part = gemm_matrix_bytes(depth, columns) / sizeof(float);
+
+#pragma omp parallel for schedule(dynamic, 1)
+    for (int64_t n0 = 0; n0 < columns; n0 += z.width) {
+        int64_t count = columns - n0 < z.width ? columns - n0 : z.width, wide = (count + z.step - 1) / z.step * z.step;
+
+        for (int64_t k = 0; k < depth; k++)
+            for (int64_t n = 0; n < wide; n++) {
+                float kernel[9], u[WINOGRAD_PARTS] = { 0 };
+                int64_t o = w->transposed ? k : n0 + n, c = w->transposed ? n0 + n : k;
+
+                if (n < count) {
+                    sd_param_convert(kernel, w->param, (size_t)((o * w->in + c) * 9), 9);
+                    transform(u, kernel, w->transposed);
+                }
+                for (int i = 0; i < WINOGRAD_PARTS; i++)
+                    packed[(size_t)i * part + (size_t)(n0 * depth + k * wide + n)] = u[i];
+            }
+    }
+}
+
+#endif

@@ -1,0 +1,47 @@
+/* winograd.h - 3x3 convolutions of stride 1 with frozen weights by F(4x4, 3x3): a quarter of the multiplications.
+ *
+ *     out tile [4, 4] = A' [ (G w G') .* (B' d B) ] A        d: 6x6 source pixels, summed over channels between the brackets
+ *
+ * so that 36 matrix products [tiles, in] x [in, out] stand between two transforms, a batch of tiles at a time.
+ * Weights are transformed when they are packed, in double.  One rule: where it is used depends on the shape alone
+ * (winograd_wanted), so the same command gives the same bits; SD_WINOGRAD=0 in the environment turns it off.
+ * Its result is about 3e-6 away from the exact one (tests/ops/conv2d.c), direct products about 3e-7. */
+#ifndef SD_WINOGRAD_H
+#define SD_WINOGRAD_H
+
+#include "gemm.h"
+
+enum { WINOGRAD_OUT = 4, WINOGRAD_IN = 6, WINOGRAD_PARTS = 36 };
+
+struct winograd {
+    int64_t batch, height, width, columns;      /* of out */
+    int64_t x_height, x_width, depth;           /* of the source */
+    int top, left;                              /* out (y, x) sees source rows y - top .. y - top + 2 */
+    const float *x;
+    float *out;
+    const float *start;                         /* laid out like out, may be out; or NULL */
+    const float *bias;                          /* [columns] or NULL */
+    int64_t bias_batch;                         /* step from sample to sample */
+    const float *packed;
+    float *scratch;                             /* winograd_scratch() bytes */
+};
+
+/* What one call of a transform works on: tiles [begin, end) of the batch of tiles that starts at `first`. */
+struct winograd_tiles {
+    const struct winograd *w;
+    int64_t first, begin, end;
+    float *parts;                               /* [36] matrices [tiles, channels], `part` apart */
+    int64_t part;
+    const float *zeros;
+};
+SD_V_DECLARE(void, winograd_source, (const struct winograd_tiles *t));
+SD_V_DECLARE(void, winograd_result, (const struct winograd_tiles *t));
+
+bool   winograd_wanted(int64_t height, int64_t width, int64_t depth, int64_t columns);
+size_t winograd_packed_bytes(int64_t depth, int64_t columns);
+/* winograd_pack - w as for gemm_pack; transposed: the data gradient, kernel turned by half a turn. */
+void   winograd_pack(float *packed, const struct gemm_weight *w);
+size_t winograd_scratch(const struct winograd *w);
+void   winograd_run(const struct winograd *w);
+
+#endif
