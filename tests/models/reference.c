@@ -3,6 +3,7 @@
  * tests/reference/models.py. */
 #include "models.h"
 #include "op.h"
+#include "ops.h"
 
 static void
 check_unet(struct sd_model *m, const char *what, const char *name, bool stages)
@@ -121,80 +122,170 @@ check_text(struct sd_model *m, const char *what, const char *name)
     sd_scope_close(s);
 }
 
-/* "0.unet.conv_in.down" ...: adapters of a case, in order. */
+/* ---- adapters and gradients -------------------------------------------------------------------------------------- */
+
+/* A parameter with stored values that learns: its own value and gradient. */
+static struct sd_param *
+learner(struct sd_scope *s, const struct sd_safetensor *t)
+{
+    struct sd_param *p = sd_param_new(s, t->name, t->dtype, t->ndim, t->shape, NULL);
+
+    p->trainable = true;
+    p->value = memcpy(sd_alloc(s, t->bytes), t->data, t->bytes);
+    p->grad = sd_alloc(s, t->bytes);
+    return p;
+}
+
+/* "0.unet.conv_in.down", ".up", ".scale" ...: the adapters of one component, in order. */
 static struct sd_adapters *
 read_adapters(struct sd_scope *s, struct sd_safetensors *f, const char *component)
 {
     struct sd_adapters *all = sd_adapters_new(s);
 
-    for (int i = 0;; i++) {
+    for (int i = 0; i < 64; i++) {
         struct sd_adapter a = { 0 };
 
         for (size_t k = 0; k < sd_safetensors_count(f); k++) {
             const struct sd_safetensor *t = sd_safetensors_at(f, k);
-            const char *rest;
+            const char *rest, *dot;
             int n[1];
 
             if (!(rest = sd_key_match(t->name, "#.*", n)) || n[0] != i
                 || strncmp(rest, component, strlen(component)) != 0)
                 continue;
-            struct sd_param *p = sd_param_new(s, t->name, t->dtype, t->ndim, t->shape, t->data);
-            const char *dot = strrchr(rest, '.');
-
+            dot = strrchr(rest, '.');
             a.path = sd_strndup(s, rest, (size_t)(dot - rest));
-            *(strcmp(dot, ".down") == 0 ? &a.down : strcmp(dot, ".up") == 0 ? &a.up : &a.scale) = p;
-            if (strcmp(dot, ".down") == 0)
+            if (strcmp(dot, ".scale") == 0)
+                a.scale = sd_param_new(s, t->name, t->dtype, t->ndim, t->shape, t->data);
+            else
+                *(dot[1] == 'd' ? &a.down : &a.up) = learner(s, t);
+            if (dot[1] == 'd')
                 a.kind = t->ndim == 4 && t->shape[2] > 1 ? SD_ADAPTER_CONV : SD_ADAPTER_LINEAR;
         }
-        if (!a.path)
-            return all;
-        sd_adapters_add(all, &a);
+        if (a.path)
+            sd_adapters_add(all, &a);
     }
+    return all;
+}
+
+/* Text encoder and UNet in one graph, as a trainer has them. */
+struct together {
+    struct sd_graph *g;
+    struct sd_tensor *in[5]; /* input_ids, sample, timesteps, target, weight */
+    struct sd_tensor *states, *pred, *loss;
+    struct sd_adapters *unet, *text;
+    struct sd_param *rows;
+};
+
+static struct together
+describe_together(struct sd_scope *s, struct sd_model *m, struct sd_safetensors *f, bool adapted)
+{
+    static const char *const inputs[] = { "input_ids", "sample", "timesteps", "target", "weight" };
+    struct together t = { .g = sd_graph_new(),
+                          .unet = read_adapters(s, f, "unet."),
+                          .text = read_adapters(s, f, "text_encoder.") };
+
+    t.rows = learner(s, sd_safetensors_find(f, "rows"));
+    for (int i = 0; i < 5; i++)
+        t.in[i] = case_input(t.g, f, inputs[i]);
+    t.states = sd_keep(sd_clip_text(t.g, sd_model_text_encoder(m), adapted ? t.text : NULL, t.in[0], t.rows, 0));
+    t.pred = sd_keep(sd_unet(t.g, sd_model_unet(m), adapted ? t.unet : NULL, t.in[1], t.in[2], t.states));
+    t.loss = sd_keep(sd_op_mse(t.g, t.pred, t.in[3], NULL, t.in[4]));
+    return t;
+}
+
+/* The worst of all stored gradients, and its name. */
+static double
+worst_gradient(const struct together *t, struct sd_safetensors *f, const char **where, size_t *count)
+{
+    double worst = 0;
+
+    *count = 0;
+    for (size_t k = 0; k < 2 * (sd_adapters_count(t->unet) + sd_adapters_count(t->text)) + 1; k++) {
+        size_t n = sd_adapters_count(t->unet), i = k / 2;
+        struct sd_adapter *a = i < n                                ? sd_adapters_at(t->unet, i)
+                               : i < n + sd_adapters_count(t->text) ? sd_adapters_at(t->text, i - n)
+                                                                    : NULL;
+        struct sd_param *p = !a ? t->rows : k % 2 ? a->up : a->down;
+        char name[300];
+        struct sd_safetensor *d;
+        double e = INFINITY;
+
+        snprintf(name, sizeof name, "d.%s", p->path);
+        if ((d = sd_safetensors_find(f, name)) && d->numel == p->numel) {
+            float *stored = malloc(d->bytes);
+
+            e = check_distance((float *)p->grad, memcpy(stored, d->data, d->bytes), p->numel);
+            free(stored);
+            ++*count;
+        }
+        if (!(e <= worst)) {
+            worst = e;
+            *where = p->path;
+        }
+    }
+    return worst;
 }
 
 static void
 check_adapters(struct sd_model *m)
 {
+    static const char *const levels[] = { "nothing redone", "cheap ops redone", "feed-forward redone",
+                                          "blocks redone" };
     struct sd_scope *s = sd_scope_open();
     struct sd_safetensors *f = case_open(s, "sd1.adapters");
-    struct sd_unet *unet = sd_model_unet(m);
-    struct sd_clip_text *text = sd_model_text_encoder(m);
-    double d[2] = { NAN, NAN }, plain[2] = { NAN, NAN };
+    struct together t = describe_together(s, m, f, false);
+    struct sd_plan *p = planned(t.g, "without adapters");
+    size_t gradients, redone = 0;
+    const char *where = "none";
 
-    for (int with = 0; f && unet && text && with < 2; with++) {
-        struct sd_adapters *ua = read_adapters(s, f, "unet."), *ta = read_adapters(s, f, "text_encoder.");
-        struct sd_graph *g = sd_graph_new();
-        struct sd_tensor *sample = case_input(g, f, "sample"), *t = case_input(g, f, "timesteps");
-        struct sd_tensor *states = case_input(g, f, "encoder_hidden_states"), *ids = case_input(g, f, "input_ids");
-        struct sd_tensor *pred = sd_keep(sd_unet(g, unet, with ? ua : NULL, sample, t, states));
-        struct sd_tensor *out = sd_keep(sd_clip_text(g, text, with ? ta : NULL, ids, NULL, 0));
-        struct sd_plan *p = planned(g, "adapters");
-        double *to = with ? d : plain;
-
-        if (p) {
-            size_t used = 0;
-
-            case_feed(p, f, sample);
-            case_feed(p, f, t);
-            case_feed(p, f, states);
-            case_feed(p, f, ids);
-            sd_run(p);
-            to[0] = case_distance(p, pred, sd_safetensors_find(f, "model_pred"));
-            to[1] = case_distance(p, out, sd_safetensors_find(f, "states"));
-            for (size_t i = 0; i < sd_adapters_count(ua); i++)
-                used += sd_adapters_at(ua, i)->used;
-            if (with)
-                CHECK(used == sd_adapters_count(ua) && used == 13 && sd_adapters_count(ta) == 3,
-                      "adapters: all %zu used", used);
-            sd_plan_free(p);
-        }
-        sd_graph_free(g);
+    if (p) {
+        for (int i = 0; i < 5; i++)
+            case_feed(p, f, t.in[i]);
+        sd_run(p);
+        CHECK(case_distance(p, t.pred, sd_safetensors_find(f, "model_pred")) > 0.05
+                  && case_distance(p, t.states, sd_safetensors_find(f, "states")) > 0.05,
+              "adapters: the plain model is far from the adapted one");
+        sd_plan_free(p);
     }
-    CHECK(plain[0] > 0.05 && plain[1] > 0.05, "adapters: the plain model is far from the adapted one (%.2f, %.2f)",
-          plain[0], plain[1]);
-    CHECK(d[0] <= pass_bound,
-          "adapters: UNet as with W + s up down: %.1e (linear, 1x1, 3x3, strided, upsampling, two on one layer)", d[0]);
-    CHECK(d[1] <= pass_bound, "adapters: text encoder as with W + s up down: %.1e", d[1]);
+    sd_graph_free(t.g);
+    for (int level = SD_KEEP_ALL; level <= SD_REDO_BLOCKS; level++) {
+        size_t used = 0;
+        double d;
+
+        t = describe_together(s, m, f, true);
+        p = sd_plan_training(t.g, t.loss, level, 0);
+        if (!CHECK(p != NULL, "adapters, %s: planned", levels[level])) {
+            printf("# %s\n", sd_reason());
+            sd_graph_free(t.g);
+            continue;
+        }
+        sd_plan_bind(p, NULL);
+        for (int i = 0; i < 5; i++)
+            case_feed(p, f, t.in[i]);
+        sd_run(p);
+        for (size_t i = 0; i < sd_adapters_count(t.unet); i++)
+            used += sd_adapters_at(t.unet, i)->used;
+        for (size_t i = 0; i < sd_adapters_count(t.text); i++)
+            used += sd_adapters_at(t.text, i)->used;
+        CHECK(used == 16, "adapters, %s: %zu used (linear, 1x1, 3x3, strided, upsampling, two on one layer)",
+              levels[level], used);
+        d = case_distance(p, t.states, sd_safetensors_find(f, "states"));
+        CHECK(d <= pass_bound, "adapters, %s: text encoder as with W + s up down: %.1e", levels[level], d);
+        d = case_distance(p, t.pred, sd_safetensors_find(f, "model_pred"));
+        CHECK(d <= pass_bound, "adapters, %s: UNet as with W + s up down: %.1e", levels[level], d);
+        d = case_distance(p, t.loss, sd_safetensors_find(f, "losses"));
+        CHECK(d <= pass_bound, "adapters, %s: losses %.1e", levels[level], d);
+        d = worst_gradient(&t, f, &where, &gradients);
+        CHECK(d <= pass_bound && gradients == 33,
+              "adapters, %s: %zu gradients, through UNet and text encoder, worst %.1e at %s", levels[level], gradients,
+              d, where);
+        CHECK(level == SD_KEEP_ALL ? sd_plan_report(p).redone == 0 : sd_plan_report(p).redone > redone,
+              "adapters, %s: %zu steps redone", levels[level], sd_plan_report(p).redone);
+        redone = sd_plan_report(p).redone;
+        sd_plan_free(p);
+        sd_graph_free(t.g);
+    }
     sd_scope_close(s);
 }
 

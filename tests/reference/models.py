@@ -20,6 +20,7 @@ sys.path.remove(os.path.dirname(os.path.abspath(__file__)))     # scripts here a
 import torch
 from diffusers import (AutoencoderKL, DDIMScheduler, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel)
 from safetensors.torch import load_file, save_file
+from torch.func import functional_call
 from transformers import CLIPTextConfig, CLIPTextModel
 
 SD1 = {
@@ -335,47 +336,64 @@ def text_case(text, path, seed):
     print(path, len(out), "tensors; rms", f"{out['plain.clip_skip.0'].pow(2).mean().sqrt():.3f}")
 
 
-def adapter_case(unet, text, path, height, width):
-    """Adapters put into the weights, W + s up down: what the unmerged form has to give.  Two on one linear layer."""
-    names = ["down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q",
-             "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q",
-             "up_blocks.1.attentions.1.transformer_blocks.0.attn2.to_v",
-             "mid_block.attentions.0.transformer_blocks.0.attn1.to_out.0",
-             "down_blocks.1.attentions.0.transformer_blocks.0.ff.net.0.proj", "down_blocks.1.attentions.1.proj_in",
-             "down_blocks.0.resnets.1.conv1", "down_blocks.0.resnets.0.conv2", "up_blocks.0.resnets.0.conv_shortcut",
-             "up_blocks.2.resnets.1.time_emb_proj", "down_blocks.1.downsamplers.0.conv",
-             "up_blocks.1.upsamplers.0.conv", "conv_in"]
-    out, rank = {}, 3
-    kept = {k: v.clone() for k, v in unet.state_dict().items()}
-    unet.double()
-    for i, name in enumerate(names):
-        w = unet.get_submodule(name).weight
-        down = normal((rank, *w.shape[1:]), 500 + i) / (w[0].numel() ** 0.5)
-        up = normal((w.shape[0], rank) + ((1, 1) if w.dim() == 4 else ()), 600 + i)
-        scale = 0.2 + 0.05 * i
-        key = f"{i}.unet.{name}"
-        out |= {f"{key}.down": down, f"{key}.up": up, f"{key}.scale": torch.tensor([scale])}
-        w.data += torch.tensor([scale]).double() * (up.double().flatten(1) @ down.double().flatten(1)).reshape(w.shape)
-    sample, states = normal((2, 4, height, width), 31), normal((2, 5, unet.config.cross_attention_dim), 32)
-    out |= {"sample": nhwc(sample), "timesteps": torch.tensor([801.0, 20.0]), "encoder_hidden_states": states}
-    out["model_pred"] = nhwc(unet(sample.double(), torch.tensor([801, 20]), states.double()).sample)
-    unet.float().load_state_dict(kept)
+ADAPTED = [
+    "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q",
+    "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q",
+    "up_blocks.1.attentions.1.transformer_blocks.0.attn2.to_v",
+    "mid_block.attentions.0.transformer_blocks.0.attn1.to_out.0",
+    "down_blocks.1.attentions.0.transformer_blocks.0.ff.net.0.proj", "down_blocks.1.attentions.1.proj_in",
+    "down_blocks.0.resnets.1.conv1", "down_blocks.0.resnets.0.conv2", "up_blocks.0.resnets.0.conv_shortcut",
+    "up_blocks.2.resnets.1.time_emb_proj", "down_blocks.1.downsamplers.0.conv", "up_blocks.1.upsamplers.0.conv",
+    "conv_in",
+]
+ADAPTED_TEXT = ["encoder.layers.0.self_attn.q_proj", "encoder.layers.1.self_attn.out_proj", "encoder.layers.2.mlp.fc1"]
 
-    kept = {k: v.clone() for k, v in text.state_dict().items()}
-    text.double()
-    for i, name in enumerate(["encoder.layers.0.self_attn.q_proj", "encoder.layers.1.self_attn.out_proj",
-                              "encoder.layers.2.mlp.fc1"]):
-        w = text.get_submodule(name).weight
-        down, up = normal((rank, w.shape[1]), 700 + i) / (w.shape[1] ** 0.5), normal((w.shape[0], rank), 800 + i)
-        key = f"{i}.text_encoder.text_model.{name}"
-        out |= {f"{key}.down": down, f"{key}.up": up, f"{key}.scale": torch.tensor([0.5])}
-        w.data += 0.5 * up.double() @ down.double()
-    ids = torch.randint(0, 97, (2, 7), generator=torch.Generator().manual_seed(33))
-    out["input_ids"] = ids.int()
-    out["states"] = text(ids).last_hidden_state.detach().float()
-    text.float().load_state_dict(kept)
+
+def low_rank(w, rank, seed):
+    """down and up for a weight, in the shapes adapters have."""
+    down = normal((rank, *w.shape[1:]), seed) / (w[0].numel() ** 0.5)
+    return down, normal((w.shape[0], rank) + ((1, 1) if w.dim() == 4 else ()), seed + 100)
+
+
+def with_adapter(w, down, up, scale):
+    return w + scale * (up.flatten(1) @ down.flatten(1)).reshape(w.shape)
+
+
+def adapter_case(unet, text, path, height, width, rank=3):
+    """Adapters put into the weights, W + s up down: what the unmerged form has to give, and the gradients of a loss
+    through UNet and text encoder with respect to every adapter and to two learned token rows."""
+    out, leaves = {}, {}
+    unet.double(), text.double()
+    weights = {"unet": dict(unet.named_parameters()), "text_encoder": dict(text.named_parameters())}
+    with torch.enable_grad():
+        for i, name in enumerate([("unet", n) for n in ADAPTED] + [("text_encoder", n) for n in ADAPTED_TEXT]):
+            component, key = name[0], name[1] + ".weight"
+            scale = torch.tensor([0.2 + 0.05 * i])
+            down, up = low_rank(weights[component][key], rank, 500 + i)
+            at = f"{i}.{component}.{'text_model.' if component == 'text_encoder' else ''}{name[1]}"
+            out |= {f"{at}.down": down, f"{at}.up": up, f"{at}.scale": scale}
+            leaves[f"{at}.down"], leaves[f"{at}.up"] = down.double().requires_grad_(), up.double().requires_grad_()
+            weights[component][key] = with_adapter(weights[component][key], leaves[f"{at}.down"], leaves[f"{at}.up"],
+                                                   scale.double())
+        rows = 0.05 * normal((2, text.config.hidden_size), 41)
+        leaves["rows"] = rows.double().requires_grad_()
+        table = "embeddings.token_embedding.weight"
+        ids = torch.randint(0, 97, (2, 7), generator=torch.Generator().manual_seed(33))
+        ids[0, 3], ids[1, 2], ids[1, 5] = text.config.vocab_size, text.config.vocab_size, text.config.vocab_size + 1
+        sample, target = normal((2, 4, height, width), 31), normal((2, 4, height, width), 32)
+        per_sample = torch.tensor([1 / target[0].numel(), 0.5 / target[0].numel()])
+        weights["text_encoder"][table] = torch.cat([weights["text_encoder"][table], leaves["rows"]])
+        states = functional_call(text, weights["text_encoder"], (ids,)).last_hidden_state
+        pred = functional_call(unet, weights["unet"], (sample.double(), torch.tensor([801, 20]), states)).sample
+        losses = per_sample.double() * ((pred - target.double()) ** 2).sum((1, 2, 3))
+        losses.sum().backward()
+    out |= {"sample": nhwc(sample), "timesteps": torch.tensor([801.0, 20.0]), "input_ids": ids.int(), "rows": rows,
+            "target": nhwc(target), "weight": per_sample, "states": nhwc(states), "model_pred": nhwc(pred),
+            "losses": losses.detach().float()}
+    out |= {f"d.{k}": v.grad.float() for k, v in leaves.items()}
+    unet.float(), text.float()
     save_file(out, path)
-    print(path, len(out), "tensors")
+    print(path, len(out), "tensors; losses", [f"{x:.4f}" for x in losses.tolist()])
 
 
 def main():
