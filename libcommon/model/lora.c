@@ -4,6 +4,7 @@
 #include "lora_keys.h"
 
 #include <math.h>
+#include <regex.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
@@ -21,12 +22,16 @@ struct loader {
     size_t count, room;
 };
 
+enum { MODULES_MAX = 1 << 14 };     /* SDXL has 1052 */
+
 static struct raw *
 raw_of(struct loader *l, const char *path)
 {
     for (size_t i = l->count; i-- > 0;)         /* parts of a module lie side by side, or nearly */
         if (strcmp(l->raw[i].path, path) == 0)
             return &l->raw[i];
+    if (l->count == MODULES_MAX)
+        return sd_fail_null("more than %d modules", MODULES_MAX);
     if (l->count == l->room) {
         size_t room = l->room ? 2 * l->room : 512;
         struct raw *grown = sd_alloc_array(l->scope, room, sizeof *grown);
@@ -42,20 +47,58 @@ raw_of(struct loader *l, const char *path)
 
 /* -- alpha ---------------------------------------------------------------------------------------------------------- */
 
-/* An entry of rank_pattern or alpha_pattern for a module: the key, or its end after a dot. */
-static const json_t *
-pattern_value(const json_t *patterns, const char *inner)
+/* PEFT's rule: the module is the key, or ends with it behind a dot; the key may be a regular expression. */
+static int
+pattern_fits(const char *key, const char *inner)
+{
+    static const char plain[] = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_.";
+    static const char special[] = "()|*+?[]-^$\\";
+    size_t n = strlen(inner), m = strlen(key), k = 0;
+    char text[1024];
+    regex_t regex;
+    int found;
+
+    if (n >= m && strcmp(inner + n - m, key) == 0 && (n == m || inner[n - m - 1] == '.'))
+        return 1;
+    if (strspn(key, plain) == m)
+        return 0;
+    k = (size_t)snprintf(text, sizeof text, "^(.*\\.)?(");
+    for (const char *c = key; *c && k < sizeof text - 16; c++)
+        if (*c == '\\' && c[1] == 'd') {
+            k += (size_t)snprintf(text + k, sizeof text - k, "[0-9]");
+            c++;
+        } else if (*c == '\\' && c[1] != '.')
+            return sd_fail("pattern %s: not understood", key);
+        else if (strchr(plain, *c) || strchr(special, *c))
+            text[k++] = *c;
+        else
+            return sd_fail("pattern %s: not understood", key);
+    snprintf(text + k, sizeof text - k, ")$");
+    if (m > 900 || regcomp(&regex, text, REG_EXTENDED | REG_NOSUB) != 0)
+        return sd_fail("pattern %s: not understood", key);
+    found = regexec(&regex, inner, 0, NULL, 0) == 0;
+    regfree(&regex);
+    return found;
+}
+
+/* The first entry of alpha_pattern for a module, in *value where there is one. */
+static int
+pattern_value(const json_t *patterns, const char *inner, const json_t **value)
 {
     const char *key;
-    json_t *value;
+    json_t *of;
 
-    json_object_foreach((json_t *)(uintptr_t)patterns, key, value) {
-        size_t n = strlen(inner), m = strlen(key);
+    json_object_foreach((json_t *)(uintptr_t)patterns, key, of) {
+        int fits = pattern_fits(key, inner);
 
-        if (n >= m && strcmp(inner + n - m, key) == 0 && (n == m || inner[n - m - 1] == '.'))
-            return value;
+        if (fits < 0)
+            return -1;
+        if (fits) {
+            *value = of;
+            return 0;
+        }
     }
-    return NULL;
+    return 0;
 }
 
 /* scale of a module by PEFT's configuration; prefix: "unet." in diffusers' metadata, "" in adapter_config.json */
@@ -64,13 +107,12 @@ configured_scale(struct sd_scope *s, const json_t *config, const char *prefix, c
 {
     const char *inner = strchr(path, '.') + 1;
     const json_t *alpha = json_object_get(config, sd_sprintf(s, "%slora_alpha", prefix));
-    const json_t *special = pattern_value(json_object_get(config, sd_sprintf(s, "%salpha_pattern", prefix)), inner);
     bool rslora = json_is_true(json_object_get(config, sd_sprintf(s, "%suse_rslora", prefix)));
 
     if (json_is_true(json_object_get(config, sd_sprintf(s, "%suse_dora", prefix))))
         return sd_fail("a DoRA adapter, not supported");
-    if (special)
-        alpha = special;
+    if (pattern_value(json_object_get(config, sd_sprintf(s, "%salpha_pattern", prefix)), inner, &alpha) < 0)
+        return -1;
     if (!json_is_number(alpha))
         return sd_fail("%slora_alpha: not in the configuration, or no number", prefix);
     *scale = json_number_value(alpha) / (rslora ? sqrt((double)rank) : (double)rank);
@@ -101,6 +143,15 @@ stored_scale(struct sd_scope *s, const struct raw *r, int64_t rank, double *scal
     return isfinite(alpha) ? 0 : sd_fail("%s: alpha is not finite", r->key);
 }
 
+static bool
+all_finite(const float *x, int64_t n)
+{
+    for (int64_t i = 0; i < n; i++)
+        if (!isfinite(x[i]))
+            return false;
+    return true;
+}
+
 /* -- one module ----------------------------------------------------------------------------------------------------- */
 
 /* LyCORIS' Tucker form: down'[n, i, k] = sum_m mid[n, m, k] down[m, i] */
@@ -125,6 +176,21 @@ fold_mid(struct sd_scope *s, const struct sd_safetensor *mid, const struct sd_sa
     l->kh = mid->shape[2];
     l->kw = mid->shape[3];
     return out;
+}
+
+static bool
+ends_with(const char *text, const char *end)
+{
+    size_t n = strlen(text), m = strlen(end);
+
+    return n >= m && strcmp(text + n - m, end) == 0;
+}
+
+/* The narrowest of F16, BF16, F32 that holds both. */
+static enum sd_dtype
+widest(enum sd_dtype a, enum sd_dtype b, bool first)
+{
+    return first || a == b ? (b == SD_F64 ? SD_F32 : b) : SD_F32;
 }
 
 static int
@@ -155,6 +221,12 @@ layer(struct loader *l, const struct raw *r, const json_t *config, const char *p
     x->up = sd_safetensor_f32(s, up);
     if (!x->down || !x->up)
         return sd_fail_prefix("%s", r->key);
+    if (!all_finite(x->down, x->rank * x->in * x->kh * x->kw) || !all_finite(x->up, x->out * x->rank))
+        return sd_fail("%s: a value that is not finite", r->key);
+    if ((ends_with(r->path, ".attn2.to_k") || ends_with(r->path, ".attn2.to_v")) && (x->in == 2048 || x->in == 1280))
+        return sd_fail("%s: an adapter for SDXL, not supported", r->key);
+    l->lora->dtype = widest(l->lora->dtype, down->dtype, l->lora->count == 0);
+    l->lora->dtype = widest(l->lora->dtype, up->dtype, false);
     if (r->part[SD_LORA_ALPHA])
         return stored_scale(s, r, x->rank, &x->scale);
     return config ? configured_scale(s, config, prefix, r->path, x->rank, &x->scale) : 0;
@@ -174,9 +246,10 @@ collect(struct loader *l, const char *path, const char *component)
         struct sd_lora_key k;
         struct raw *r;
 
-        if (sd_lora_key_read(t->name, component, &k) < 0)
+        if (strlen(t->name) != t->name_length)
+            return sd_fail("a key with a zero byte in it");
+        if (sd_lora_key_read(t->name, component, &k) < 0 || !(r = raw_of(l, k.path)))
             return -1;
-        r = raw_of(l, k.path);
         if (r->part[k.part])
             return sd_fail("%s: the same as %s", t->name, r->part[k.part]->name);
         r->part[k.part] = t;
@@ -224,6 +297,8 @@ load_file(struct loader *l, const char *path)
             text = l->lora->pair[i][1];
     if (text && !(config = sd_json_parse(l->lora->scope, text, strlen(text), 0)))
         return sd_fail_prefix("lora_adapter_metadata");
+    if (!config && strcmp(l->lora->dialect ? l->lora->dialect : "", "peft") == 0)
+        return sd_fail("PEFT's tensors without a scale: name the folder with their adapter_config.json");
     return add_layers(l, config, true);
 }
 
@@ -232,9 +307,18 @@ load_peft(struct loader *l, const char *folder, const char *component)
 {
     const char *config_path = sd_sprintf(l->scope, "%s/adapter_config.json", folder);
     json_t *config = sd_json_load(l->lora->scope, config_path, 0);
+    const char *type = "(none)", *bias = "none";
 
     if (!config)
         return sd_fail_prefix("adapter_config.json");
+    if (sd_json_text(config, "peft_type", &type) < 0 || sd_json_text(config, "bias", &bias) < 0)
+        return sd_fail_prefix("adapter_config.json");
+    if (strcmp(type, "LORA") != 0)
+        return sd_fail("adapter_config.json: peft_type %.40s, not supported", type);
+    if (strcmp(bias, "none") != 0)
+        return sd_fail("adapter_config.json: bias %.40s, not supported", bias);
+    if (!json_object_get(config, "lora_alpha"))
+        json_object_set_new(config, "lora_alpha", json_integer(8));
     if (json_is_true(json_object_get(config, "fan_in_fan_out")))
         return sd_fail("fan_in_fan_out is not supported");
     if (collect(l, sd_sprintf(l->scope, "%s/adapter_model.safetensors", folder), component) < 0)
@@ -306,6 +390,7 @@ join_layer(struct sd_lora *out, struct sd_lora *const *lora, const double *weigh
            struct sd_lora_layer *x)
 {
     int64_t at = 0, row;
+    size_t found = 0, only = 0;
     float *down, *up;
 
     for (size_t i = 0; i < count; i++) {
@@ -321,6 +406,12 @@ join_layer(struct sd_lora *out, struct sd_lora *const *lora, const double *weigh
         else
             x->rank += l->rank;
         x->conv |= l->conv;
+        found++;
+        only = i;
+    }
+    if (found == 1) {
+        x->scale *= weight[only];
+        return 0;
     }
     row = x->in * x->kh * x->kw;
     down = sd_alloc_array(out->scope, (size_t)(x->rank * row), sizeof *down);
@@ -352,6 +443,8 @@ sd_lora_join(struct sd_scope *s, struct sd_lora *const *lora, const double *weig
     out->dialect = "joined";
     for (size_t i = 0; i < count; i++)
         total += lora[i]->count;
+    for (size_t i = 0; i < count; i++)
+        out->dtype = i && out->dtype != lora[i]->dtype ? SD_F32 : lora[i]->dtype;
     out->layer = sd_alloc_array(s, total + 1, sizeof *out->layer);
     for (size_t i = 0; i < count; i++)
         for (size_t k = 0; k < lora[i]->count; k++) {
@@ -389,14 +482,23 @@ sd_lora_adapters(const struct sd_lora *lora, struct sd_adapters *adapters, doubl
 void
 sd_lora_merge(const struct sd_lora_layer *l, double strength, float *values)
 {
+    enum { PIECE = 512 };
     int64_t row = l->in * l->kh * l->kw;
 
 #pragma omp parallel for schedule(static)
     for (int64_t o = 0; o < l->out; o++)
-        for (int64_t r = 0; r < l->rank; r++) {
-            float u = (float)(strength * l->scale * l->up[o * l->rank + r]);
+        for (int64_t at = 0; at < row; at += PIECE) {
+            int64_t n = row - at < PIECE ? row - at : PIECE;
+            float change[PIECE] = { 0 };        /* summed before it meets the weight, which is often much larger */
 
-            for (int64_t i = 0; i < row; i++)
-                values[o * row + i] += u * l->down[r * row + i];
+            for (int64_t r = 0; r < l->rank; r++) {
+                float u = (float)(strength * l->scale * l->up[o * l->rank + r]);
+                const float *down = l->down + r * row + at;
+
+                for (int64_t i = 0; i < n; i++)
+                    change[i] += u * down[i];
+            }
+            for (int64_t i = 0; i < n; i++)
+                values[o * row + at + i] += change[i];
         }
 }

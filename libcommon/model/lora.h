@@ -22,6 +22,7 @@ struct sd_lora {
     struct sd_scope *scope;
     size_t count;
     struct sd_lora_layer *layer;    /* by path, in byte order */
+    enum sd_dtype dtype;            /* the widest of its factors in the file */
     const char *dialect;            /* "kohya", "diffusers", "diffusers (old)", "peft", "comfy" */
     size_t metadata;                /* pairs of the file */
     const char *(*pair)[2];
@@ -36,12 +37,13 @@ enum sd_lora_format sd_lora_format(const char *word);
  * that differ, DoRA and other kinds by name. */
 struct sd_lora *sd_lora_load(struct sd_scope *s, const char *path);
 
-/* sd_lora_join - weight[i] * lora[i] summed by exact concatenation of factors (rank is the sum); scale 1. */
+/* sd_lora_join - weight[i] * lora[i] summed by exact concatenation of factors: rank is the sum, scale 1.  A layer that one file
+ * alone has keeps its factors, and weight * scale.  NULL with sd_fail where shapes differ. */
 struct sd_lora *sd_lora_join(struct sd_scope *s, struct sd_lora *const *lora, const double *weight, size_t count);
 
 /* sd_lora_save - metadata: pairs of key and value, ended by NULL (kohya's ss_ and modelspec keys come from sd_lora_metadata).
- * kohya: one alpha per module, ratios folded into up where a reader would lose them; peft: a directory with unet/ and
- * text_encoder/.  Through sd_output; a directory is complete when its adapter_config.json is there. */
+ * kohya, comfy: one alpha per component, the rest of each layer's scale is folded into up; diffusers: all of it; peft: a
+ * directory with unet/ and text_encoder/, scales in adapter_config.json.  Through sd_output and sd_folder. */
 int sd_lora_save(const struct sd_lora *lora, const char *path, enum sd_lora_format format, enum sd_dtype dtype,
                  const char *const *metadata);
 /* sd_lora_verify - read path again and compare effective weights (scale * up down) with lora's, by layer: the largest relative
@@ -51,8 +53,7 @@ int sd_lora_verify(const struct sd_lora *lora, const char *path, double *worst);
 /* sd_lora_adapters - put every layer into adapters, with strengths for the UNet and the text encoder. */
 void sd_lora_adapters(const struct sd_lora *lora, struct sd_adapters *adapters, double unet, double text);
 
-/* sd_lora_merge - W += strength * scale * up down in f32, one rounding: the new values of one weight, row-major [out, in, kh, kw].
- * `values` is in and out. */
+/* sd_lora_merge - W += strength * scale * up down in f32: one weight, row-major [out, in, kh, kw]; `values` is in and out. */
 void sd_lora_merge(const struct sd_lora_layer *layer, double strength, float *values);
 
 #endif

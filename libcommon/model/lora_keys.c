@@ -3,7 +3,7 @@
 
 #include "keys.h"
 
-#include <ctype.h>
+#include <stdio.h>
 #include <string.h>
 
 static bool
@@ -147,6 +147,10 @@ refuse(const char *key)
         { "lokr_", "a LoKr adapter" }, { "bundle_emb", "an embedding bundled in a LoRA" }, { "oft_", "an OFT adapter" },
         { ".diff", "a weight difference" }, { "w_norm", "a norm difference" }, { "b_norm", "a norm difference" },
         { "lora_te2_", "an adapter for SDXL" }, { "lora_te3_", "an adapter for SD3" }, { "text_encoder_2", "an adapter for SDXL" },
+        { "clip_g.", "an adapter for SDXL" }, { "text_encoder_3", "an adapter for SD3" }, { "joint_blocks", "an adapter for SD3" },
+        { "transformer.transformer_blocks", "an adapter for SD3 or Flux" }, { "double_blocks", "an adapter for Flux" },
+        { "lora_transformer_", "an adapter for SD3 or Flux" }, { "set_weight", "a weight that replaces another" },
+        { "reshape_weight", "an adapter that changes shapes" }, { "modules_to_save", "an adapter with whole weights" },
         { "lora_B.bias", "an adapter with a bias" }
     };
 
@@ -158,7 +162,7 @@ refuse(const char *key)
 
 /* attn1.processor.to_q -> attn1.to_q, to_out -> to_out.0; self_attn.to_q -> self_attn.q_proj */
 static void
-modernise(char *path)
+modernise(char *path, size_t room)
 {
     char *at = strstr(path, ".processor.");
     static const char *const text[][2] = { { "self_attn.to_q", "self_attn.q_proj" }, { "self_attn.to_k", "self_attn.k_proj" },
@@ -171,12 +175,56 @@ modernise(char *path)
         size_t m = strlen(text[i][0]);
 
         n = strlen(path);
-        if (n >= m && strcmp(path + n - m, text[i][0]) == 0)
+        if (n >= m && n + 2 <= room && strcmp(path + n - m, text[i][0]) == 0)
             memcpy(path + n - m, text[i][1], strlen(text[i][1]) + 1);
     }
     n = strlen(path);
-    if (n >= 7 && strcmp(path + n - 7, ".to_out") == 0)
+    if (n >= 7 && n + 3 <= room && strcmp(path + n - 7, ".to_out") == 0)
         memcpy(path + n, ".0", 3);
+}
+
+/* A path of the models known here?  Every word is one of theirs; a UNet's begins with a block or an end of it. */
+static bool
+known(const char *component, const char *path)
+{
+    static const char *const tops[] = { "down_blocks.", "up_blocks.", "mid_block.", "conv_in", "conv_out", "time_embedding." };
+    bool top = false;
+    int n;
+
+    if (strcmp(component, "text_encoder") == 0)
+        return sd_key_match(path, "encoder.layers.#.self_attn.*", &n) || sd_key_match(path, "encoder.layers.#.mlp.*", &n);
+    for (size_t i = 0; i < sizeof tops / sizeof *tops; i++)
+        top |= strncmp(path, tops[i], strlen(tops[i])) == 0;
+    while (top && *path) {
+        size_t m = strcspn(path, "."), digits = strspn(path, "0123456789");
+        bool word = digits == m && m > 0;
+
+        for (size_t i = 0; i < sizeof words / sizeof *words && !word; i++)
+            word = strlen(words[i]) == m && memcmp(words[i], path, m) == 0;
+        if (!word || (path[m] && !path[m + 1]))
+            return false;
+        path += m + (path[m] == '.');
+    }
+    return top;
+}
+
+/* "a_0_b" of the UNet, by diffusers' words or LDM's. */
+static const char *
+unet_from_underscores(const char *text, char *path, size_t room)
+{
+    char dots[SD_LORA_PATH_MAX];
+
+    if (dotted(text, dots, sizeof dots) < 0)
+        return NULL;
+    if (from_ldm(dots, path, room) < 0)
+        snprintf(path, room, "%s", dots);
+    return "unet";
+}
+
+static bool
+of_text(const char *path)
+{
+    return strstr(path, "self_attn") || strstr(path, "mlp.fc") || strstr(path, "mlp_fc");
 }
 
 /* base: the key without its suffix.  Fills path without the component's name; returns the component, NULL when unknown. */
@@ -184,28 +232,22 @@ static const char *
 place(const char *base, const char *component, char *path, size_t room, const char **dialect)
 {
     const char *rest;
-    char dots[SD_LORA_PATH_MAX];
 
     *dialect = "kohya";
-    if (starts_with(base, "lora_unet_", &rest) || starts_with(base, "lycoris_", &rest)) {
-        if (dotted(rest, dots, sizeof dots) < 0)
-            return NULL;
-        if (from_ldm(dots, path, room) < 0)
-            snprintf(path, room, "%s", dots);
-        return "unet";
-    }
-    if (starts_with(base, "lora_te_", &rest) || starts_with(base, "lora_te1_", &rest))
+    if (starts_with(base, "lora_te_", &rest) || starts_with(base, "lora_te1_", &rest)
+        || (of_text(base) && starts_with(base, "lycoris_", &rest)))
         return dotted(rest, path, room) < 0 ? NULL : "text_encoder";
-    if (starts_with(base, "diffusion_model.", &rest)) {
-        *dialect = "comfy";
+    if (starts_with(base, "lora_unet_", &rest) || starts_with(base, "lycoris_", &rest))
+        return unet_from_underscores(rest, path, room);
+    *dialect = "comfy";
+    if (starts_with(base, "diffusion_model.", &rest))
         return from_ldm(rest, path, room) < 0 ? NULL : "unet";
-    }
-    if (starts_with(base, "text_encoders.clip_l.transformer.", &rest) || starts_with(base, "text_encoders.", &rest)) {
-        *dialect = "comfy";
+    if (starts_with(base, "text_encoders.clip_l.transformer.", &rest) || starts_with(base, "text_encoders.clip_h.transformer.", &rest))
         component = "text_encoder";
-    } else if (starts_with(base, "base_model.model.", &rest))
+    else if (starts_with(base, "base_model.model.", &rest)) {
         *dialect = "peft";
-    else {
+        component = component ? component : of_text(rest) ? "text_encoder" : "unet";
+    } else {
         *dialect = "diffusers";
         if (starts_with(base, "text_encoder.", &rest))
             component = "text_encoder";
@@ -213,10 +255,8 @@ place(const char *base, const char *component, char *path, size_t room, const ch
             component = component ? component : "unet";
     }
     snprintf(path, room, "%s", rest);
-    modernise(path);
-    if (strstr(path, "self_attn.") || strstr(path, ".mlp.fc"))
-        component = "text_encoder";
-    return component ? component : "unet";
+    modernise(path, room);
+    return component;
 }
 
 int
@@ -229,19 +269,23 @@ sd_lora_key_read(const char *key, const char *component, struct sd_lora_key *k)
     for (size_t i = 0; i < sizeof suffixes / sizeof *suffixes; i++) {
         size_t m = strlen(suffixes[i].text);
         char base[SD_LORA_PATH_MAX], path[SD_LORA_PATH_MAX];
-        const char *of, *text_model;
+        const char *of, *inner = path;
 
         if (n <= m || strcmp(key + n - m, suffixes[i].text) != 0)
             continue;
         memcpy(base, key, n - m);
         base[n - m] = 0;
-        if (strstr(key, "lora_te2_") || strstr(key, "text_encoder_2") || !(of = place(base, component, path, sizeof path, &k->dialect)))
+        if (!(of = place(base, component, path, sizeof path, &k->dialect)))
+            break;
+        if (strcmp(of, "text_encoder") == 0)
+            starts_with(path, "text_model.", &inner);
+        if (!known(of, inner))
             break;
         if (suffixes[i].old)
             k->dialect = "diffusers (old)";
         k->part = suffixes[i].part;
-        text_model = strcmp(of, "text_encoder") == 0 && strncmp(path, "text_model.", 11) != 0 ? "text_model." : "";
-        if (snprintf(k->path, sizeof k->path, "%s.%s%s", of, text_model, path) >= (int)sizeof k->path)
+        if (snprintf(k->path, sizeof k->path, "%s.%s%s", of, strcmp(of, "unet") == 0 ? "" : "text_model.", inner)
+            >= (int)sizeof k->path)
             return sd_fail("a key of %zu characters", n);
         return 0;
     }
