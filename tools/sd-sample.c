@@ -16,10 +16,10 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-static struct sd_list prompts, negatives, loras, embeddings;
+static struct sd_list prompts, negatives, loras, embeddings, sheet_with;
 static const char *model_name, *vae, *tokenizer, *syntax = "a1111", *sampler_name = "ddim", *spacing = "", *noise_file, *rng = "counter",
     *save_latents, *init_image, *lora_dir, *output, *output_dir, *sheet;
-static int64_t steps = 30, clip_skip, width, height, num_images = 1, batch_size = 1;
+static int64_t steps = 30, clip_skip, width, height, num_images = 1, batch_size = 1, sheet_columns, sheet_scale = 1;
 static double guidance_scale = 7.5, guidance_rescale, strength = 0.8;
 static bool preview;
 
@@ -51,6 +51,9 @@ static const struct sd_opt options[] = {
     { 0, "output", SD_OPT_TEXT, &output, 0, 0, "FILE", "the one picture, .png or .jpg; - for records" },
     { 0, "output-dir", SD_OPT_TEXT, &output_dir, 0, 0, "DIR", "00000.png, 00001.png ..." },
     { 0, "sheet", SD_OPT_TEXT, &sheet, 0, 0, "FILE", "all pictures on one contact sheet" },
+    { 0, "sheet-with", SD_OPT_LIST, &sheet_with, 0, 0, "FILE", "a picture to put on the sheet in front; repeatable" },
+    { 0, "sheet-columns", SD_OPT_INT, &sheet_columns, 1, 1000, "N", "(--num-images, else at most 4)" },
+    { 0, "sheet-scale", SD_OPT_INT, &sheet_scale, 1, 16, "N", "enlarge the pictures on the sheet (1)" },
     { 0, "preview", SD_OPT_FLAG, &preview, 0, 0, NULL, "show the pictures in a terminal that can (kitty, iTerm2)" },
     { 0 }
 };
@@ -486,15 +489,34 @@ save_picture(const char *path, const struct sd_image *image, const char *text)
         sd_die(path, "%s", sd_reason());
 }
 
+static struct sd_image *
+for_sheet(struct run *r, struct sd_image *image)
+{
+    return sheet_scale == 1 ? image : sd_image_resize(r->scope, image, image->width * (int)sheet_scale,
+                                                      image->height * (int)sheet_scale, SD_FILTER_BOX, NULL, NULL);
+}
+
 static void
 save_sheet(struct run *r)
 {
-    const char **labels = sd_alloc_array(r->scope, (size_t)r->pictures, sizeof *labels);
-    int columns = num_images > 1 ? (int)num_images : r->pictures < 4 ? (int)r->pictures : 4;
+    size_t others = sheet_with.count, count = others + (size_t)r->pictures;
+    struct sd_image **images = sd_alloc_array(r->scope, count, sizeof *images);
+    const char **labels = sd_alloc_array(r->scope, count, sizeof *labels);
+    int columns = sheet_columns ? (int)sheet_columns : num_images > 1 ? (int)num_images : count < 4 ? (int)count : 4;
 
-    for (int64_t i = 0; i < r->pictures; i++)
-        labels[i] = r->jobs[i / num_images].prompt;
-    save_picture(sheet, sd_image_sheet(r->scope, r->image, (int)r->pictures, columns, labels), NULL);
+    for (size_t i = 0; i < others; i++) {
+        const char *slash = strrchr(sheet_with.item[i], '/');
+
+        if (!(images[i] = sd_image_load(r->scope, sheet_with.item[i])))
+            sd_die(sheet_with.item[i], "%s", sd_reason());
+        images[i] = for_sheet(r, images[i]);
+        labels[i] = slash ? slash + 1 : sheet_with.item[i];
+    }
+    for (int64_t i = 0; i < r->pictures; i++) {
+        images[others + (size_t)i] = for_sheet(r, r->image[i]);
+        labels[others + (size_t)i] = r->jobs[i / num_images].prompt;
+    }
+    save_picture(sheet, sd_image_sheet(r->scope, images, (int)count, columns, labels), NULL);
 }
 
 static void
@@ -559,6 +581,8 @@ check_outputs(struct run *r)
             sd_usage("--output", "%s: expected .png or .jpg", output);
         sd_output_refuse(output, sd_shared.overwrite);
     }
+    if (!sheet && (sheet_with.count || sheet_columns || sheet_scale > 1))
+        sd_usage("--sheet", "the other --sheet options have no effect without it");
     if (sheet && !ends_with(sheet, ".png") && !ends_with(sheet, ".jpg"))
         sd_usage("--sheet", "%s: expected .png or .jpg", sheet);
     if (sheet)
