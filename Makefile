@@ -132,6 +132,18 @@ uninstall:
 # CLIP's merge list, for single-file checkpoints, which have no tokenizer; needs pip once, and is not part of deps
 clip-vocabulary:
 	@pipelines/clip-vocabulary.sh '$(DESTDIR)$(DATADIR)/clip'
+# The whole chain on the embedded miniature, photos to pictures; ends with where the sheet is.
+demo: all
+	+@PATH="$(abspath $(BUILD)):$$PATH" $(MAKE) --no-print-directory -f examples/creature/Makefile OUT=$(BUILD)/demo
+	@echo "before and after: $(BUILD)/demo/sheet.png"
+# Longer proofs; and the whole chain on a full-size model with random weights (10 GB of disk)
+check-long: tests
+	@BUILD=$(abspath $(BUILD)) tests/run $(wildcard tests/long/*.bats)
+check-full: tests $(BUILD)/tests/bench/full_model
+	@BUILD=$(abspath $(BUILD)) tests/run $(wildcard tests/full/*.bats)
+# Ours beside the machine's own rates in the same run; the table goes to tests/bench/results/ when RESULT names a file
+bench: all $(benches)
+	@BUILD=$(abspath $(BUILD)) tests/bench/run $(if $(RESULT),| tee tests/bench/results/$(RESULT))
 clean:
 	rm -rf build build-san $(BUILD)
 -include $(c_all:%.c=$(BUILD)/%.d) $(fuzz_o:.o=.d) $(fuzzers:$(BUILD)/fuzz/%=$(BUILD)/fuzz/tests/fuzz/%.d) $(c_all:%.c=$(BUILD)/f64/%.d) $(foreach i,$(isas),$(simd:%.c=$(BUILD)/%.$(i).d))

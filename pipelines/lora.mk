@@ -18,16 +18,17 @@ RUN     ?= runs/$(notdir $(patsubst %/,%,$(PHOTOS)))
 MODEL   ?= $(error MODEL=... names a diffusers directory or a checkpoint file)
 TRIGGER ?= <$(notdir $(patsubst %/,%,$(PHOTOS)))>
 CAPTION ?= a picture of {trigger}
+TOKEN   ?= $(TRIGGER)
 PROMPTS ?=
 BASE_PROMPT ?= a picture of $(TRIGGER)
 CACHE   ?=
 
+# TOKEN: the new token, TOK=words to start it from words; empty when TRAIN names it.
 # What is handed to the programs as it stands; any option of their manual pages may be added.
 CROP    ?= --resolution 512
 ENCODE  ?=
 TRAIN   ?= --rank 16 --max-train-steps 1000
 SAMPLE  ?= --num-inference-steps 30
-BEFORE  ?= yes
 
 JOBS    ?= 1
 THREADS ?= $(shell echo $$(( ($$(nproc) + $(JOBS) - 1) / $(JOBS) )))
@@ -52,7 +53,7 @@ endef
 $(eval $(call settings,crop,'photos=$(notdir $(photos))' 'options=$(CROP)'))
 $(eval $(call settings,caption,'caption=$(CAPTION)' 'trigger=$(TRIGGER)'))
 $(eval $(call settings,encode,'model=$(MODEL)' 'options=$(ENCODE)'))
-$(eval $(call settings,train,'model=$(MODEL)' 'trigger=$(TRIGGER)' 'options=$(TRAIN)'))
+$(eval $(call settings,train,'model=$(MODEL)' 'trigger=$(TRIGGER)' 'token=$(TOKEN)' 'options=$(TRAIN)'))
 $(eval $(call settings,sample,'model=$(MODEL)' 'prompts=$(PROMPTS)' 'prompt=$(BASE_PROMPT)' 'options=$(SAMPLE)'))
 
 $(RUN)/cropped.sd: $(photos) $(RUN)/crop.json
@@ -70,7 +71,7 @@ $(RUN)/latents.sd: $(RUN)/captioned.sd $(RUN)/encode.json
 # A state older than its settings belongs to another run.
 $(RUN)/lora.safetensors: $(RUN)/latents.sd $(RUN)/train.json
 	if [ -e $@.state ] && { [ $(RUN)/train.json -nt $@.state ] || [ $< -nt $@.state ]; }; then rm -f $@.state; fi
-	sd-train-lora $(threads) --model '$(MODEL)' --placeholder-token '$(TRIGGER)' \
+	sd-train-lora $(threads) --model '$(MODEL)' $(if $(TOKEN),--placeholder-token '$(TOKEN)') \
 	  --output $@ --output-embedding $(RUN)/embedding.safetensors --overwrite --resume --log $(RUN)/train.log $(TRAIN) $<
 
 $(RUN)/prompts.txt: $(PROMPTS) $(RUN)/sample.json

@@ -1,0 +1,37 @@
+# The whole chain on full-size Stable Diffusion 1.5 with random weights: real photos to a LoRA to a picture.  `make check-full`.
+load ../helper
+
+setup_file() {
+    [ -d "$SD_TEST_DATA/photos" ] && [ -d "$SD_TEST_DATA/clip-tokenizer" ] || skip "no photos or vocabulary in SD_TEST_DATA"
+    export FULL="${FULL_MODEL_DIR:-$BATS_FILE_TMPDIR}/sd15" OUT="$BATS_FILE_TMPDIR"
+    [ -d "$FULL" ] || "$BUILD/tests/bench/full_model" sd1 "$FULL"
+    export MODEL="--model $FULL" TOKENIZER="--tokenizer $SD_TEST_DATA/clip-tokenizer"
+}
+
+@test "crop, caption and encode the real photos" {
+    sd-crop -q --resolution 512 "$SD_TEST_DATA/photos" > "$OUT/cropped.sd"
+    sd-caption -q --trigger '<sks>' --caption 'a photo of {trigger}' < "$OUT/cropped.sd" > "$OUT/captioned.sd"
+    sd-encode-latents $MODEL --cache "$OUT/cache" < "$OUT/captioned.sd" > "$OUT/latents.sd"
+    sd-encode-latents $MODEL --cache "$OUT/cache" < "$OUT/captioned.sd" > "$OUT/again.sd"
+    cmp "$OUT/latents.sd" "$OUT/again.sd"
+}
+
+@test "three steps of LoRA and token together" {
+    sd-train-lora $MODEL $TOKENIZER --placeholder-token '<sks>' --output "$OUT/lora.safetensors" \
+        --output-embedding "$OUT/emb.safetensors" --max-train-steps 3 --ti-until 1 --log "$OUT/log" "$OUT/latents.sd"
+    [ "$(wc -l < "$OUT/log")" -eq 3 ]
+    jq -e 'select(.step == 1) | .grad_norm_unet > 0 and .grad_norm_tokens > 0' "$OUT/log"
+}
+
+@test "merge into the checkpoint, verified" {
+    sd-merge $MODEL --verify --output "$OUT/merged" "$OUT/lora.safetensors"
+    [ -s "$OUT/merged/unet/diffusion_pytorch_model.safetensors" ]
+}
+
+@test "two steps with the adapter, and with the merged model: the same picture" {
+    sd-sample $MODEL $TOKENIZER --lora "$OUT/lora.safetensors" --embedding "$OUT/emb.safetensors" --prompt 'a photo of <sks>' \
+        --num-inference-steps 2 --save-latents "$OUT/a.latents" --output "$OUT/a.png"
+    sd-sample --model "$OUT/merged" $TOKENIZER --embedding "$OUT/emb.safetensors" --prompt 'a photo of <sks>' \
+        --num-inference-steps 2 --save-latents "$OUT/b.latents" --output "$OUT/b.png"
+    [ -s "$OUT/a.png" ] && [ -s "$OUT/b.png" ]
+}
