@@ -135,7 +135,7 @@ code_point(struct parser *p, char **to)
     } else {
         int more = c < 0x800 ? 1 : c < 0x10000 ? 2 : 3;
 
-        *(*to)++ = (char)((0xf00 >> more & 0xff) | c >> 6 * more);
+        *(*to)++ = (char)((0x780 >> more & 0xff) | c >> 6 * more);
         while (more--)
             *(*to)++ = (char)(0x80 | (c >> 6 * more & 63));
     }

@@ -199,6 +199,13 @@ hostile(void)
     put_safetensors("h", "{\"a\\u0000b\":" U8("1", "0", "1") "}", strlen("{\"a\\u0000b\":" U8("1", "0", "1") "}"), 1);
     f = sd_safetensors_open(s, "h");
     CHECK(f && sd_safetensors_at(f, 0)->name_length == 3 && !sd_safetensors_find(f, "a"), "a NUL does not end a name");
+    {
+        static const char escaped[] = "{\"\\u0041\\u00e9\\u20ac\\ud83d\\ude00\\n\\/\":" U8("1", "0", "1") "}";
+
+        put_safetensors("h", escaped, sizeof escaped - 1, 1);
+        f = sd_safetensors_open(s, "h");
+        CHECK(f && sd_safetensors_find(f, "A\u00e9\u20ac\U0001f600\n/"), "escapes of one to four bytes are decoded");
+    }
     for (int depth = 126; depth <= 130; depth += 4) {
         n = (size_t)sprintf(deep, "{\"a\":{\"x\":");
         memset(deep + n, '[', (size_t)depth - 2);
