@@ -5,6 +5,8 @@
 #include "op.h"
 #include "ops.h"
 
+#include <unistd.h>
+
 static void
 check_unet(struct sd_model *m, const char *what, const char *name, bool stages)
 {
@@ -321,6 +323,26 @@ check_named(struct sd_model *m)
     sd_scope_close(s);
 }
 
+/* The model that comes with the source, when it is there. */
+static void
+check_miniature(void)
+{
+    struct sd_scope *s = sd_scope_open();
+    const char *path = getenv("SD_TEST_MODEL") ? getenv("SD_TEST_MODEL") : "examples/miniature/model";
+    struct sd_model *m;
+
+    if (access(path, F_OK) != 0 || access(MODELS "miniature.unet.safetensors", F_OK) != 0) {
+        check_skip("the miniature, stage by stage", "examples/miniature/model or its stored values are not there");
+    } else if (CHECK((m = sd_model_open(s, path, NULL)) != NULL, "miniature: opened")) {
+        check_text(m, "miniature", "miniature.text");
+        check_unet(m, "miniature", "miniature.unet", true);
+        check_vae(m, "miniature", "miniature.vae");
+    } else {
+        printf("# %s\n", sd_reason());
+    }
+    sd_scope_close(s);
+}
+
 int
 main(void)
 {
@@ -360,5 +382,6 @@ main(void)
         }
         sd_scope_close(s);
     }
+    check_miniature();
     return check_done();
 }

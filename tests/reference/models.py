@@ -8,6 +8,7 @@ rounded to what the files hold (F16, some F32); the libraries then compute in do
 truth to seven digits.  Feature maps are stored NHWC, as sd-tools holds them.
 
     tests/reference/models.py tests/data/models
+    tests/reference/models.py tests/data/models examples/miniature/model     only that model's cases, miniature.*
 
 Pinned: torch 2.15, diffusers 0.42.1, transformers 5.23.0, safetensors 0.8.0.  Same versions, same bytes."""
 import json
@@ -262,14 +263,17 @@ def normal(shape, seed):
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float32)
 
 
-def unet_case(unet, path, height, width, tokens, timesteps, seed, last_only=False):
+EVERY = ["conv_in", "time_embedding", "*.resnets.", "*.attentions.", "*.transformer_blocks.", "*.downsamplers.",
+         "*.upsamplers.", "encoder.conv_in", "decoder.conv_in"]
+SOME = ["*.attentions."]        # enough to say where a difference begins, small enough for the tree
+
+
+def unet_case(unet, path, height, width, tokens, timesteps, seed, names=EVERY):
     c = unet.config
     sample = normal((len(timesteps), 4, height, width), seed)
     states = normal((len(timesteps), tokens, c.cross_attention_dim), seed + 1)
     out = {"sample": nhwc(sample), "timesteps": torch.tensor(timesteps, dtype=torch.float32),
            "encoder_hidden_states": states}
-    names = [] if last_only else ["conv_in", "time_embedding", "*.resnets.", "*.attentions.", "*.transformer_blocks.",
-                                  "*.downsamplers.", "*.upsamplers."]
     handles = record(unet, names, out, "unet")
     unet.double()
     out["model_pred"] = nhwc(unet(sample.double(), torch.tensor(timesteps), states.double()).sample)
@@ -280,13 +284,12 @@ def unet_case(unet, path, height, width, tokens, timesteps, seed, last_only=Fals
     print(path, len(out), "tensors; rms", f"{out['model_pred'].pow(2).mean().sqrt():.3f}")
 
 
-def vae_case(vae, path, height, width, seed):
+def vae_case(vae, path, height, width, seed, names=EVERY, batch=2):
     f = 2 ** (len(vae.config.block_out_channels) - 1)
-    pixels = normal((2, 3, height, width), seed).clamp(-1, 1)
-    latents = normal((2, 4, height // f, width // f + 1), seed + 1)
+    pixels = normal((batch, 3, height, width), seed).clamp(-1, 1)
+    latents = normal((batch, 4, height // f, width // f + 1), seed + 1)
     out = {"pixel_values": nhwc(pixels), "latents": nhwc(latents)}
-    handles = record(vae, ["*.resnets.", "*.attentions.", "*.downsamplers.", "*.upsamplers.", "encoder.conv_in",
-                           "decoder.conv_in"], out, "vae")
+    handles = record(vae, names, out, "vae")
     vae.double()
     out["moments"] = nhwc(vae.encode(pixels.double()).latent_dist.parameters)
     out["decoded"] = nhwc(vae.decode(latents.double()).sample)
@@ -301,7 +304,7 @@ def text_case(text, path, seed):
     """Ids with two learned tokens behind the vocabulary; all hidden states, and what clip_skip 0, 1, 2 gives."""
     c = text.config
     g = torch.Generator().manual_seed(seed)
-    ids = torch.randint(0, c.vocab_size - 2, (2, c.max_position_embeddings), generator=g)
+    ids = torch.randint(0, c.vocab_size - 2, (2, min(13, c.max_position_embeddings)), generator=g)
     ids[:, 0], ids[0, 6:], ids[1, -1] = c.bos_token_id, c.eos_token_id, c.eos_token_id
     rows = 0.5 * normal((2, c.hidden_size), seed + 1)
     out = {"input_ids": ids.int().clone(), "rows": rows}
@@ -396,9 +399,22 @@ def adapter_case(unet, text, path, height, width, rank=3):
     print(path, len(out), "tensors; losses", [f"{x:.4f}" for x in losses.tolist()])
 
 
+def miniature(directory, root):
+    """A model that exists already: its own latent size, and one that is not square."""
+    unet = UNet2DConditionModel.from_pretrained(f"{directory}/unet", torch_dtype=torch.float32).eval()
+    vae = AutoencoderKL.from_pretrained(f"{directory}/vae", torch_dtype=torch.float32).eval()
+    text = CLIPTextModel.from_pretrained(f"{directory}/text_encoder", dtype=torch.float32).eval()
+    size = unet.config.sample_size
+    unet_case(unet, f"{root}/miniature.unet.safetensors", size, size // 2 + 3, 24, [601], 51, SOME)
+    vae_case(vae, f"{root}/miniature.vae.safetensors", 32, 48, 53, SOME, batch=1)
+    text_case(text, f"{root}/miniature.text.safetensors", 55)
+
+
 def main():
     root = sys.argv[1]
     os.makedirs(root, exist_ok=True)
+    if len(sys.argv) > 2:
+        return miniature(sys.argv[2], root)
     for name, c, seed, published in (("sd1", SD1, 100, False), ("sd2", SD2, 200, True)):
         unet, vae, text = build(c, seed)
         directory = f"{root}/{name}"
@@ -407,7 +423,7 @@ def main():
         check_single_file(f"{root}/{name}.safetensors", directory, unet, vae)
         if name == "sd1":
             unet_case(unet, f"{root}/sd1.unet.safetensors", 10, 14, 13, [999, 0], 1)
-            unet_case(unet, f"{root}/sd1.unet.even.safetensors", 8, 4, 3, [500], 5, last_only=True)
+            unet_case(unet, f"{root}/sd1.unet.even.safetensors", 8, 4, 3, [500], 5, names=[])
             vae_case(vae, f"{root}/sd1.vae.safetensors", 16, 24, 3)
             adapter_case(unet, text, f"{root}/sd1.adapters.safetensors", 8, 4)
         else:
