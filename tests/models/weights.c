@@ -210,8 +210,8 @@ check_work(void)
         printf("# %s\n", sd_reason());
     for (int i = 0; i < 3; i++) {
         struct sd_graph *g = sd_graph_new();
-        struct sd_tensor *x = sd_input(g, "x", SD_F32, 4, i == 2 ? (int64_t[]){ 1, 512, 512, 3 }
-                                                                 : (int64_t[]){ i ? 1 : 2, 64, 64, 4 });
+        struct sd_tensor *x = sd_input(g, "x", SD_F32, 4,
+                                       i == 2 ? (int64_t[]){ 1, 512, 512, 3 } : (int64_t[]){ i ? 1 : 2, 64, 64, 4 });
         struct sd_plan *p;
         double found = 0;
 
@@ -511,6 +511,40 @@ check_opening(void)
     sd_scope_close(s);
 }
 
+/* A whole model's folder, then one file after the other away or cut. */
+static void
+check_damage(void)
+{
+    struct sd_scope *s = sd_scope_open();
+    char *copy = sd_sprintf(s, "%s/copy", folder), *unet = sd_sprintf(s, "%s/unet", copy);
+    char *vae = sd_sprintf(s, "%s/vae/diffusion_pytorch_model.fp16.safetensors", copy);
+    char *text = sd_sprintf(s, "%s/text_encoder/model.safetensors", copy);
+    struct sd_model *m;
+
+    if (system(sd_sprintf(s, "cp -r " MODELS "sd2 %s", copy)))
+        printf("# cannot copy\n");
+    m = sd_model_open(s, copy, NULL);
+    CHECK(m && sd_model_unet(m) && sd_model_vae(m) && sd_model_text_encoder(m), "a copy is whole");
+    truncate(vae, 5000);
+    m = sd_model_open(s, copy, NULL);
+    CHECK(m && !sd_model_vae(m) && says("vae/diffusion_pytorch_model.fp16.safetensors: "), "a cut file is named");
+    unlink(vae);
+    CHECK(m && !sd_model_vae(m) && says("/vae: no diffusion_pytorch_model.safetensors"), "a missing file is named");
+    write_text(sd_sprintf(s, "%s/vae/diffusion_pytorch_model.bin", copy), "PK");
+    CHECK(m && !sd_model_vae(m) && says("pickled weights (.bin) are not read here"), "a pickle is refused by name");
+    rename(text, sd_sprintf(s, "%s/text_encoder/model.fp16.safetensors", copy));
+    m = sd_model_open(s, copy, &(struct sd_model_options){ .variant = "ema" });
+    CHECK(m && sd_model_text_encoder(m), "a variant that is absent falls back");
+    unlink(sd_sprintf(s, "%s/diffusion_pytorch_model-00002-of-00003.safetensors", unet));
+    CHECK(m && !sd_model_unet(m) && says("diffusion_pytorch_model-00002-of-00003.safetensors"),
+          "a missing shard is named");
+    write_text(sd_sprintf(s, "%s/text_encoder/config.json", copy), "{\"hidden_size\": 24, \"num_attention_heads\": 2}");
+    CHECK(!sd_model_open(s, copy, NULL)
+              && says("text_encoder/config.json: hidden_size 24, the UNet's cross_attention_dim is 20"),
+          "components that do not fit are named");
+    sd_scope_close(s);
+}
+
 /* A graph with input that does not fit: the reason names the module. */
 static void
 check_misfits(void)
@@ -593,6 +627,7 @@ main(void)
     check_hashes();
     check_families();
     check_opening();
+    check_damage();
     check_misfits();
     check_miniature();
     clean();
