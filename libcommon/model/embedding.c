@@ -1,6 +1,7 @@
 /* embedding - learned tokens in files (formats.md 4.1). */
 #include "embedding.h"
 
+#include <math.h>
 #include <string.h>
 
 /* The file's name without folder and ending: the trigger word in A1111 and ComfyUI. */
@@ -62,6 +63,8 @@ sd_embedding_load(struct sd_scope *s, const char *path)
         return sd_fail_null("a pickle, which could run code: convert it to safetensors first");
     if (!(f = sd_safetensors_open(s, path)) || !(t = choose(f, &token)))
         return NULL;
+    if (strlen(t->name) != t->name_length)
+        return sd_fail_null("a key with a zero byte in it");
     if ((t->ndim != 1 && t->ndim != 2) || !t->numel)
         return sd_fail_null("%s: shape %s, expected [vectors, width]", t->name, sd_shape_text(s, t->ndim, t->shape));
     e->vectors = t->ndim == 2 ? t->shape[0] : 1;
@@ -70,6 +73,10 @@ sd_embedding_load(struct sd_scope *s, const char *path)
         return sd_fail_null("%s: %lld vectors", t->name, (long long)e->vectors);
     if (!(e->values = sd_safetensor_f32(s, t)))
         return sd_fail_prefix("%s", t->name), NULL;
+    for (size_t i = 0; i < t->numel; i++)
+        if (!isfinite(e->values[i]))
+            return sd_fail_null("%s: a value that is not finite", t->name);
+    e->dtype = t->dtype == SD_F64 ? SD_F32 : t->dtype;
     if (!token)
         token = sd_safetensors_metadata(f, "sd_tools.token");
     if (!token)
@@ -94,4 +101,18 @@ sd_embedding_save(const struct sd_embedding *e, const char *path, enum sd_embedd
     status = sd_safetensors_save(w, path);
     sd_scope_close(s);
     return status;
+}
+
+bool
+sd_embedding_equal(const struct sd_embedding *a, const struct sd_embedding *b, enum sd_dtype dtype)
+{
+    struct sd_scope *s = sd_scope_open();
+    size_t n = (size_t)(a->vectors * a->width), bytes = n * sizeof(float);
+    char *stored = sd_alloc(s, bytes);
+    float *rounded = sd_alloc(s, bytes);
+    bool equal = a->vectors == b->vectors && a->width == b->width && sd_from_f32(stored, dtype, a->values, n) == 0
+        && sd_to_f32(rounded, stored, dtype, n) == 0 && memcmp(rounded, b->values, bytes) == 0;
+
+    sd_scope_close(s);
+    return equal;
 }

@@ -9,6 +9,7 @@ struct sd_embedding {
     const char *token;          /* the key unless emb_params, else metadata, else the file's stem */
     int64_t vectors, width;
     const float *values;        /* [vectors, width] */
+    enum sd_dtype dtype;        /* of the file */
 };
 
 enum sd_embedding_format { SD_EMBEDDING_DIFFUSERS, SD_EMBEDDING_A1111 };    /* a1111 and comfy are one layout */
@@ -17,5 +18,7 @@ enum sd_embedding_format { SD_EMBEDDING_DIFFUSERS, SD_EMBEDDING_A1111 };    /* a
 struct sd_embedding *sd_embedding_load(struct sd_scope *s, const char *path);
 int sd_embedding_save(const struct sd_embedding *e, const char *path, enum sd_embedding_format format, enum sd_dtype dtype,
                       const char *const *metadata);
+/* sd_embedding_equal - is b what a becomes when it is written in dtype?  The tokens' names may differ. */
+bool sd_embedding_equal(const struct sd_embedding *a, const struct sd_embedding *b, enum sd_dtype dtype);
 
 #endif

@@ -427,7 +427,8 @@ save_tokens(struct session *x, const char *pattern, bool a1111, int64_t step)
 
     for (size_t i = 0; i < x->tokens->count; i++) {
         const struct sd_token *k = &x->tokens->token[i];
-        struct sd_embedding e = { k->name, k->vectors, width, (const float *)x->tokens->rows->value + k->first_row * width };
+        struct sd_embedding e = { .token = k->name, .vectors = k->vectors, .width = width,
+                                  .values = (const float *)x->tokens->rows->value + k->first_row * width };
         const char *path = token_path(x, pattern, k->name);
 
         if (sd_embedding_save(&e, path, a1111 ? SD_EMBEDDING_A1111 : SD_EMBEDDING_DIFFUSERS, save_dtype(),
