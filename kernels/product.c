@@ -179,8 +179,9 @@ axis_taps(int *at, uint32_t *kernel, bool data, int phase, int size, int before,
 static bool
 winograd_fits(const struct product_shape *s, bool data)
 {
-    return s->kernel_height == 3 && s->kernel_width == 3 && s->a.stride == 1 && s->a.upsample == 1 &&
-           winograd_wanted(data ? s->height : s->out_height, data ? s->width : s->out_width, s->in, s->out);
+    return s->kernel_height == 3 && s->kernel_width == 3 && s->a.stride == 1 &&
+           winograd_wanted(data ? s->height * s->a.upsample : s->out_height, data ? s->width * s->a.upsample : s->out_width,
+                           s->in, s->out);
 }
 
 static void
@@ -264,12 +265,15 @@ align(size_t bytes)
 static struct winograd
 winograd_of(const struct product_shape *s, bool data)
 {
+    int up = s->a.upsample;
+
     if (data)
-        return (struct winograd){ .batch = s->batch, .height = s->height, .width = s->width, .columns = s->in,
-                                  .x_height = s->out_height, .x_width = s->out_width, .depth = s->out, .top = 2 - s->a.top,
-                                  .left = 2 - s->a.left };
+        return (struct winograd){ .batch = s->batch, .height = s->height * up, .width = s->width * up, .columns = s->in,
+                                  .x_height = s->out_height, .x_width = s->out_width, .depth = s->out, .enlarged = 1,
+                                  .pooled = up, .top = 2 - s->a.top, .left = 2 - s->a.left };
     return (struct winograd){ .batch = s->batch, .height = s->out_height, .width = s->out_width, .columns = s->out,
-                              .x_height = s->height, .x_width = s->width, .depth = s->in, .top = s->a.top, .left = s->a.left };
+                              .x_height = s->height, .x_width = s->width, .depth = s->in, .enlarged = up, .pooled = 1,
+                              .top = s->a.top, .left = s->a.left };
 }
 
 /* Scratch of forward and data gradient: zeros, biases, weights that change from run to run. */

@@ -6,9 +6,10 @@
 #if SD_REAL_IS_FLOAT
 
 enum {
-    BATCH_BYTES = 24 << 20,     /* of both sides of the products of a batch: a share of the last cache */
-    MIN_TILES = 64, MAX_TILES = 512,
-    PIECE = 8,                  /* tiles per parallel piece of a transform */
+    BATCH_BYTES = 5 << 20,      /* of both sides of the products of a batch: a share of the last cache */
+    MIN_TILES = 64,             /* else the weights are read too often */
+    MAX_TILES = 512,
+    PIECE = 4,                  /* tiles per parallel piece of a transform */
     PAD = 16                    /* floats between the 36 matrices: keeps them out of each other's cache sets */
 };
 
@@ -95,55 +96,29 @@ winograd_run(const struct winograd *w)
     }
 }
 
-/* u = G w G' in double */
-static void
-transform(float u[WINOGRAD_PARTS], const float *kernel, bool turned)
-{
-    static const double g[WINOGRAD_IN][3] = {
-        { 1.0 / 4, 0, 0 }, { -1.0 / 6, -1.0 / 6, -1.0 / 6 }, { -1.0 / 6, 1.0 / 6, -1.0 / 6 },
-        { 1.0 / 24, 1.0 / 12, 1.0 / 6 }, { 1.0 / 24, -1.0 / 12, 1.0 / 6 }, { 0, 0, 1 }
-    };
-    double half[WINOGRAD_IN][3];
-
-    for (int i = 0; i < WINOGRAD_IN; i++)
-        for (int x = 0; x < 3; x++) {
-            half[i][x] = 0;
-            for (int y = 0; y < 3; y++)
-                half[i][x] += g[i][y] * (double)kernel[turned ? 8 - (y * 3 + x) : y * 3 + x];
-        }
-    for (int i = 0; i < WINOGRAD_IN; i++)
-        for (int j = 0; j < WINOGRAD_IN; j++) {
-            double sum = 0;
-
-            for (int x = 0; x < 3; x++)
-                sum += half[i][x] * g[j][x];
-            u[i * WINOGRAD_IN + j] = (float)sum;
-        }
-}
-
 void
 winograd_pack(float *packed, const struct gemm_weight *w)
 {
     struct gemm_sizes z = SD_V_CALL(gemm_sizes)();
     int64_t depth = w->transposed ? w->out : w->in, columns = w->transposed ? w->in : w->out;
-    size_t part = gemm_matrix_bytes(depth, columns) / sizeof(float);
+    int64_t part = (int64_t)(gemm_matrix_bytes(depth, columns) / sizeof(float));
 
 #pragma omp parallel for schedule(dynamic, 1)
     for (int64_t n0 = 0; n0 < columns; n0 += z.width) {
         int64_t count = columns - n0 < z.width ? columns - n0 : z.width, wide = (count + z.step - 1) / z.step * z.step;
+        float kernel[9 * WINOGRAD_WIDE] = { 0 };
 
-        for (int64_t k = 0; k < depth; k++)
-            for (int64_t n = 0; n < wide; n++) {
-                float kernel[9], u[WINOGRAD_PARTS] = { 0 };
+        for (int64_t k = 0; k < depth; k++) {
+            for (int64_t n = 0; n < count; n++) {
                 int64_t o = w->transposed ? k : n0 + n, c = w->transposed ? n0 + n : k;
+                float one[9];
 
-                if (n < count) {
-                    sd_param_convert(kernel, w->param, (size_t)((o * w->in + c) * 9), 9);
-                    transform(u, kernel, w->transposed);
-                }
-                for (int i = 0; i < WINOGRAD_PARTS; i++)
-                    packed[(size_t)i * part + (size_t)(n0 * depth + k * wide + n)] = u[i];
+                sd_param_convert(one, w->param, (size_t)((o * w->in + c) * 9), 9);
+                for (int i = 0; i < 9; i++)
+                    kernel[(w->transposed ? 8 - i : i) * WINOGRAD_WIDE + n] = one[i];
             }
+            SD_V_CALL(winograd_weights)(packed + n0 * depth + k * wide, part, kernel, (int)wide);
+        }
     }
 }
 

@@ -1,11 +1,18 @@
-/* winograd_simd.c - the two transforms of winograd.h, vectors of channels.
+/* winograd_simd.c - the transforms of winograd.h, vectors of channels; that of the weights in double, rounded once.
  *
  *          4  0 -5  0  1  0               1  1  1  1  1  0
  *          0 -4 -4  1  1  0               0  1 -1  2 -2  0
  *     B' = 0  4 -4 -1  1  0          A' = 0  1  1  4  4  0
  *          0 -2 -1  2  1  0               0  1 -1  8 -8  1
  *          0  2 -1 -2  1  0
- *          0  4  0 -5  0  1 */
+ *          0  4  0 -5  0  1
+ *
+ *          6  0  0
+ *         -4 -4 -4
+ *     G = -4  4 -4   / 24
+ *          1  2  4
+ *          1 -2  4
+ *          0  0 24 */
 #include "simd.h"
 #include "winograd.h"
 
@@ -61,8 +68,12 @@ SD_V(winograd_source)(const struct winograd_tiles *t)
 
         for (int k = 0; k < IN * IN; k++) {
             int64_t y = at.y - w->top + k / IN, x = at.x - w->left + k % IN;
-            bool inside = y >= 0 && y < w->x_height && x >= 0 && x < w->x_width;
+            bool inside = y >= 0 && y < w->x_height * w->enlarged && x >= 0 && x < w->x_width * w->enlarged;
 
+            if (w->enlarged == 2) {
+                y >>= 1;
+                x >>= 1;
+            }
             from[k] = inside ? w->x + ((at.b * w->x_height + y) * w->x_width + x) * w->depth : t->zeros;
         }
         for (int64_t c = 0; c < w->depth; c += VW) {
@@ -93,13 +104,14 @@ SD_V(winograd_result)(const struct winograd_tiles *t)
     for (int64_t i = t->begin; i < t->end; i++) {
         struct place at = place(w, t->first + i);
         const float *from = t->parts + i * w->columns;
-        int64_t first = ((at.b * w->height + at.y) * w->width + at.x) * w->columns;
-        int high = (int)(w->height - at.y < OUT ? w->height - at.y : OUT);
-        int wide = (int)(w->width - at.x < OUT ? w->width - at.x : OUT);
+        int64_t height = w->height / w->pooled, width = w->width / w->pooled;
+        int64_t first = ((at.b * height + at.y / w->pooled) * width + at.x / w->pooled) * w->columns;
+        int high = (int)(w->height - at.y < OUT ? w->height - at.y : OUT) / w->pooled;
+        int wide = (int)(w->width - at.x < OUT ? w->width - at.x : OUT) / w->pooled;
 
         for (int64_t c = 0; c < w->columns; c += VW) {
             int64_t left = w->columns - c;
-            vf d[OUT * IN], r[IN], bias = w->bias ? v_get(w->bias + at.b * w->bias_batch + c, left) : v_zero();
+            vf d[OUT * IN], r[IN], y4[OUT][OUT], bias = w->bias ? v_get(w->bias + at.b * w->bias_batch + c, left) : v_zero();
 
             for (int x = 0; x < IN; x++) {
                 SD_UNROLL
@@ -107,17 +119,57 @@ SD_V(winograd_result)(const struct winograd_tiles *t)
                     r[y] = v_get(from + (y * IN + x) * t->part + c, left);
                 result_axis(d + x, IN, r, 1);
             }
-            for (int y = 0; y < high; y++) {
-                result_axis(r, 1, d + y * IN, 1);
+            SD_UNROLL
+            for (int y = 0; y < OUT; y++)
+                result_axis(y4[y], 1, d + y * IN, 1);
+            for (int y = 0; y < OUT / 2 && w->pooled == 2; y++)
+                for (int x = 0; x < OUT / 2; x++)
+                    y4[y][x] = (y4[2 * y][2 * x] + y4[2 * y][2 * x + 1]) + (y4[2 * y + 1][2 * x] + y4[2 * y + 1][2 * x + 1]);
+            for (int y = 0; y < high; y++)
                 for (int x = 0; x < wide; x++) {
-                    int64_t to = first + (y * w->width + x) * w->columns + c;
-                    vf v = r[x] + bias;
+                    int64_t to = first + (y * width + x) * w->columns + c;
+                    vf v = y4[y][x] + bias;
 
                     if (w->start)
                         v += v_get(w->start + to, left);
                     v_put(w->out + to, v, left);
                 }
-            }
         }
+    }
+}
+
+/* u[0], u[step], ... = G w, for `wide` kernels at once */
+SD_INLINE void
+weight_axis(double *restrict u, int step, const double *restrict a, const double *restrict b, const double *restrict c, int wide)
+{
+    for (int n = 0; n < wide; n++) {
+        double even = (a[n] + c[n]) * (1.0 / 6), odd = b[n] * (1.0 / 6), far = a[n] * (1.0 / 24) + c[n] * (1.0 / 6);
+
+        u[n] = a[n] * 0.25;
+        u[step + n] = -even - odd;
+        u[2 * step + n] = odd - even;
+        u[3 * step + n] = far + b[n] * (1.0 / 12);
+        u[4 * step + n] = far - b[n] * (1.0 / 12);
+        u[5 * step + n] = c[n];
+    }
+}
+
+void
+SD_V(winograd_weights)(float *packed, int64_t part, const float *kernel, int wide)
+{
+    enum { WIDE = WINOGRAD_WIDE };
+    double w[9 * WIDE], half[3 * IN * WIDE], row[IN * WIDE];
+
+    for (int i = 0; i < 9 * WIDE; i++)
+        w[i] = (double)kernel[i];
+    for (int x = 0; x < 3; x++)
+        weight_axis(half + x * WIDE, 3 * WIDE, w + x * WIDE, w + (3 + x) * WIDE, w + (6 + x) * WIDE, wide);
+    for (int i = 0; i < IN; i++) {
+        const double *h = half + 3 * i * WIDE;
+
+        weight_axis(row, WIDE, h, h + WIDE, h + 2 * WIDE, wide);
+        for (int j = 0; j < IN; j++)
+            for (int n = 0; n < wide; n++)
+                packed[(i * IN + j) * part + n] = (float)row[j * WIDE + n];
     }
 }

@@ -112,6 +112,8 @@ main(void)
     check_gradient("conv 4x4 stride 3", plain, "1x7x6x2 3x2x4x4", 1e-7);
     how = (struct sd_conv2d){ 1, 1, 1, 1, 1, 2 };
     check_gradient("conv 3x3 of an enlarged picture", full, "2x2x3x3 4x3x3x3 4 2x4 2x4x6x4", 1e-7);
+    how = (struct sd_conv2d){ 1, 0, 2, 1, 1, 2 };
+    check_gradient("conv 3x3 of an enlarged picture, uneven padding", biased, "1x3x2x3 4x3x3x3 4", 1e-7);
 
     /* sums of up to 20000 terms in f32, in another order than the C loops */
     how = (struct sd_conv2d){ 1, 1, 1, 1, 1, 1 };
@@ -125,6 +127,7 @@ main(void)
     /* with a frozen weight these go through Winograd's F(4,3), whose constants cost about a digit */
     check_paths("conv 3x3, tiles", full, "2x8x12x32 64x32x3x3 64 2x64 2x8x12x64", 1e-5);
     check_paths("conv 3x3, broken tiles", full, "2x9x14x33 50x33x3x3 50 2x50 2x9x14x50", 1e-5);
+    check_paths("conv 3x3, deep tiles", biased, "1x12x12x512 32x512x3x3 32", 1e-5);
     check_paths("conv 3x3, many tiles", residual, "1x94x91x40 36x40x3x3 1x94x91x36", 1e-5);
     how = (struct sd_conv2d){ 1, 0, 2, 1, 0, 1 };
     check_paths("conv 3x3, uneven padding", biased, "1x11x10x36 37x36x3x3 37", 1e-5);
@@ -142,7 +145,10 @@ main(void)
     how = (struct sd_conv2d){ 3, 2, 1, 0, 3, 1 };
     check_paths("conv 4x4 stride 3", plain, "1x7x9x5 3x5x4x4", 5e-6);
     how = (struct sd_conv2d){ 1, 1, 1, 1, 1, 2 };
-    check_paths("conv 3x3 of an enlarged picture", full, "2x5x7x32 64x32x3x3 64 2x64 2x10x14x64", 5e-6);
+    check_paths("conv 3x3 of an enlarged picture", full, "2x5x7x31 64x31x3x3 64 2x64 2x10x14x64", 5e-6);
+    check_paths("conv 3x3 of an enlarged picture, broken tiles", biased, "2x5x7x40 36x40x3x3 36", 1e-5);
+    how = (struct sd_conv2d){ 1, 0, 2, 1, 1, 2 };
+    check_paths("conv 3x3 of an enlarged picture, uneven padding", biased, "2x5x6x33 36x33x3x3 36", 1e-5);
     check_upsample();
     check_faults();
     return check_done();
