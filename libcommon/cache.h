@@ -8,13 +8,14 @@
 #include "hash.h"
 #include "safetensors.h"
 
-/* Keys: SHA-256 of a msgpack map of named parts, in the byte order of the names whatever the order of the calls. Texts and
- * data are referenced until sd_key_hex. */
+/* Keys: SHA-256 of a msgpack map of named parts, in the byte order of the names whatever the order of the calls. Texts
+ * and data are referenced until sd_key_hex. */
 struct sd_key;
 struct sd_key *sd_key_new(struct sd_scope *s);
 void sd_key_text(struct sd_key *k, const char *name, const char *text);
 void sd_key_int(struct sd_key *k, const char *name, int64_t value);
-void sd_key_data(struct sd_key *k, const char *name, enum sd_dtype dtype, int ndim, const int64_t *shape, const void *data);
+void sd_key_data(struct sd_key *k, const char *name, enum sd_dtype dtype, int ndim, const int64_t *shape,
+                 const void *data);
 void sd_key_hex(struct sd_key *k, char hex[SD_SHA256_HEX]);
 
 struct sd_cache;

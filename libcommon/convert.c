@@ -1,5 +1,5 @@
-/* convert.c - floats of other widths to float and back: bit arithmetic without branches, which compilers turn into vector
- * code.  Correct for subnormals, infinities and NaN; to nearest, ties to even. */
+/* convert.c - floats of other widths to float and back: bit arithmetic without branches, which compilers turn into
+ * vector code.  Correct for subnormals, infinities and NaN; to nearest, ties to even. */
 #include "safetensors.h"
 
 #include <string.h>
@@ -179,7 +179,8 @@ sd_to_f32(float *to, const void *from, enum sd_dtype dtype, size_t n)
         return sd_fail("dtype %s, expected F64, F32, F16 or BF16", sd_dtype_name(dtype));
 #pragma omp parallel for if (pieces > 8)
     for (size_t i = 0; i < pieces; i++)
-        piece_in(to + i * PIECE, (const char *)from + i * PIECE * size, dtype, i + 1 < pieces ? PIECE : n - i * PIECE, wide);
+        piece_in(to + i * PIECE, (const char *)from + i * PIECE * size, dtype, i + 1 < pieces ? PIECE : n - i * PIECE,
+                 wide);
     return 0;
 }
 

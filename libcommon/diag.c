@@ -96,7 +96,7 @@ sd_reason(void)
 static size_t
 printable(const unsigned char *p)
 {
-    size_t n = *p < 0x80 ? 1 : *p >= 0xc2 && *p < 0xe0 ? 2 : *p >= 0xe0 && *p < 0xf0 ? 3 : *p >= 0xf0 && *p < 0xf5 ? 4 : 0;
+    size_t n = *p < 0x80 ? 1 : *p < 0xc2 ? 0 : *p < 0xe0 ? 2 : *p < 0xf0 ? 3 : *p < 0xf5 ? 4 : 0;
 
     if (n == 1)
         return *p >= 0x20 && *p != 0x7f;
@@ -267,7 +267,7 @@ sd_catch_signals(void)
     for (size_t i = 0; i < sizeof ends / sizeof *ends; i++)
         if (!sigaction(ends[i], NULL, &old) && old.sa_handler != SIG_IGN)       /* nohup stays nohup */
             sigaction(ends[i], &action, NULL);
-    /* A dead reader or a size limit is a failed write with a message.  Handlers, not SIG_IGN: children get the default. */
+    /* A dead reader or a size limit is a failed write with a message.  Not SIG_IGN, which children would inherit. */
     action.sa_handler = on_pipe;
     action.sa_flags = SA_RESTART;
     sigaction(SIGPIPE, &action, NULL);

@@ -45,7 +45,7 @@ void *sd_fail_null(const char *format, ...) SD_PRINTF(1, 2);
 int   sd_fail_errno(const char *format, ...) SD_PRINTF(1, 2);
 /* sd_fail_prefix - put "what: " in front of the remembered reason, for callers that know more; returns -1. */
 int   sd_fail_prefix(const char *format, ...) SD_PRINTF(1, 2);
-/* sd_reason - the text of the last sd_fail of this thread ("unknown error" when there was none); valid until the next. */
+/* sd_reason - the text of the last sd_fail of this thread ("unknown error" if there was none); good until the next. */
 const char *sd_reason(void);
 
 /* sd_error - one line on stderr: "program: subject: text"; control characters of subject and text are escaped, so that
@@ -78,8 +78,8 @@ char *sd_sprintf(struct sd_scope *s, const char *format, ...) SD_PRINTF(2, 3);
 void  sd_on_close(struct sd_scope *s, void (*f)(void *), void *argument);
 
 /* Files with one name only when complete: sd_output_open(path) opens "path.part" (in the same directory, O_EXCL after
- * removing a stale one); sd_output_commit flushes, fsyncs, checks, renames; sd_output_abandon removes.  Open outputs are
- * abandoned by sd_die and by fatal signals caught by the program.  All return NULL/-1 with sd_fail. */
+ * removing a stale one); sd_output_commit flushes, fsyncs, checks, renames; sd_output_abandon removes.  Open outputs
+ * are abandoned by sd_die and by fatal signals caught by the program.  All return NULL/-1 with sd_fail. */
 struct sd_output;
 struct sd_output *sd_output_open(const char *path);
 FILE *sd_output_file(struct sd_output *o);

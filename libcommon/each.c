@@ -86,16 +86,16 @@ do_stream(struct loop *l, const char *path)
     sd_reader_close(reader);
 }
 
-/* Does the file start like a picture, of a kind that is read here or not?  The other kinds go to the program, which names
- * the kind and the converter. */
+/* Does the file start like a picture, of a kind that is read here or not?  The other kinds go to the program, which
+ * names the kind and the converter. */
 static bool
 looks_like_picture(const char *path)
 {
     static const struct { int at; const char *magic; size_t length; } kinds[] = {
         { 0, "\xff\xd8\xff", 3 }, { 0, "\x89PNG", 4 }, { 4, "ftyp", 4 }, { 8, "WEBP", 4 }, { 0, "GIF8", 4 },
         { 0, "II*\0", 4 }, { 0, "MM\0*", 4 }, { 0, "II+\0", 4 }, { 0, "FUJIFILM", 8 }, { 0, "\0\0\0\fjP  ", 8 },
-        { 0, "\xff\x0a", 2 }, { 0, "\0\0\0\fJXL ", 8 }, { 0, "8BPS", 4 }, { 0, "\x1a\x45\xdf\xa3", 4 }, { 0, "IIRO", 4 },
-        { 0, "IIU\0", 4 },
+        { 0, "\xff\x0a", 2 }, { 0, "\0\0\0\fJXL ", 8 }, { 0, "8BPS", 4 }, { 0, "\x1a\x45\xdf\xa3", 4 },
+        { 0, "IIRO", 4 }, { 0, "IIU\0", 4 },
     };
     static const char *const names[] = { ".jpg", ".jpeg", ".png" };     /* or says that it is one, and may be broken */
     const char *dot = strrchr(path, '.');

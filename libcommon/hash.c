@@ -182,7 +182,8 @@ sd_hash_file_cached(const char *path, char hex[SD_SHA256_HEX])
         identity(before, &st);
         if (!S_ISREG(st.st_mode) || !recall(s, memory, before, hex)) {
             status = hash_descriptor(fd, hex);
-            if (!status && S_ISREG(st.st_mode) && nanoseconds(st.st_ctim) + tick < nanoseconds(start) && !fstat(fd, &st)) {
+            if (!status && S_ISREG(st.st_mode) && nanoseconds(st.st_ctim) + tick < nanoseconds(start)
+                && !fstat(fd, &st)) {
                 identity(after, &st);
                 if (!strcmp(before, after) && !sd_make_folders(folder))
                     remember(s, memory, before, hex);

@@ -1,6 +1,6 @@
 /* hash.h - SHA-256 for identity, XXH3-128 against corruption.
  *
- * One rule: a remembered hash is used only for the very same file (device, inode, size, both times to the nanosecond). */
+ * One rule: a remembered hash is used only for the very same file (device, inode, size, both times in ns). */
 #ifndef SD_HASH_H
 #define SD_HASH_H
 

@@ -6,8 +6,8 @@
 #include <string.h>
 #include <utf8proc.h>
 
-/* Python writes Infinity where JSON has nothing.  Such a word becomes a text that starts with a control character, which
- * only sd_json_real takes for a number. */
+/* Python writes Infinity where JSON has nothing.  Such a word becomes a text that starts with a control character,
+ * which only sd_json_real takes for a number. */
 #define NONFINITE "\\u0001"
 static const struct { const char *word; double value; } nonfinite[] = {
     { "-Infinity", -1.0 / 0.0 }, { "Infinity", 1.0 / 0.0 }, { "NaN", 0.0 / 0.0 },

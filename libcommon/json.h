@@ -1,8 +1,8 @@
 /* json.h - JSON in and out: a thin layer over jansson.
  *
- * One rule: what comes from outside is bounded (size, depth) and strict (duplicate keys, bad UTF-8 and trailing text are
- * refused), and a wrong type is named by its key: "block_out_channels: expected an array of integers, found a string".
- * A json_t returned by a load belongs to the scope; do not json_decref it. */
+ * One rule: what comes from outside is bounded (size, depth) and strict (duplicate keys, bad UTF-8 and trailing text
+ * are refused), and a wrong type is named by its key: "block_out_channels: expected an array of integers, found a
+ * string". A json_t returned by a load belongs to the scope; do not json_decref it. */
 #ifndef SD_JSON_H
 #define SD_JSON_H
 
@@ -23,7 +23,8 @@ json_t *sd_json_parse(struct sd_scope *s, const char *text, size_t length, unsig
 int sd_json_int(const json_t *object, const char *key, int64_t min, int64_t max, int64_t *value);
 int sd_json_real(const json_t *object, const char *key, double *value);
 int sd_json_bool(const json_t *object, const char *key, bool *value);
-int sd_json_text(const json_t *object, const char *key, const char **value);    /* lives as long as the object; no NUL inside */
+/* sd_json_text - lives as long as the object; no NUL inside. */
+int sd_json_text(const json_t *object, const char *key, const char **value);
 /* sd_json_ints - an array of at most `max_count` integers, or one integer (count 1); *count is set. */
 int sd_json_ints(const json_t *object, const char *key, int64_t *values, int max_count, int *count);
 int sd_json_reals(const json_t *object, const char *key, double *values, int max_count, int *count);

@@ -24,7 +24,7 @@ static const struct sd_opt everywhere[] = {
     { 0, "config", SD_OPT_TEXT, &config, 0, 0, "FILE", "JSON object of long option names; the command line wins" },
     { 0 }
 }, records[] = {
-    { 'j', "json", SD_OPT_FLAG, &sd_shared.json_lines, 0, 0, NULL, "records as JSON lines, tensors as dtype and shape" },
+    { 'j', "json", SD_OPT_FLAG, &sd_shared.json_lines, 0, 0, NULL, "records as JSON lines, tensors as dtype, shape" },
     { 'k', "keep-going", SD_OPT_FLAG, &sd_shared.keep_going, 0, 0, NULL, "bad inputs only warn: status 0, not 1" },
     { 0 }
 }, compute[] = {
@@ -438,7 +438,8 @@ set_from_json(struct entry *e, const char *subject, const json_t *value)
         *(int64_t *)o->value = json_integer_value(value);
     } else if (o->kind == SD_OPT_REAL && json_is_number(value)) {
         set_real(o, subject, json_number_value(value));
-    } else if ((o->kind == SD_OPT_TEXT || o->kind == SD_OPT_CHOICE || o->kind == SD_OPT_SIZE) && json_is_string(value)) {
+    } else if ((o->kind == SD_OPT_TEXT || o->kind == SD_OPT_CHOICE || o->kind == SD_OPT_SIZE)
+               && json_is_string(value)) {
         set(e, subject, json_string_value(value));
     } else if (o->kind == SD_OPT_LIST && json_is_array(value)) {
         *(struct sd_list *)o->value = (struct sd_list){ 0, NULL };

@@ -59,9 +59,9 @@ void sd_writer_begin(const char *holds);
 void sd_record_write(const struct sd_record *r);
 void sd_writer_end(void);
 
-/* sd_each - the loop of a filter.  Operands: picture files (given to `one` as a record with only "source"), folders when
- * `expand` is set (flat, byte order, no dot files), record files; none: records from stdin.  `one` returns 0, or -1 with
- * sd_fail: the input is named on stderr and left out.  Returns the exit status (0, 1, 3; -k turns 1 into 0).
+/* sd_each - the loop of a filter.  Operands: picture files (given to `one` as a record with only "source"), folders
+ * when `pictures` is set (flat, byte order, no dot files), record files; none: records from stdin.  `one` returns 0, or
+ * -1 with sd_fail: the input is named on stderr and left out.  Returns the exit status (0, 1, 3; -k turns 1 into 0).
  * Writes head and end of the stream around the loop when `holds` is not NULL. */
 struct sd_each {
     const char *holds;          /* NULL: the program writes no stream */

@@ -1,5 +1,5 @@
-/* record_private.h - what record.c (records and their values), record_walk.c (framing), record_read.c and record_write.c
- * share. */
+/* record_private.h - what record.c (records and their values), record_walk.c (framing), record_read.c and
+ * record_write.c share. */
 #ifndef SD_RECORD_PRIVATE_H
 #define SD_RECORD_PRIVATE_H
 
@@ -19,8 +19,8 @@ struct sd_walk {
 enum sd_walk_result { SD_WALK_DONE, SD_WALK_MORE, SD_WALK_DEEP, SD_WALK_BAD };
 
 uint64_t sd_walk_number(const unsigned char *p, size_t width);      /* big-endian */
-/* sd_walk_head - of the object at p, n bytes there: its head's length; 0 when more bytes are needed to know; -1 when it is
- * no msgpack.  Sets the length of its payload and the number of objects inside. */
+/* sd_walk_head - of the object at p, n bytes there: its head's length; 0 when more bytes are needed to know; -1 when it
+ * is no msgpack.  Sets the length of its payload and the number of objects inside. */
 int sd_walk_head(const unsigned char *p, uint64_t n, uint64_t *payload, uint64_t *inside);
 /* sd_walk - goes on through the n bytes at p from w->at (0 at first) to the end of one object. */
 enum sd_walk_result sd_walk(struct sd_walk *w, const unsigned char *p, uint64_t n);

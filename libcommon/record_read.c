@@ -267,7 +267,8 @@ sd_reader_next(struct sd_reader *r, struct sd_scope *s, struct sd_record **recor
         return break_off(r);
     }
     if (!status) {
-        sd_fail("the stream stops after %" PRIu64 " records, without its end (did the program before it fail?)", r->count);
+        sd_fail("the stream stops after %" PRIu64 " records, without its end (did the program before it fail?)",
+                r->count);
         return break_off(r);
     }
     p = hand_over(r, s, length);

@@ -268,7 +268,8 @@ sd_record_write(const struct sd_record *r)
     size_t bytes = 16;
 
     for (size_t i = 0; i < r->count; i++)
-        bytes += r->field[i].key_length + (r->field[i].value ? r->field[i].value_length : r->field[i].tensor.bytes + 64);
+        bytes +=
+            r->field[i].key_length + (r->field[i].value ? r->field[i].value_length : r->field[i].tensor.bytes + 64);
     if (bytes > SD_RECORD_MAX || r->count > SD_RECORD_KEYS)
         sd_die("standard output", "a record of %zu bytes and %zu keys, at most %zu and %d can be read", bytes, r->count,
                SD_RECORD_MAX, SD_RECORD_KEYS);

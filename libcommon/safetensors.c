@@ -476,7 +476,8 @@ check_tensor(const struct parser *p, const struct entry *e, uint64_t at, uint64_
     if (bits % 8)
         return bad_tensor(e, "its elements do not fill whole bytes");
     if (e->end - e->begin != bits / 8) {
-        snprintf(text, sizeof text, "%" PRIu64 " bytes of data, its shape and dtype need %" PRIu64, e->end - e->begin, bits / 8);
+        snprintf(text, sizeof text, "%" PRIu64 " bytes of data, its shape and dtype need %" PRIu64, e->end - e->begin,
+                 bits / 8);
         return bad_tensor(e, text);
     }
     *numel = n;
@@ -642,8 +643,8 @@ add_shard(struct sd_scope *s, struct sd_safetensors *f, const char *folder, cons
         const char *where = strlen(t->name) == t->name_length ? json_string_value(json_object_get(map, t->name)) : NULL;
 
         if (!where || strcmp(where, shard))
-            return sd_fail("%s: holds %.*s, which the index puts %s%s", shard, SHOWN, t->name, where ? "into " : "nowhere",
-                           where ? where : "");
+            return sd_fail("%s: holds %.*s, which the index puts %s%s", shard, SHOWN, t->name,
+                           where ? "into " : "nowhere", where ? where : "");
         if (f->count == json_object_size(map))
             return sd_fail("%s: more tensors than the index has", shard);
         f->tensor[f->count++] = *t;
@@ -767,7 +768,8 @@ sd_safetensors_get(const struct sd_safetensors *f, const char *name, int ndim, c
     if (ndim >= 0 && (t->ndim != ndim || (ndim && memcmp(t->shape, shape, (size_t)ndim * sizeof *shape)))) {
         struct sd_scope *s = sd_scope_open();
 
-        sd_fail("%s: shape %.200s, expected %s", name, sd_shape_text(s, t->ndim, t->shape), sd_shape_text(s, ndim, shape));
+        sd_fail("%s: shape %.200s, expected %s", name, sd_shape_text(s, t->ndim, t->shape),
+                sd_shape_text(s, ndim, shape));
         sd_scope_close(s);
         return NULL;
     }

@@ -32,7 +32,8 @@ struct sd_safetensor *sd_safetensors_at(const struct sd_safetensors *f, size_t i
 /* sd_safetensors_find - by name; NULL when absent (no sd_fail). */
 struct sd_safetensor *sd_safetensors_find(const struct sd_safetensors *f, const char *name);
 /* sd_safetensors_get - by name and shape; NULL with sd_fail that names both shapes. ndim < 0 takes any shape. */
-struct sd_safetensor *sd_safetensors_get(const struct sd_safetensors *f, const char *name, int ndim, const int64_t *shape);
+struct sd_safetensor *sd_safetensors_get(const struct sd_safetensors *f, const char *name, int ndim,
+                                         const int64_t *shape);
 /* __metadata__: untrusted text.  Number of pairs; the i-th; by key (NULL when absent). */
 size_t sd_safetensors_metadata_count(const struct sd_safetensors *f);
 const char *sd_safetensors_metadata_at(const struct sd_safetensors *f, size_t i, const char **value);
@@ -44,8 +45,8 @@ const void *sd_safetensors_region(const struct sd_safetensors *f, size_t *bytes)
 int sd_safetensors_unchanged(const struct sd_safetensors *f);
 /* Is the data aligned for its dtype? */
 bool sd_safetensor_aligned(const struct sd_safetensor *t);
-/* sd_safetensor_f32 - the values as floats: the mapping itself where it can be, else converted into the scope. NULL with
- * sd_fail for a dtype that is no float. */
+/* sd_safetensor_f32 - the values as floats: the mapping itself where it can be, else converted into the scope. NULL
+ * with sd_fail for a dtype that is no float. */
 const float *sd_safetensor_f32(struct sd_scope *s, const struct sd_safetensor *t);
 /* "[320, 8]" in scope s. */
 const char *sd_shape_text(struct sd_scope *s, int ndim, const int64_t *shape);
@@ -55,8 +56,8 @@ const char *sd_shape_text(struct sd_scope *s, int ndim, const int64_t *shape);
 int sd_to_f32(float *to, const void *from, enum sd_dtype dtype, size_t n);
 int sd_from_f32(void *to, enum sd_dtype dtype, const float *from, size_t n);
 
-/* Writing: declare all tensors, then save.  Data are pulled in 1 MiB pieces while the file is written, so that no copy of
- * it is in memory; what `data` and `user` point to must live until then.  Names must differ (sd_fail in save).
+/* Writing: declare all tensors, then save.  Data are pulled in 1 MiB pieces while the file is written, so that no copy
+ * of it is in memory; what `data` and `user` point to must live until then.  Names must differ (sd_fail in save).
  * `format` = `pt` is added to the metadata where it is not set.  A value of NULL takes a key away. */
 struct sd_safetensors_writer;
 struct sd_safetensors_writer *sd_safetensors_writer_new(struct sd_scope *s);

@@ -40,7 +40,8 @@ child_run(int (*f)(void *), void *argument, const void *in, size_t n)
         exit(99);
     fflush(stdout);
     if (!(pid = fork())) {
-        if (!freopen("child.in", "rb", stdin) || !freopen("child.out", "wb", stdout) || !freopen("child.err", "wb", stderr))
+        if (!freopen("child.in", "rb", stdin) || !freopen("child.out", "wb", stdout)
+            || !freopen("child.err", "wb", stderr))
             _exit(98);
         setvbuf(stderr, NULL, _IONBF, 0);
         lseek(0, 0, SEEK_SET);

@@ -1,4 +1,5 @@
-/* JSON from outside: refused with a reason, or a value that dumped and parsed again is the same; getters meet any type. */
+/* JSON from outside: refused with a reason, or a value that dumped and parsed again is the same; getters meet any type.
+ */
 #include "json.h"
 
 #include <stdlib.h>

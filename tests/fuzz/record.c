@@ -1,5 +1,5 @@
-/* The record reader: any bytes are a stream that ends properly, or an error; every value of every record can be asked for,
- * and every record can be written, as msgpack and as JSON. */
+/* The record reader: any bytes are a stream that ends properly, or an error; every value of every record can be asked
+ * for, and every record can be written, as msgpack and as JSON. */
 #include "opt.h"
 #include "record.h"
 
@@ -32,7 +32,8 @@ as_file(const uint8_t *bytes, size_t size)
 static void
 ask(struct sd_record *r)
 {
-    static const char *const keys[] = { "id", "source", "caption", "pixel_values", "mask", "latents_mean", "bucket", "a", "b" };
+    static const char *const keys[] = { "id",     "source", "caption", "pixel_values", "mask", "latents_mean",
+                                        "bucket", "a",      "b" };
 
     for (size_t i = 0; i < sizeof keys / sizeof *keys; i++) {
         struct sd_record_tensor t;

@@ -1,5 +1,5 @@
-/* The safetensors reader: any bytes are a file of sound tensors, which written anew read the same, or one line that says
- * why not. */
+/* The safetensors reader: any bytes are a file of sound tensors, which written anew read the same, or one line that
+ * says why not. */
 #include "safetensors.h"
 
 #include <stdlib.h>
@@ -26,7 +26,8 @@ as_file(const uint8_t *bytes, size_t size)
     return path;
 }
 
-/* What was accepted is consistent: tensors fill the region one after the other, all bytes can be read, all are found. */
+/* What was accepted is consistent: tensors fill the region one after the other, all bytes can be read, all are found.
+ */
 static void
 check(struct sd_scope *s, struct sd_safetensors *f)
 {
@@ -62,8 +63,9 @@ check(struct sd_scope *s, struct sd_safetensors *f)
         FILE *out = open_memstream(&text, &n);
         struct sd_safetensors *again;
 
-        if (sd_safetensors_write(w, out) || fclose(out) || !(again = sd_safetensors_open(s, as_file((uint8_t *)text, n)))
-                || sd_safetensors_count(again) != sd_safetensors_count(f))
+        if (sd_safetensors_write(w, out) || fclose(out)
+            || !(again = sd_safetensors_open(s, as_file((uint8_t *)text, n)))
+            || sd_safetensors_count(again) != sd_safetensors_count(f))
             abort();
         free(text);
     }

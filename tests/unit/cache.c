@@ -164,17 +164,22 @@ main(void)
     CHECK(get(c, key) == 1, "got: %s", sd_reason());
     CHECK(put(c, key) == 0, "put again");
     child = child_run(damage, NULL, "", 0);
-    CHECK(child->status == 0, "every flipped bit and every cut is noticed: %d %s", child->status, child_flat(child->out));
+    CHECK(child->status == 0, "every flipped bit and every cut is noticed: %d %s", child->status,
+          child_flat(child->out));
     CHECK(!strcmp(child->err + strcspn(child->err, "("), "(its data do not fit their hash), removed and made again\n")
           && strstr(child->err, "warning: cache/01/"), "and said: %s", child_flat(child->err));
     if (rename(path, "cache/01/00000000000000000000000000000000000000000000000000000000000000.safetensors"))
         return 99;
     sd_verbosity = -1;
-    CHECK(get(c, "0100000000000000000000000000000000000000000000000000000000000000") == 0, "an entry under another key is no hit");
+    CHECK(get(c, "0100000000000000000000000000000000000000000000000000000000000000") == 0,
+          "an entry under another key is no hit");
     sd_verbosity = 0;
     child = child_run(crowd, NULL, "", 0);
-    CHECK(child->status == 0 && !*child->err, "eight processes at once: %d failed %s", child->status, child_flat(child->err));
-    CHECK(system("test $(find crowd -type f | wc -l) = 40 && test $(find crowd -name '*.safetensors' | wc -l) = 40") == 0, "40 entries, no litter");
+    CHECK(child->status == 0 && !*child->err, "eight processes at once: %d failed %s", child->status,
+          child_flat(child->err));
+    CHECK(system("test $(find crowd -type f | wc -l) = 40 && test $(find crowd -name '*.safetensors' | wc -l) = 40")
+              == 0,
+          "40 entries, no litter");
     {
         FILE *f = fopen("plain", "w");
 

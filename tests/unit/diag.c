@@ -170,7 +170,8 @@ reasons(void)
     CHECK(!strcmp(sd_reason(), "unknown error"), "no reason yet: %s", sd_reason());
     CHECK(sd_fail("expected %d", 3) == -1 && !strcmp(sd_reason(), "expected 3"), "sd_fail");
     CHECK(sd_fail_prefix("to_q") == -1 && !strcmp(sd_reason(), "to_q: expected 3"), "sd_fail_prefix");
-    CHECK(sd_fail("again: %s", sd_reason()) == -1 && !strcmp(sd_reason(), "again: to_q: expected 3"), "a reason made of the old one");
+    CHECK(sd_fail("again: %s", sd_reason()) == -1 && !strcmp(sd_reason(), "again: to_q: expected 3"),
+          "a reason made of the old one");
     errno = ENOSPC;
     CHECK(sd_fail_errno("x %d", 1) == -1 && !strcmp(sd_reason(), "x 1: No space left on device"), "sd_fail_errno");
     CHECK(sd_fail_null("n") == NULL && !strcmp(sd_reason(), "n"), "sd_fail_null");
@@ -193,7 +194,9 @@ scopes(void)
     }
     CHECK(aligned && zero, "aligned to 64 bytes, zeroed");
     text = sd_sprintf(s, "%s-%05d", "x", 42);
-    CHECK(!strcmp(text, "x-00042") && !strcmp(sd_strndup(s, "hello", 3), "hel") && !strcmp(sd_strdup(NULL, "abc"), "abc"), "texts");
+    CHECK(!strcmp(text, "x-00042") && !strcmp(sd_strndup(s, "hello", 3), "hel")
+              && !strcmp(sd_strdup(NULL, "abc"), "abc"),
+          "texts");
     sd_on_close(s, note_order, (void *)"1");
     sd_on_close(s, note_order, (void *)"2");
     sd_scope_close(s);
@@ -214,16 +217,20 @@ outputs(void)
     fputs("other", sd_output_file(o));
     sd_output_abandon(o);
     CHECK(holds("f", "whole") && !exists("f.part"), "abandoned: the old file stays");
-    CHECK(system("echo stale > g.part") == 0 && (o = sd_output_open("g")) && sd_output_commit(o) == 0 && holds("g", ""), "a stale part is replaced");
+    CHECK(system("echo stale > g.part") == 0 && (o = sd_output_open("g")) && sd_output_commit(o) == 0 && holds("g", ""),
+          "a stale part is replaced");
     o = sd_output_open("h");
     p = sd_output_open("h");
-    CHECK(sd_output_commit(o) == -1 && strstr(sd_reason(), "another process"), "two writers of one name: %s", sd_reason());
+    CHECK(sd_output_commit(o) == -1 && strstr(sd_reason(), "another process"), "two writers of one name: %s",
+          sd_reason());
     CHECK(sd_output_commit(p) == 0, "the second is whole");
-    CHECK(!sd_output_open("none/f") && !strcmp(sd_reason(), "cannot be written: No such file or directory"), "no folder: %s", sd_reason());
+    CHECK(!sd_output_open("none/f") && !strcmp(sd_reason(), "cannot be written: No such file or directory"),
+          "no folder: %s", sd_reason());
     CHECK(!sd_output_open("/") && !strcmp(sd_reason(), "is a directory"), "a folder: %s", sd_reason());
     o = sd_output_open("/dev/full");
     fputs("x", sd_output_file(o));
-    CHECK(sd_output_commit(o) == -1 && !strcmp(sd_reason(), "cannot be written: No space left on device"), "a full device: %s", sd_reason());
+    CHECK(sd_output_commit(o) == -1 && !strcmp(sd_reason(), "cannot be written: No space left on device"),
+          "a full device: %s", sd_reason());
     o = sd_output_open("/dev/null");
     fputs("x", sd_output_file(o));
     CHECK(sd_output_commit(o) == 0 && !stat("/dev/null", &st) && S_ISCHR(st.st_mode), "a device is written in place");
@@ -244,32 +251,41 @@ main(void)
     scopes();
     outputs();
     c = child_run(messages, NULL, "", 0);
-    CHECK(c->status == 2 && !strcmp(c->err, "sd-test: a\\nb\\x1b[31m\\x7f: tab\\tbell\\x07 \\xc2\\x9b \\xff caf\u00e9 \U0001f600\n"
-                                    "sd-test: warning: careful\nsd-test: step 3\nsd-test: x: shown\n"), "lines, escaped: %d %s", c->status, child_flat(c->err));
+    CHECK(c->status == 2
+              && !strcmp(c->err, "sd-test: a\\nb\\x1b[31m\\x7f: tab\\tbell\\x07 \\xc2\\x9b \\xff caf\u00e9 \U0001f600\n"
+                                 "sd-test: warning: careful\nsd-test: step 3\nsd-test: x: shown\n"),
+          "lines, escaped: %d %s", c->status, child_flat(c->err));
     c = child_run(long_message, NULL, "", 0);
-    CHECK(c->status == 0 && strlen(c->err) < 4200 && strstr(c->err, " ...\n"), "a message of 80,000 characters is cut to %zu", strlen(c->err));
+    CHECK(c->status == 0 && strlen(c->err) < 4200 && strstr(c->err, " ...\n"),
+          "a message of 80,000 characters is cut to %zu", strlen(c->err));
     c = child_run(die, NULL, "", 0);
-    CHECK(c->status == 3 && !strcmp(c->err, "sd: subject: no more disk\n") && !exists("dies") && !exists("dies.part"), "sd_die: 3, nothing left");
+    CHECK(c->status == 3 && !strcmp(c->err, "sd: subject: no more disk\n") && !exists("dies") && !exists("dies.part"),
+          "sd_die: 3, nothing left");
     if (system("echo > old"))
         return 99;
     c = child_run(usage, NULL, "", 0);
-    CHECK(c->status == 2 && !strcmp(c->err, "sd: old: exists (use --overwrite)\n"), "refusal to overwrite: %d %s", c->status, child_flat(c->err));
+    CHECK(c->status == 2 && !strcmp(c->err, "sd: old: exists (use --overwrite)\n"), "refusal to overwrite: %d %s",
+          c->status, child_flat(c->err));
     c = child_run(bug, NULL, "", 0);
     CHECK(c->status == 128 + SIGABRT && strstr(c->err, "sd: bug: here: 3 groups"), "sd_bug aborts: %d", c->status);
     for (int i = 0; i < 3; i++) {
         c = child_run(by_signal, &ends[i], "", 0);
-        CHECK(c->status == 128 + ends[i] && !exists("killed") && !exists("killed.part"), "dies by signal %d, leaves nothing: %d", ends[i], c->status);
+        CHECK(c->status == 128 + ends[i] && !exists("killed") && !exists("killed.part"),
+              "dies by signal %d, leaves nothing: %d", ends[i], c->status);
     }
     c = child_run(ignores_hangup, NULL, "", 0);
     CHECK(c->status == 7, "under nohup SIGHUP stays ignored: %d", c->status);
     c = child_run(closed_descriptors, NULL, "", 0);
-    CHECK(c->status == 3 && holds("closed", "file") && strstr(c->err, "standard output: "), "closed stdout: %d %s", c->status, child_flat(c->err));
+    CHECK(c->status == 3 && holds("closed", "file") && strstr(c->err, "standard output: "), "closed stdout: %d %s",
+          c->status, child_flat(c->err));
     c = child_run(full_stdout, NULL, "", 0);
-    CHECK(c->status == 3 && !strcmp(c->err, "sd: standard output: No space left on device\n"), "full stdout: %d %s", c->status, child_flat(c->err));
+    CHECK(c->status == 3 && !strcmp(c->err, "sd: standard output: No space left on device\n"), "full stdout: %d %s",
+          c->status, child_flat(c->err));
     c = child_run(no_memory, NULL, "", 0);
     CHECK(c->status == 3 && strstr(c->err, "sd: memory: "), "no memory: %d %s", c->status, child_flat(c->err));
     c = child_run(file_too_large, NULL, "", 0);
-    CHECK(c->status == 3 && !strcmp(c->err, "sd: large: cannot be written: File too large\n") && !exists("large") && !exists("large.part"),
+    CHECK(c->status == 3 && !strcmp(c->err, "sd: large: cannot be written: File too large\n") && !exists("large")
+              && !exists("large.part"),
           "a size limit: %d %s", c->status, child_flat(c->err));
     child_leave();
     return check_done();

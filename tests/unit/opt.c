@@ -28,14 +28,16 @@ program(void *argument)
 
     for (char *w = strtok(argument, " "); w; w = strtok(NULL, " "))
         words[argc++] = w;
-    sd_options(&argc, &argv, options, SD_OPT_RECORDS | SD_OPT_COMPUTE | SD_OPT_SEED | SD_OPT_OVERWRITE, "[file ...]", "Tests.");
+    sd_options(&argc, &argv, options, SD_OPT_RECORDS | SD_OPT_COMPUTE | SD_OPT_SEED | SD_OPT_OVERWRITE, "[file ...]",
+               "Tests.");
     settings = sd_options_json((const char *[]){ "chunk", NULL });
     printf("%s", sd_json_dump(NULL, settings, 0));
     json_decref(settings);
     for (int i = 1; i < argc; i++)
         printf(" <%s>", argv[i]);
-    printf(" size %lld memory %lld verbosity %d output %s given %d%d threads %d", (long long)size, (long long)sd_shared.memory,
-           sd_verbosity, output ? output : "-", sd_option_given("rate"), sd_option_given("sampler"), (int)sd_shared.threads);
+    printf(" size %lld memory %lld verbosity %d output %s given %d%d threads %d", (long long)size,
+           (long long)sd_shared.memory, sd_verbosity, output ? output : "-", sd_option_given("rate"),
+           sd_option_given("sampler"), (int)sd_shared.threads);
     return sd_finish(0);
 }
 
@@ -43,19 +45,25 @@ program(void *argument)
 #define REST " size 0 memory 0 verbosity 0 output - given 00 threads 0"
 
 /* status 0: the whole of stdout; else the whole of stderr behind "sd-test: ". */
-static const struct { const char *words; int status; const char *expected; } cases[] = {
+static const struct { const char *words; int status; const char *expected;
+} cases[] = {
     { "", 0, "{" SETTINGS REST },
     { "a -- --rate -x", 0, "{" SETTINGS " <a> <--rate> <-x>" REST },
     { "a - b", 0, "{" SETTINGS " <a> <-> <b>" REST },
     { "a --resolution 64 b --resolution=65 --no-upscale -p x --prompt=y --sampler euler --seed 7 --dtype bf16", 0,
-      "{\"dtype\":\"bf16\",\"prompt\":[\"x\",\"y\"],\"rate\":0.0001,\"resolution\":65,\"sampler\":\"euler\",\"seed\":7,\"upscale\":false} <a> <b>"
+      "{\"dtype\":\"bf16\",\"prompt\":[\"x\",\"y\"],\"rate\":0.0001,\"resolution\":65,\"sampler\":\"euler\",\"seed\":7,"
+      "\"upscale\":false} <a> <b>"
       " size 0 memory 0 verbosity 0 output - given 01 threads 0" },
-    { "-vv -r.5 --memory 8G --chunk 1.5k --output x --threads 2", 0, "{\"rate\":0.5,\"resolution\":512,\"sampler\":\"ddim\",\"seed\":0,\"upscale\":true}"
+    { "-vv -r.5 --memory 8G --chunk 1.5k --output x --threads 2", 0,
+      "{\"rate\":0.5,\"resolution\":512,\"sampler\":\"ddim\",\"seed\":0,\"upscale\":true}"
       " size 1536 memory 8589934592 verbosity 2 output x given 10 threads 2" },
     { "-qjk", 0, "{" SETTINGS " size 0 memory 0 verbosity -1 output - given 00 threads 0" },
-    { "--config good.json", 0, "{\"prompt\":[\"from file\"],\"rate\":1.0,\"resolution\":100,\"sampler\":\"euler_a\",\"seed\":0,\"upscale\":false}"
+    { "--config good.json", 0,
+      "{\"prompt\":[\"from "
+      "file\"],\"rate\":1.0,\"resolution\":100,\"sampler\":\"euler_a\",\"seed\":0,\"upscale\":false}"
       " size 0 memory 1048576 verbosity 0 output - given 11 threads 0" },
-    { "-p mine --config good.json --resolution 200", 0, "{\"prompt\":[\"mine\"],\"rate\":1.0,\"resolution\":200,\"sampler\":\"euler_a\",\"seed\":0,\"upscale\":false}"
+    { "-p mine --config good.json --resolution 200", 0,
+      "{\"prompt\":[\"mine\"],\"rate\":1.0,\"resolution\":200,\"sampler\":\"euler_a\",\"seed\":0,\"upscale\":false}"
       " size 0 memory 1048576 verbosity 0 output - given 11 threads 0" },
     { "--version", 0, "sd-test " SD_VERSION "\n" },
     { "--resolution 63", 2, "--resolution: expected 64 to 4096, found 63" },
@@ -111,7 +119,8 @@ main(void)
     json_t *help;
 
     child_enter();
-    put("good.json", "{\"resolution\":100,\"rate\":1,\"sampler\":\"euler_a\",\"prompt\":[\"from file\"],\"upscale\":false,\"memory\":\"1M\"}");
+    put("good.json", "{\"resolution\":100,\"rate\":1,\"sampler\":\"euler_a\",\"prompt\":[\"from "
+                     "file\"],\"upscale\":false,\"memory\":\"1M\"}");
     put("array.json", "[]");
     put("unknown.json", "{\"resolutions\":100}");
     put("type.json", "{\"resolution\":\"100\"}");
@@ -124,20 +133,27 @@ main(void)
         strcpy(words, cases[i].words);
         c = child_run(program, words, "", 0);
         snprintf(line, sizeof line, "sd-test: %s\n", cases[i].expected);
-        CHECK(c->status == cases[i].status && !strcmp(cases[i].status ? c->err : c->out, cases[i].status ? line : cases[i].expected),
+        CHECK(c->status == cases[i].status
+                  && !strcmp(cases[i].status ? c->err : c->out, cases[i].status ? line : cases[i].expected),
               "[%s] status %d %s", cases[i].words, c->status, child_flat(cases[i].status ? c->err : c->out));
         CHECK(cases[i].status ? !*c->out : !*c->err, "[%s] nothing more", cases[i].words);
     }
     strcpy(words, "-h");
     c = child_run(program, words, "", 0);
-    CHECK(c->status == 0 && !strncmp(c->out, "usage: sd-test [file ...]\nTests.\n\noptions:\n      --resolution PIXELS         side of the square (512)\n  -r, --rate RATE", 100),
+    CHECK(c->status == 0
+              && !strncmp(c->out,
+                          "usage: sd-test [file ...]\nTests.\n\noptions:\n      --resolution PIXELS         side of "
+                          "the square (512)\n  -r, --rate RATE",
+                          100),
           "--help");
     strcpy(words, "--help=json");
     c = child_run(program, words, "", 0);
     help = json_loads(c->out, 0, &error);
-    CHECK(c->status == 0 && help && json_array_size(json_object_get(help, "options")) == 21, "--help=json: %zu options", json_array_size(json_object_get(help, "options")));
+    CHECK(c->status == 0 && help && json_array_size(json_object_get(help, "options")) == 21, "--help=json: %zu options",
+          json_array_size(json_object_get(help, "options")));
     CHECK(json_integer_value(json_object_get(json_array_get(json_object_get(help, "options"), 0), "default")) == 512
-          && json_array_size(json_object_get(json_array_get(json_object_get(help, "options"), 2), "choices")) == 3, "with defaults and choices");
+              && json_array_size(json_object_get(json_array_get(json_object_get(help, "options"), 2), "choices")) == 3,
+          "with defaults and choices");
     json_decref(help);
     child_leave();
     return check_done();

@@ -60,22 +60,38 @@ static void
 streams(void)
 {
     /* all encodings of an unknown key's value come out as they came, in their place */
-    static const char odd[] = HEAD "\x84\xa1x\xd5\x07yz\xa1z\xda\x00\x02hi\xa2id\xd9\x01k\xd9\x01u\x93\xcd\x00\x05\xc7\x01\x05Z\xcb@\x09!\xfb" "TD-\x18" END("\x01");
-    static const char want[] = "\x82\xa2sd\x01\xa5holds\xa5tests" "\x85\xa1x\xd5\x07yz\xa1z\xda\x00\x02hi\xa2id\xd9\x01k\xd9\x01u\x93\xcd\x00\x05\xc7\x01\x05Z\xcb@\x09!\xfb" "TD-\x18"
+    static const char odd[] =
+        HEAD "\x84\xa1x\xd5\x07yz\xa1z\xda\x00\x02hi\xa2id\xd9\x01k\xd9\x01u\x93\xcd\x00\x05\xc7\x01\x05Z\xcb@\x09!\xfb"
+             "TD-\x18" END("\x01");
+    static const char want[] =
+        "\x82\xa2sd\x01\xa5holds\xa5tests"
+        "\x85\xa1x\xd5\x07yz\xa1z\xda\x00\x02hi\xa2id\xd9\x01k\xd9\x01u\x93\xcd\x00\x05\xc7\x01\x05Z\xcb@\x09!\xfb"
+        "TD-\x18"
         "\xa4seen\x01" END("\x01");
     struct child *c = run_filter("", STREAM(odd));
     static char many[200000];
     size_t n;
 
     CHECK(c->status == 0 && c->out_length == sizeof want - 1 && !memcmp(c->out, want, sizeof want - 1),
-          "unknown keys pass byte for byte: status %d, %zu bytes of %zu, %s", c->status, c->out_length, sizeof want - 1, child_flat(c->err));
+          "unknown keys pass byte for byte: status %d, %zu bytes of %zu, %s", c->status, c->out_length, sizeof want - 1,
+          child_flat(c->err));
     c = run_filter("-j", STREAM(odd));
-    CHECK(!strcmp(c->out, "{\"sd\":1,\"holds\":\"tests\"}\n{\"x\":{\"bytes\":2},\"z\":\"hi\",\"id\":\"k\",\"u\":[5,{\"bytes\":1},3.1415926535897931],"
-                  "\"seen\":1}\n{\"end\":1}\n"), "as JSON lines: %s", child_flat(c->out));
-    c = run_filter("-j", STREAM(HEAD "\x84\xa1" "a\xd3\x80\0\0\0\0\0\0\0\xa1" "b\xcf\0\x20\0\0\0\0\0\0\xa1" "c\x83\xa5" "dtype\xa2U8"
-                   "\xa5shape\x91\x02\xa4" "data\xc4\x02hi\xa1" "d\xa3\x1b\"\\" END("\x01")));
-    CHECK(strstr(c->out, "{\"a\":\"-9223372036854775808\",\"b\":9007199254740992,\"c\":{\"dtype\":\"U8\",\"shape\":[2]},"
-                 "\"d\":\"\\u001b\\\"\\\\\",\"seen\":1}"), "JSON of extreme integers, tensors, control characters: %s", child_flat(c->out));
+    CHECK(!strcmp(c->out, "{\"sd\":1,\"holds\":\"tests\"}\n{\"x\":{\"bytes\":2},\"z\":\"hi\",\"id\":\"k\",\"u\":[5,{"
+                          "\"bytes\":1},3.1415926535897931],"
+                          "\"seen\":1}\n{\"end\":1}\n"),
+          "as JSON lines: %s", child_flat(c->out));
+    c = run_filter("-j", STREAM(HEAD "\x84\xa1"
+                                     "a\xd3\x80\0\0\0\0\0\0\0\xa1"
+                                     "b\xcf\0\x20\0\0\0\0\0\0\xa1"
+                                     "c\x83\xa5"
+                                     "dtype\xa2U8"
+                                     "\xa5shape\x91\x02\xa4"
+                                     "data\xc4\x02hi\xa1"
+                                     "d\xa3\x1b\"\\" END("\x01")));
+    CHECK(strstr(c->out,
+                 "{\"a\":\"-9223372036854775808\",\"b\":9007199254740992,\"c\":{\"dtype\":\"U8\",\"shape\":[2]},"
+                 "\"d\":\"\\u001b\\\"\\\\\",\"seen\":1}"),
+          "JSON of extreme integers, tensors, control characters: %s", child_flat(c->out));
 
     refused("empty input", STREAM(""), 3,
             "filter: standard input: not a record stream: it is empty (did the program before it fail?)\n");
@@ -83,24 +99,37 @@ streams(void)
     refused("version 2", STREAM("\x82\xa2sd\x02\xa5holds\xa1x"), 3,
             "filter: standard input: record stream of version 2, this program reads version 1\n");
     refused("no end", STREAM(HEAD "\x81\xa2id\xa1k"), 3,
-            "filter: standard input: the stream stops after 1 records, without its end (did the program before it fail?)\n");
+            "filter: standard input: the stream stops after 1 records, without its end (did the program before it "
+            "fail?)\n");
     c = run_filter("", STREAM(HEAD "\x81\xa2id\xa1k"));
-    CHECK(c->out_length == 29 && !memcmp(c->out + 17, "\x82\xa2id\xa1k\xa4seen\x01", 12), "no end goes out where none came in");
-    refused("cut in a record", STREAM(HEAD "\x82\xa2id\xa1k\xa1" "a"), 3, "filter: standard input: record 1: cut short\n");
+    CHECK(c->out_length == 29 && !memcmp(c->out + 17, "\x82\xa2id\xa1k\xa4seen\x01", 12),
+          "no end goes out where none came in");
+    refused("cut in a record",
+            STREAM(HEAD "\x82\xa2id\xa1k\xa1"
+                        "a"),
+            3, "filter: standard input: record 1: cut short\n");
     refused("wrong count", STREAM(HEAD "\x81\xa2id\xa1k" END("\x02")), 3,
             "filter: standard input: its end does not fit: 1 records were read\n");
-    refused("bytes after the end", STREAM(HEAD END("\x00") "x"), 3, "filter: standard input: something follows its end\n");
+    refused("bytes after the end", STREAM(HEAD END("\x00") "x"), 3,
+            "filter: standard input: something follows its end\n");
     refused("0xc1", STREAM(HEAD "\x81\xa2id\xc1"), 3, "filter: standard input: record 1: byte 17: no msgpack\n");
     refused("an array of four thousand million objects", STREAM(HEAD "\x81\xa1" "a\xdd\xff\xff\xff\xff"), 3,
             "filter: standard input: record 1: cut short\n");
     refused("a binary of 4 GiB", STREAM(HEAD "\x81\xa1" "a\xc6\xff\xff\xff\xff"), 3,
             "filter: standard input: record 1: byte 13: a record of more than 1073741824 bytes\n");
-    refused("17 deep", STREAM(HEAD "\x81\xa1" "a\x91\x91\x91\x91\x91\x91\x91\x91\x91\x91\x91\x91\x91\x91\x91\x91\x01" END("\x01")), 3,
-            "filter: standard input: record 1: byte 32: nested more than 16 deep\n");
-    CHECK(run_filter("", STREAM(HEAD "\x81\xa1" "a\x91\x91\x91\x91\x91\x91\x91\x91\x91\x91\x91\x91\x91\x91\x91\x01" END("\x01")))->status == 0,
+    refused("17 deep",
+            STREAM(HEAD "\x81\xa1"
+                        "a\x91\x91\x91\x91\x91\x91\x91\x91\x91\x91\x91\x91\x91\x91\x91\x91\x01" END("\x01")),
+            3, "filter: standard input: record 1: byte 32: nested more than 16 deep\n");
+    CHECK(run_filter("", STREAM(HEAD "\x81\xa1"
+                                     "a\x91\x91\x91\x91\x91\x91\x91\x91\x91\x91\x91\x91\x91\x91\x91\x01" END("\x01")))
+                  ->status
+              == 0,
           "16 deep is taken");
-    refused("a bad record among good ones", STREAM(HEAD "\x81\xa2id\xa1k\x81\xa7" "caption\x05\x81\xa2id\xa1l" END("\x03")), 1,
-            "filter: standard input: record 2: caption: expected a text, found an integer\n");
+    refused("a bad record among good ones",
+            STREAM(HEAD "\x81\xa2id\xa1k\x81\xa7"
+                        "caption\x05\x81\xa2id\xa1l" END("\x03")),
+            1, "filter: standard input: record 2: caption: expected a text, found an integer\n");
     refused("invalid UTF-8", STREAM(HEAD "\x81\xa7" "caption\xa2\xc3(" END("\x01")), 3,
             "filter: standard input: record 1: caption: not valid UTF-8\n");
     refused("a key twice", STREAM(HEAD "\x82\xa1" "a\x01\xa1" "a\x02" END("\x01")), 3,
@@ -109,9 +138,18 @@ streams(void)
             "filter: standard input: record 1: a key that is no text in UTF-8\n");
     refused("a record that is an array", STREAM(HEAD "\x91\x01" END("\x01")), 3,
             "filter: standard input: record 1: expected a map\n");
-    refused("bad input of the program, source named", STREAM(HEAD "\x82\xa6source\xa3" "a\nb\xa7" "caption\xa3" "bad\x80" END("\x02")), 1,
-            "filter: a\\nb: it is bad\n");
-    CHECK(run_filter("-k", STREAM(HEAD "\x81\xa7" "caption\xa3" "bad\x80" END("\x02")))->status == 0, "-k turns 1 into 0");
+    refused("bad input of the program, source named",
+            STREAM(HEAD "\x82\xa6source\xa3"
+                        "a\nb\xa7"
+                        "caption\xa3"
+                        "bad\x80" END("\x02")),
+            1, "filter: a\\nb: it is bad\n");
+    CHECK(run_filter("-k", STREAM(HEAD "\x81\xa7"
+                                       "caption\xa3"
+                                       "bad\x80" END("\x02")))
+                  ->status
+              == 0,
+          "-k turns 1 into 0");
     CHECK(run_filter("-k", STREAM(HEAD "\x81\xa7" "caption\xa3" "bad" END("\x01")))->status == 3, "-k leaves 3");
     CHECK(run_filter("", STREAM(HEAD END("\x00")))->status == 0, "an empty stream is whole");
 
@@ -121,7 +159,8 @@ streams(void)
     for (int i = 0; i < 2048; i++)
         n += (size_t)sprintf(many + n, "\xa4%04d\x01", i);
     c = run_filter("", many, n);
-    CHECK(c->status == 3 && strstr(c->err, "record 1: 2048 keys, at most 1024 are read"), "2048 keys: %s", child_flat(c->err));
+    CHECK(c->status == 3 && strstr(c->err, "record 1: 2048 keys, at most 1024 are read"), "2048 keys: %s",
+          child_flat(c->err));
 }
 
 static int
@@ -164,11 +203,13 @@ values(void)
     CHECK(sd_record_tensor(r, "latents_mean", &t) == 1 && t.ndim == 3 && t.shape[2] == 3 && t.bytes == 24
           && (uintptr_t)t.data % 4 == 0 && ((const float *)t.data)[2] == 3.5f, "a tensor, aligned");
     CHECK(sd_record_ints(r, "bucket", bucket, 2) == 1 && bucket[0] == 512 && bucket[1] == -70000, "two integers");
-    CHECK(sd_record_ints(r, "bucket", bucket, 3) == -1 && !strcmp(sd_reason(), "bucket: expected 3 integers, found 2 values"),
+    CHECK(sd_record_ints(r, "bucket", bucket, 3) == -1
+              && !strcmp(sd_reason(), "bucket: expected 3 integers, found 2 values"),
           "not three: %s", sd_reason());
     CHECK(sd_record_real(r, "weight", &weight) == 1 && weight == 0.1, "a real");
     CHECK(!sd_record_text(r, "gone") && !strcmp(sd_record_text(r, "id"), "replaced"), "removed, replaced");
-    CHECK(sd_record_tensor(r, "id", &t) == -1 && sd_record_tensor(r, "none", &t) == 0, "a text is no tensor, absent is absent");
+    CHECK(sd_record_tensor(r, "id", &t) == -1 && sd_record_tensor(r, "none", &t) == 0,
+          "a text is no tensor, absent is absent");
     CHECK(sd_reader_next(reader, s, &r) == 0, "the end");
     sd_reader_close(reader);
     sd_scope_close(s);
@@ -177,13 +218,39 @@ values(void)
 static void
 bad_tensors(void)
 {
-    static const struct { const char *what, *bytes; size_t n; const char *reason; } bad[] = {
-        { "too few bytes", STREAM("\x83\xa5" "dtype\xa3" "F32\xa5shape\x92\x02\x02\xa4" "data\xc4\x03" "abc"), "t: 3 bytes of data, its shape needs 16" },
-        { "overflowing shape", STREAM("\x83\xa5" "dtype\xa2U8\xa5shape\x92\xcf\x7f\xff\xff\xff\xff\xff\xff\xff\x04\xa4" "data\xc4\x00"), "t: bad shape" },
-        { "negative shape", STREAM("\x83\xa5" "dtype\xa2U8\xa5shape\x91\xff\xa4" "data\xc4\x00"), "t: bad shape" },
-        { "unknown dtype", STREAM("\x83\xa5" "dtype\xa2U9\xa5shape\x91\x00\xa4" "data\xc4\x00"), "t: unknown dtype" },
-        { "six dimensions", STREAM("\x83\xa5" "dtype\xa2U8\xa5shape\x96\x01\x01\x01\x01\x01\x01\xa4" "data\xc4\x01z"), "t: 6 dimensions, at most 5 are read" },
-        { "no data", STREAM("\x81\xa5" "dtype\xa2U8"), "t: expected a tensor {dtype, shape, data}" },
+    static const struct { const char *what, *bytes; size_t n; const char *reason;
+    } bad[] = {
+        { "too few bytes",
+          STREAM("\x83\xa5"
+                 "dtype\xa3"
+                 "F32\xa5shape\x92\x02\x02\xa4"
+                 "data\xc4\x03"
+                 "abc"),
+          "t: 3 bytes of data, its shape needs 16" },
+        { "overflowing shape",
+          STREAM("\x83\xa5"
+                 "dtype\xa2U8\xa5shape\x92\xcf\x7f\xff\xff\xff\xff\xff\xff\xff\x04\xa4"
+                 "data\xc4\x00"),
+          "t: bad shape" },
+        { "negative shape",
+          STREAM("\x83\xa5"
+                 "dtype\xa2U8\xa5shape\x91\xff\xa4"
+                 "data\xc4\x00"),
+          "t: bad shape" },
+        { "unknown dtype",
+          STREAM("\x83\xa5"
+                 "dtype\xa2U9\xa5shape\x91\x00\xa4"
+                 "data\xc4\x00"),
+          "t: unknown dtype" },
+        { "six dimensions",
+          STREAM("\x83\xa5"
+                 "dtype\xa2U8\xa5shape\x96\x01\x01\x01\x01\x01\x01\xa4"
+                 "data\xc4\x01z"),
+          "t: 6 dimensions, at most 5 are read" },
+        { "no data",
+          STREAM("\x81\xa5"
+                 "dtype\xa2U8"),
+          "t: expected a tensor {dtype, shape, data}" },
     };
 
     for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
@@ -229,14 +296,20 @@ operands(void)
     put_file("d/c.heic", "\0\0\0\x18" "ftypheic", 12);
     put_file("r", STREAM(HEAD "\x81\xa6source\xa1s" END("\x01")));
     c = run_filter("-j d r", "", 0);
-    CHECK(c->status == 0 && !strcmp(c->out, "{\"sd\":1,\"holds\":\"tests\"}\n{\"source\":\"d/a.jpg\",\"seen\":1}\n{\"source\":\"d/b.png\",\"seen\":1}\n"
-          "{\"source\":\"d/c.heic\",\"seen\":1}\n{\"source\":\"s\",\"seen\":1}\n{\"end\":4}\n"), "folders, flat, in byte order; streams: %s", child_flat(c->out));
-    CHECK(!strcmp(c->err, "filter: d: 2 of 5 entries are no pictures, left out\n"), "the rest is counted: %s", child_flat(c->err));
+    CHECK(c->status == 0
+              && !strcmp(c->out, "{\"sd\":1,\"holds\":\"tests\"}\n{\"source\":\"d/a.jpg\",\"seen\":1}\n{\"source\":\"d/"
+                                 "b.png\",\"seen\":1}\n"
+                                 "{\"source\":\"d/c.heic\",\"seen\":1}\n{\"source\":\"s\",\"seen\":1}\n{\"end\":4}\n"),
+          "folders, flat, in byte order; streams: %s", child_flat(c->out));
+    CHECK(!strcmp(c->err, "filter: d: 2 of 5 entries are no pictures, left out\n"), "the rest is counted: %s",
+          child_flat(c->err));
     CHECK(!*run_filter("-j -q d", "", 0)->err, "-q: not said");
     c = run_filter("none r", "", 0);
-    CHECK(c->status == 1 && !strcmp(c->err, "filter: none: No such file or directory\n"), "a missing operand: %s", child_flat(c->err));
+    CHECK(c->status == 1 && !strcmp(c->err, "filter: none: No such file or directory\n"), "a missing operand: %s",
+          child_flat(c->err));
     c = run_filter("empty", "", 0);
-    CHECK(c->status == 3 && !strcmp(c->err, "filter: empty: no pictures in this folder\n"), "an empty folder: %s", child_flat(c->err));
+    CHECK(c->status == 3 && !strcmp(c->err, "filter: empty: no pictures in this folder\n"), "an empty folder: %s",
+          child_flat(c->err));
 }
 
 static int
@@ -272,9 +345,11 @@ main(void)
     bad_tensors();
     operands();
     c = child_run(to_full_disk, NULL, "", 0);
-    CHECK(c->status == 3 && !strcmp(c->err, "sd: standard output: No space left on device\n"), "full disk: %d %s", c->status, child_flat(c->err));
+    CHECK(c->status == 3 && !strcmp(c->err, "sd: standard output: No space left on device\n"), "full disk: %d %s",
+          c->status, child_flat(c->err));
     c = child_run(to_dead_reader, NULL, "", 0);
-    CHECK(c->status == 3 && !strcmp(c->err, "sd: standard output: Broken pipe\n"), "dead reader: %d %s", c->status, child_flat(c->err));
+    CHECK(c->status == 3 && !strcmp(c->err, "sd: standard output: Broken pipe\n"), "dead reader: %d %s", c->status,
+          child_flat(c->err));
     child_leave();
     return check_done();
 }
