@@ -39,7 +39,7 @@ attention_prepare(struct sd_node *n)
         return;
     n->scratch_bytes = (size_t)(2 * a.B * a.H * a.L) * sizeof(float);            /* lse and D */
     if (n->din[0])
-        n->scratch_bytes += (size_t)(a.B * a.H * a.L * (a.d + 16)) * sizeof(float);      /* dq while it is summed */
+        n->scratch_bytes += (size_t)(a.B * a.H * a.L * ((a.d + 15) / 16 * 16)) * sizeof(float);  /* dq while it is summed */
     if (parts > 1)
         n->scratch_bytes += (size_t)(parts * a.B * a.H * a.S * 2 * a.d) * sizeof(float); /* dk, dv by part */
     n->scratch_bytes += 4 * 64;
@@ -96,6 +96,15 @@ attention_forward_cpu(struct sd_node *n)
             }
 }
 
+#if SD_REAL_IS_FLOAT
+/* Queries and keys (or values) are one tensor: the order of storing and adding matters, which the tiles do not keep. */
+static bool
+one_gradient(const struct sd_node *n)
+{
+    return n->din[0] && ((n->din[1] && n->din[1]->data == n->din[0]->data) || (n->din[2] && n->din[2]->data == n->din[0]->data));
+}
+#endif
+
 void
 attention_backward_cpu(struct sd_node *n)
 {
@@ -104,7 +113,7 @@ attention_backward_cpu(struct sd_node *n)
     real *dq, *dk, *dv;
 
 #if SD_REAL_IS_FLOAT
-    if (sd_fast() && a.d <= ATTENTION_MAX_D) {
+    if (sd_fast() && a.d <= ATTENTION_MAX_D && !one_gradient(n)) {
         SD_V_CALL(attention_backward)(n);
         return;
     }

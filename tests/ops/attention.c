@@ -10,6 +10,18 @@ f(struct sd_graph *g, struct sd_tensor **in)
     return sd_op_attention(g, in[0], in[1], in[2], (struct sd_attention){ heads, causal, scale });
 }
 
+static struct sd_tensor *
+itself(struct sd_graph *g, struct sd_tensor **in)
+{
+    return sd_op_attention(g, in[0], in[0], in[0], (struct sd_attention){ heads, false, 0 });
+}
+
+static struct sd_tensor *
+shared_keys(struct sd_graph *g, struct sd_tensor **in)
+{
+    return sd_op_attention(g, in[0], in[1], in[1], (struct sd_attention){ heads, false, 0 });
+}
+
 static void
 gradient(int h, bool masked, double factor, const char *shapes)
 {
@@ -35,6 +47,11 @@ main(void)
     gradient(2, false, 0, "2x5x6 2x7x6 2x7x6");
     gradient(1, false, 0.7, "2x4x3 2x3x3 2x3x3");
     gradient(2, true, 0, "2x5x6 2x5x6 2x5x6");
+    check_gradient("attention of a tensor with itself", itself, "2x5x6", 1e-6);
+    check_gradient("attention, keys are values", shared_keys, "2x5x6 2x7x6", 1e-6);
+    check_paths("attention of a tensor with itself", itself, "2x70x24", 5e-6);
+    check_paths("attention, keys are values", shared_keys, "2x70x24 2x33x24", 5e-6);
+    check_paths("attention, keys are values, in parts", shared_keys, "1x600x24 1x33x24", 5e-6);
     paths(2, false, 0, "2x5x6 2x7x6 2x7x6");
     paths(2, false, 3, "1x50x80 1x77x80 1x77x80");
     paths(3, true, 0, "2x77x24 2x77x24 2x77x24");
