@@ -154,6 +154,29 @@ tap_weight(const float *kernel, const struct gemm_weight *w, const struct gemm_t
     return sum;
 }
 
+/* The one kernel element of a tap, -1 when it sums several. */
+static int
+only_element(const struct gemm_weight *w, const struct gemm_tap *t)
+{
+    if (__builtin_popcount(t->ky) != 1 || __builtin_popcount(t->kx) != 1)
+        return -1;
+    return __builtin_ctz(t->ky) * w->width + __builtin_ctz(t->kx);
+}
+
+/* Tap t of `run` kernels, `area` apart, to places `step` apart. */
+static void
+put(float *to, int64_t step, const float *kernel, int64_t area, int64_t run, const struct gemm_weight *w, const struct gemm_tap *t)
+{
+    int only = only_element(w, t);
+
+    if (only >= 0)
+        for (int64_t i = 0; i < run; i++)
+            to[i * step] = kernel[i * area + only];
+    else
+        for (int64_t i = 0; i < run; i++)
+            to[i * step] = tap_weight(kernel + i * area, w, t);
+}
+
 void
 gemm_pack(float *packed, const struct gemm_weight *w)
 {
@@ -177,11 +200,12 @@ gemm_pack(float *packed, const struct gemm_weight *w)
             for (int64_t c = c0; c < c1; c += RUN) {
                 int64_t run = c1 - c < RUN ? c1 - c : RUN;
                 const float *kernel = fetch(buffer, w, o, c, run);
-                for (int64_t i = 0; i < run; i++, kernel += area) {
-                    int64_t k = w->transposed ? o : c + i, n = w->transposed ? c + i - n0 : o - n0;
-                    for (int t = 0; t < w->taps; t++)
-                        panel[(t * depth + k) * wide + n] = tap_weight(kernel, w, &w->tap[t]);
-                }
+
+                for (int t = 0; t < w->taps; t++)
+                    if (w->transposed)
+                        put(panel + (t * depth + o) * wide + c - n0, 1, kernel, area, run, w, &w->tap[t]);
+                    else
+                        put(panel + (t * depth + c) * wide + o - n0, wide, kernel, area, run, w, &w->tap[t]);
             }
         free(buffer);
     }
