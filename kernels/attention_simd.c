@@ -221,12 +221,14 @@ void
 SD_V(attention_forward)(struct sd_node *n)
 {
     const struct attention a = attention_of(n);
-    int64_t blocks = (a.L + W - 1) / W;
+    int64_t blocks = (a.L + W - 1) / W, many = a.H * blocks;
+    bool heads_inside = a.S * a.H * a.d <= 1 << 17;     /* few keys stay in cache: go along the rows of queries instead */
     float *y = n->out->data;
 
 #pragma omp parallel for schedule(dynamic, 1)
-    for (int64_t t = 0; t < a.B * a.H * blocks; t++) {
-        int64_t b = t / (a.H * blocks), h = t / blocks % a.H, first = t % blocks * W;
+    for (int64_t t = 0; t < a.B * many; t++) {
+        int64_t b = t / many, h = heads_inside ? t % a.H : t / blocks % a.H;
+        int64_t first = (heads_inside ? t % many / a.H : t % blocks) * W;
         int64_t count = a.L - first < W ? a.L - first : W;
 
         if (count <= VW)
