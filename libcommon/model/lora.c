@@ -41,6 +41,7 @@ raw_of(struct loader *l, const char *path)
         l->raw = grown;
         l->room = room;
     }
+    l->raw[l->count] = (struct raw){ .key = NULL };         /* the room may have been another component's */
     snprintf(l->raw[l->count].path, sizeof l->raw->path, "%s", path);
     return &l->raw[l->count++];
 }
