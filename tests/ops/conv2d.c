@@ -27,6 +27,13 @@ residual(struct sd_graph *g, struct sd_tensor **in)
     return sd_op_conv2d(g, in[0], in[1], NULL, NULL, in[2], how);
 }
 
+/* x in two places: its gradient is stored by the outer node, then added to by the inner one, whose weight may be frozen */
+static struct sd_tensor *
+twice(struct sd_graph *g, struct sd_tensor **in)
+{
+    return sd_op_conv2d(g, in[0], in[2], NULL, NULL, sd_op_conv2d(g, in[0], in[1], NULL, NULL, NULL, how), how);
+}
+
 /* the enlargement folded in is the enlargement written out */
 static struct sd_tensor *
 apart(struct sd_graph *g, struct sd_tensor **in)
@@ -92,13 +99,58 @@ check_upsample(void)
           "enlargement folded in equals enlargement written out: %.1e", check_distance(y[0], y[1], sizeof y[0] / sizeof **y));
 }
 
+/* A kernel that is one at a single element moves the picture: what the paddings and the order of a kernel's elements mean. */
+static void
+check_shift(struct sd_conv2d a, int kernel, int ky, int kx)
+{
+    enum { H = 9, W = 8, C = 33, O = 34 };
+    static float x[H * W * C], w[O * C * 9], y[4 * H * W * O];
+    int64_t shapes[3][4] = { { 1, H, W, C }, { O, C, kernel, kernel } };
+    int64_t high = (H * a.upsample + a.top + a.bottom - kernel) / a.stride + 1;
+    int64_t wide = (W * a.upsample + a.left + a.right - kernel) / a.stride + 1;
+    double worst = 0;
+
+    memset(w, 0, sizeof w);
+    for (int i = 0; i < H * W * C; i++)
+        x[i] = (float)(i * 37 % 101 - 50);
+    for (int o = 0; o < O; o++)                 /* output o shows input channel 32 - o */
+        if (o < C)
+            w[((o * C + C - 1 - o) * kernel + ky) * kernel + kx] = 1;
+    how = a;
+    run_once(plain, y, (size_t)(high * wide * O), (float *[]){ x, w }, shapes, 2);
+    for (int64_t i = 0; i < high; i++)
+        for (int64_t j = 0; j < wide; j++)
+            for (int o = 0; o < O; o++) {
+                int64_t r = i * a.stride + ky - a.top, c = j * a.stride + kx - a.left;
+                bool inside = r >= 0 && r < H * a.upsample && c >= 0 && c < W * a.upsample && o < C;
+                float wanted = inside ? x[(r / a.upsample * W + c / a.upsample) * C + C - 1 - o] : 0;
+                double error = fabs((double)y[(i * wide + j) * O + o] - (double)wanted);
+
+                if (!(error <= worst))
+                    worst = error;
+            }
+    CHECK(worst <= 1e-3, "%dx%d, one at (%d, %d), stride %d, padding %d %d %d %d, enlarged %d: moved as it says, within %.1e of 50",
+          kernel, kernel, ky, kx, a.stride, a.top, a.left, a.bottom, a.right, a.upsample, worst);
+}
+
 int
 main(void)
 {
+    for (int ky = 0; ky < 3; ky += 2)
+        for (int kx = 0; kx < 3; kx++) {
+            check_shift((struct sd_conv2d){ 1, 1, 1, 1, 1, 1 }, 3, ky, kx);
+            check_shift((struct sd_conv2d){ 1, 2, 0, 1, 1, 1 }, 3, ky, kx);
+            check_shift((struct sd_conv2d){ 2, 0, 0, 1, 1, 1 }, 3, ky, kx);
+            check_shift((struct sd_conv2d){ 1, 1, 1, 1, 1, 2 }, 3, ky, kx);
+        }
+    check_shift((struct sd_conv2d){ 2, 0, 0, 0, 0, 1 }, 2, 1, 0);
+
     how = (struct sd_conv2d){ 1, 1, 1, 1, 1, 1 };
     check_gradient("conv 3x3", plain, "2x3x5x3 4x3x3x3", 1e-7);
     check_gradient("conv 3x3, all inputs", full, "2x3x4x3 5x3x3x3 5 2x5 2x3x4x5", 1e-7);
     check_gradient("conv 3x3, one pixel", biased, "1x1x1x2 3x2x3x3 3", 1e-7);
+    check_gradient("conv 3x3, twice", twice, "1x3x4x2 3x2x3x3 3x2x3x3", 1e-7);
+    check_gradient("conv 3x3, many rows", biased, "1x30x21x1 2x1x3x3 2", 1e-7);
     how = (struct sd_conv2d){ 2, 1, 1, 1, 1, 1 };
     check_gradient("conv 3x3 stride 2", biased, "2x5x4x3 4x3x3x3 4", 1e-7);
     how = (struct sd_conv2d){ 2, 0, 0, 1, 1, 1 };
@@ -128,6 +180,7 @@ main(void)
     check_paths("conv 3x3, tiles", full, "2x8x12x32 64x32x3x3 64 2x64 2x8x12x64", 1e-5);
     check_paths("conv 3x3, broken tiles", full, "2x9x14x33 50x33x3x3 50 2x50 2x9x14x50", 1e-5);
     check_paths("conv 3x3, deep tiles", biased, "1x12x12x512 32x512x3x3 32", 1e-5);
+    check_paths("conv 3x3, twice", twice, "2x9x10x34 33x34x3x3 33x34x3x3", 1e-5);
     check_paths("conv 3x3, many tiles", residual, "1x94x91x40 36x40x3x3 1x94x91x36", 1e-5);
     how = (struct sd_conv2d){ 1, 0, 2, 1, 0, 1 };
     check_paths("conv 3x3, uneven padding", biased, "1x11x10x36 37x36x3x3 37", 1e-5);

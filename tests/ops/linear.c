@@ -99,6 +99,7 @@ main(void)
     check_gradient("linear, bias", biased, "5x3 4x3 4", 1e-7);
     check_gradient("linear, 1x1 weight", biased, "5x3 4x3x1x1 4", 1e-7);
     check_gradient("linear, residual", full, "2x3x5 7x5 7 2x3x7", 1e-7);
+    check_gradient("linear, many rows", biased, "600x1 2x1 2", 1e-7);
     check_gradient("linear, twice", twice, "3x5 4x5 4x5", 1e-7);
     check_gradient("linear, LoRA", lora, "6x5 7x5 2x5 7x2", 1e-7);
 
