@@ -143,6 +143,7 @@ static int
 refuse(const char *key)
 {
     static const char *const kinds[][2] = {
+        { "model.diffusion_model.", "a whole model's weight and no adapter" },
         { "dora_scale", "a DoRA adapter" }, { "lora_magnitude_vector", "a DoRA adapter" }, { "hada_", "a LoHa adapter" },
         { "lokr_", "a LoKr adapter" }, { "bundle_emb", "an embedding bundled in a LoRA" }, { "oft_", "an OFT adapter" },
         { ".diff", "a weight difference" }, { "w_norm", "a norm difference" }, { "b_norm", "a norm difference" },

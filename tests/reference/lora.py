@@ -5,12 +5,14 @@
     tests/reference/lora.py check tests/data/lora MODEL FILE...       MODEL is sd1 or sd2: each file (or PEFT folder) is loaded
                                                                       by diffusers or PEFT; every key has to be used, and the
                                                                       effective weights are compared
+    tests/reference/lora.py hashes                                    kohya's two hashes, for tests/unit/lora.c
 
 For each tiny model of tests/data/models: MODEL.expected.safetensors holds, by module path, the change of its weight, and one
 UNet pass with these changes in the weights, in double.  Every other file says the same in its own way.  Where diffusers or
 PEFT read a dialect they have read the file here and found these changes; where one of them writes it, its own writer did.
 
 Pinned: torch 2.15, diffusers 0.42.1, transformers 5.23.0, peft 0.21.2, safetensors 0.8.0.  Same versions, same bytes."""
+import hashlib
 import json
 import logging
 import os
@@ -26,7 +28,7 @@ from diffusers import PNDMScheduler, StableDiffusionPipeline, AutoencoderKL, UNe
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora import LoraLayer
 from peft.utils import get_peft_model_state_dict
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save, save_file
 from transformers import CLIPTextModel
 
 MODELS = os.path.join(here, "..", "data", "models")
@@ -361,7 +363,22 @@ def write(root, model):
     pt(mixed(layers, model), f"{p}.mixed.safetensors")
 
 
+def hashes():
+    """kohya's precalculate_safetensors_hashes over the file that tests/unit/lora.c writes: 64 x 3000 numbers twice."""
+    n = torch.arange(64 * 3000)
+    key = "lora_unet_mid_block_attentions_0_proj_in"
+    data = save({f"{key}.lora_down.weight": ((n % 251).float() / 64).reshape(64, 3000),
+                 f"{key}.lora_up.weight": ((n % 241).float() / 64).reshape(3000, 64), f"{key}.alpha": torch.tensor(64.0)},
+                {"ss_v2": "False", "ss_network_dim": "64"})
+    header = int.from_bytes(data[:8], "little")
+    print("sshs_model_hash", hashlib.sha256(data[8 + header:]).hexdigest())
+    print("sshs_legacy_hash", hashlib.sha256(data[0x100000:0x110000]).hexdigest()[:8])
+
+
 def main():
+    if sys.argv[1] == "hashes":
+        hashes()
+        return
     if sys.argv[1] == "check":
         root, model = sys.argv[2:4]
         want = {k: v.double() for k, v in load_file(f"{root}/{model}.expected.safetensors").items()
