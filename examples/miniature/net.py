@@ -140,6 +140,7 @@ def save(folder, vocab, merges, vae, text, image, unet):
         f.write("\n")
     for root, _, names in os.walk(folder):   # no paths of the machine that made it
         for name in names:
+            os.chmod(os.path.join(root, name), 0o644)
             if name.endswith(".json"):
                 path = os.path.join(root, name)
                 with open(path, encoding="utf-8") as f:

@@ -23,7 +23,7 @@ from judge import Judge, HEADS, labels
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 COUNT = {"world": 60000, "thing": 20000, "test": 1200, "testthing": 400}
-STEPS = {"vae": 2800, "clip": 1400, "unet": 10000, "judge": 1500}
+STEPS = {"vae": 2500, "clip": 1000, "unet": 3400, "judge": 900}
 SEED = {"world": 1, "thing": 2, "test": 3, "testthing": 4, "vae": 11, "clip": 12, "unet": 13, "judge": 14}
 
 
@@ -110,12 +110,76 @@ class Pair:
         return note
 
 
+class Muon:
+    """Orthogonalised momentum for the matrices (a convolution is one of out x in*k*k), AdamW for the rest.
+
+    The update of a matrix has the size that AdamW's has, so one rate does for both. Each process of the
+    pair makes every second matrix.
+    """
+
+    def __init__(self, modules, pair, lr, betas, weight_decay, momentum=0.95):
+        named = [(q, p) for m in modules.values() for q, p in m.named_parameters() if p.requires_grad]
+        matrix = lambda q, p: p.ndim >= 2 and "conv_in" not in q and not q.startswith("conv_out")
+        self.matrices = [p for q, p in named if matrix(q, p)]
+        self.adam = torch.optim.AdamW([p for q, p in named if not matrix(q, p)], lr=lr, betas=betas, weight_decay=0)
+        self.own = {"lr": lr}
+        self.momentum, self.decay, self.pair = momentum, weight_decay, pair
+        self.buffers = [torch.zeros_like(p) for p in self.matrices]
+        self.update = [torch.zeros(p.shape).share_memory_() for p in self.matrices]
+        self.shapes = {}
+        for k, p in enumerate(self.matrices):
+            self.shapes.setdefault((p.shape[0], p.numel() // p.shape[0]), []).append(k)
+
+    @property
+    def param_groups(self):
+        return self.adam.param_groups + [self.own]
+
+    def state_dict(self):
+        return {"adam": self.adam.state_dict(), "buffers": self.buffers}
+
+    def load_state_dict(self, s):
+        self.adam.load_state_dict(s["adam"])
+        for b, v in zip(self.buffers, s["buffers"]):
+            b.copy_(v)
+
+    def zero_grad(self, set_to_none=True):
+        for p in self.pair.params:
+            p.grad = None
+
+    @torch.no_grad()
+    def step(self):
+        self.adam.step()
+        grads = [p.grad for p in self.matrices]
+        torch._foreach_lerp_(self.buffers, grads, 1 - self.momentum)
+        for (rows, cols), which in self.shapes.items():
+            mine = [k for n, k in enumerate(which) if n % 2 == self.pair.rank]
+            if not mine:
+                continue
+            x = torch.stack([torch.lerp(grads[k], self.buffers[k], self.momentum).view(rows, cols) for k in mine])
+            if rows > cols:
+                x = x.mT
+            x = (x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)).bfloat16()
+            for _ in range(5):
+                y = x @ x.mT
+                x = 3.4445 * x + (-4.7750 * y + 2.0315 * (y @ y)) @ x
+            if rows > cols:
+                x = x.mT
+            for k, v in zip(mine, x.float() * (0.2 * max(rows, cols) ** 0.5)):
+                self.update[k].copy_(v.reshape(self.update[k].shape))
+        self.pair.barrier.wait(900)
+        lr = self.own["lr"]
+        torch._foreach_mul_(self.matrices, 1 - lr * self.decay)
+        torch._foreach_add_(self.matrices, self.update, alpha=-lr)
+
+
 def loop(stage, modules, loss_of, lr, ema=0.999, betas=(0.9, 0.99), decay_from=0.0, warmup=200, clip=1.0,
-         weight_decay=0.01):
+         weight_decay=0.01, muon=False):
     """`modules`: name -> module. Cosine from `decay_from` (a fraction of the steps) on, constant before."""
     n, file = args.steps.get(stage, STEPS[stage]), path(stage + ".pt")
     params = [p for m in modules.values() for p in m.parameters() if p.requires_grad]
-    opt = torch.optim.AdamW(params, lr=lr, betas=betas, weight_decay=weight_decay)
+    pair = Pair(params)
+    opt = (Muon(modules, pair, lr, betas, weight_decay) if muon else
+           torch.optim.AdamW(params, lr=lr, betas=betas, weight_decay=weight_decay))
     names = [(k, q) for k, m in modules.items() for q in m.state_dict()]
     shadow = {(k, q): v.detach().clone() for k, m in modules.items() for q, v in m.state_dict().items()}
     step = 0
@@ -127,7 +191,6 @@ def loop(stage, modules, loss_of, lr, ema=0.999, betas=(0.9, 0.99), decay_from=0
         opt.load_state_dict(s["opt"])
         shadow, step, spent = s["ema"], s["step"], s["seconds"]
     mean, t0 = [], time.time()
-    pair = Pair(params)
     child = multiprocessing.get_context("fork").Process(target=lambda: run(1), daemon=True)
 
     def store():
@@ -229,20 +292,30 @@ def vae():
                                                         for v in x.split(50)]))
 
 
-def latents():
-    m = net.make_vae()
-    finished("vae", {"vae": m})
+def encode_part(job):
+    m, lo, hi = job
     w = pictures("world")
-    mean = torch.empty(len(w), 4, 16, 16, dtype=torch.float16)
-    std = torch.empty_like(mean)
+    out = []
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-        for i in range(0, len(w), 100):
-            q = m.encode(tensor(w[i:i + 100])).latent_dist
-            mean[i:i + 100], std[i:i + 100] = q.mean.half(), q.std.half()
-    s = (mean[:8000].float() + std[:8000].float() * torch.randn(8000, 4, 16, 16)).std().item()
+        for i in range(lo, hi, 50):
+            q = m.encode(tensor(w[i:i + 50])).latent_dist
+            out.append((q.mean.half().numpy(), q.std.half().numpy()))
+    return np.concatenate([v[0] for v in out]), np.concatenate([v[1] for v in out])
+
+
+def latents():
+    if os.path.exists(path("latents.pt")):
+        return
+    m = net.plain_attention(net.make_vae())
+    finished("vae", {"vae": m})
+    n = COUNT["world"]
+    with multiprocessing.get_context("fork").Pool(2) as pool:
+        parts = pool.map(encode_part, [(m, i, i + 1000) for i in range(0, n, 1000)], chunksize=1)
+    mean, std = (torch.from_numpy(np.concatenate([v[k] for v in parts])) for k in (0, 1))
+    g = torch.Generator().manual_seed(0)
+    s = (mean[:8000].float() + std[:8000].float() * torch.randn(8000, 4, 16, 16, generator=g)).std().item()
     print("latent std", s, "posterior std", std[:8000].float().mean().item())
-    scale = round(1 / s, 5)
-    torch.save({"mean": mean, "std": std, "scale": scale}, path("latents.pt"))
+    torch.save({"mean": mean, "std": std, "scale": round(1 / s, 5)}, path("latents.pt"))
 
 
 # ---- clip ------------------------------------------------------------------------------------------------
@@ -292,6 +365,8 @@ def clip():
 
 
 def text_states():
+    if os.path.exists(path("states.pt")):
+        return torch.load(path("states.pt"))
     vocab, merges, text, image = clip_models()
     finished("clip", {"text": text})
     captions = described("world")["captions"]
@@ -301,7 +376,8 @@ def text_states():
     text.eval()
     with torch.no_grad():
         states = torch.cat([text(input_ids=v).last_hidden_state.half() for v in ids.split(256)])
-    return states, torch.tensor([number[c] for c in captions])
+    torch.save((states, torch.tensor([number[c] for c in captions])), path("states.pt"))
+    return torch.load(path("states.pt"))
 
 
 # ---- unet ------------------------------------------------------------------------------------------------
@@ -315,7 +391,7 @@ def unet():
     abar = net.make_scheduler().alphas_cumprod
 
     def loss_of(step, f, g, rank):
-        batch = 16 if f < 0.4 else 32   # half of the step's batch
+        batch = 16 if step < 750 else 32   # half of the step's batch
         i = torch.randint(len(mean), (batch,), generator=g)
         x = scale * (mean[i].float() + std[i].float() * torch.randn(batch, 4, 16, 16, generator=g))
         c = which[i]
@@ -329,7 +405,7 @@ def unet():
         snr = abar[t] / (1 - abar[t])
         return (l * snr.clamp(max=5) / snr).mean(), l.mean().item()
 
-    loop("unet", {"unet": m}, loss_of, 1e-3, decay_from=0.5, warmup=300)
+    loop("unet", {"unet": m}, loss_of, args.rate, decay_from=0.45, warmup=200, muon=args.optimizer == "muon")
 
 
 # ---- judge -----------------------------------------------------------------------------------------------
@@ -347,7 +423,7 @@ def judge():
         blur = torch.rand(32, 1, 1, 1, generator=g) * 0.7
         x = x + blur * (F.avg_pool2d(x, 3, 1, 1) - x)
         out = m(x)
-        loss = sum(F.cross_entropy(out[h], y[h][i], ignore_index=-1) for h in HEADS)
+        loss = sum(F.cross_entropy(out[h], y[h][i], ignore_index=-1, reduction="sum") for h in HEADS) / 32
         return loss, loss.item()
 
     loop("judge", {"judge": m}, loss_of, 2e-3, ema=0.99, decay_from=0.2)
@@ -390,6 +466,8 @@ if __name__ == "__main__":
     p.add_argument("--steps", default={}, type=lambda s: {k: int(v) for k, v in (x.split("=") for x in s.split(","))},
                    help="stage=N,... instead of " + str(STEPS))
     p.add_argument("--save-every", type=int, default=250)
+    p.add_argument("--optimizer", default="muon", choices=("adamw", "muon"), help="of the unet")
+    p.add_argument("--rate", default=2e-3, type=float, help="of the unet")
     p.add_argument("stages", nargs="+")
     args = p.parse_args()
     os.makedirs(args.work, exist_ok=True)
