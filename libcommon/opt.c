@@ -492,6 +492,10 @@ check_shared(void)
     if (strcmp(d, "auto") && strcmp(d, "cpu") && strcmp(d, "cuda")
             && (strncmp(d, "cuda:", 5) || !d[5] || strlen(d) > 8 || strspn(d + 5, "0123456789") != strlen(d + 5)))
         sd_usage("--device", "expected auto, cpu, cuda or cuda:N, found \"%s\"", d);
+    if (strncmp(d, "cuda", 4) == 0)
+        sd_usage("--device", "%s: this build computes on the CPU only", d);
+    if (*sd_shared.dtype && strcmp(sd_shared.dtype, "f32") != 0)
+        sd_usage("--dtype", "%s: the CPU computes in f32 here", sd_shared.dtype);
 #ifdef _OPENMP
     if (sd_shared.threads)
         omp_set_num_threads((int)sd_shared.threads);

@@ -6,7 +6,7 @@
 #include <utf8proc.h>
 
 /* What the reference's tables have and utf8proc 2.8's Unicode 15 has not, or the other way round; first and last code
- * point.  tests/reference/tokenizer.py --differences prints them from the two libraries. */
+ * point.  tests/reference/clip_tokenizer.py --differences prints them from the two libraries. */
 struct range { int32_t first, last; };
 
 static const struct range letters[] = {         /* Unicode 15.1 and 16 */

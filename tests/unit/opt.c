@@ -50,8 +50,8 @@ static const struct { const char *words; int status; const char *expected;
     { "", 0, "{" SETTINGS REST },
     { "a -- --rate -x", 0, "{" SETTINGS " <a> <--rate> <-x>" REST },
     { "a - b", 0, "{" SETTINGS " <a> <-> <b>" REST },
-    { "a --resolution 64 b --resolution=65 --no-upscale -p x --prompt=y --sampler euler --seed 7 --dtype bf16", 0,
-      "{\"dtype\":\"bf16\",\"prompt\":[\"x\",\"y\"],\"rate\":0.0001,\"resolution\":65,\"sampler\":\"euler\",\"seed\":7,"
+    { "a --resolution 64 b --resolution=65 --no-upscale -p x --prompt=y --sampler euler --seed 7 --dtype f32", 0,
+      "{\"dtype\":\"f32\",\"prompt\":[\"x\",\"y\"],\"rate\":0.0001,\"resolution\":65,\"sampler\":\"euler\",\"seed\":7,"
       "\"upscale\":false} <a> <b>"
       " size 0 memory 0 verbosity 0 output - given 01 threads 0" },
     { "-vv -r.5 --memory 8G --chunk 1.5k --output x --threads 2", 0,
@@ -84,6 +84,8 @@ static const struct { const char *words; int status; const char *expected;
     { "--memory -1", 2, "--memory: expected a size such as 8G, found \"-1\"" },
     { "--memory 99999999999G", 2, "--memory: expected a size such as 8G, found \"99999999999G\"" },
     { "--device gpu", 2, "--device: expected auto, cpu, cuda or cuda:N, found \"gpu\"" },
+    { "--device cuda:1", 2, "--device: cuda:1: this build computes on the CPU only" },
+    { "--dtype bf16", 2, "--dtype: bf16: the CPU computes in f32 here" },
     { "--reslution 5", 2, "--reslution: unknown option, did you mean --resolution?" },
     { "--resol 5", 2, "--resol: unknown option, did you mean --resolution?" },
     { "-x", 2, "-x: unknown option (--help lists them)" },

@@ -43,7 +43,7 @@ put_safetensors(const char *path, const char *header, size_t length, size_t zero
 
 /* ---- the reference library's files -------------------------------------------------------------------------- */
 
-/* What tests/reference/safetensors.py puts into "real" tensors. */
+/* What tests/reference/container.py puts into "real" tensors. */
 static bool
 is_ramp(const struct sd_safetensors *f, const char *name, enum sd_dtype dtype, size_t n)
 {

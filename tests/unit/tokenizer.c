@@ -1,4 +1,4 @@
-/* The CLIP tokenizer against the reference: stored ids of tests/reference/tokenizer.py, whose strings are made here
+/* The CLIP tokenizer against the reference: stored ids of tests/reference/clip_tokenizer.py, whose strings are made here
  * again. */
 #include "tests/check.h"
 

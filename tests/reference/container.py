@@ -1,7 +1,7 @@
 """Files of the Python safetensors library for tests/unit/safetensors.c, and the other way round.
 
-    python tests/reference/safetensors.py make          writes tests/data/safetensors/
-    python tests/reference/safetensors.py check FILE    reads a file written by sd_safetensors_save (the unit test leaves
+    python tests/reference/container.py make          writes tests/data/safetensors/
+    python tests/reference/container.py check FILE    reads a file written by sd_safetensors_save (the unit test leaves
                                                         one where SD_KEEP names it) and compares every value
 
 Made with torch 2.15, safetensors 0.8.0.
