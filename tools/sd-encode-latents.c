@@ -1,6 +1,6 @@
-/* sd-encode-latents - records with pixel_values to the same with latents: the VAE's posterior, made once per picture and
- * kept in a cache.  What is encoded and how it is named is in libcommon/diffusion/latents.c; here are the records' order,
- * and which are left out. */
+/* sd-encode-latents - records with pixel_values to the same with latents: the VAE's posterior, made once for a picture
+ * and kept in a cache.  What is encoded and how it is named is in libcommon/diffusion/latents.c; here are the order of
+ * the records and which are left out. */
 #include "diffusion/latents.h"
 #include "model/model_tokenizer.h"
 #include "opt.h"
@@ -459,7 +459,8 @@ parse_shard(void)
     if (!shard)
         return;
     if (strspn(shard, "0123456789/") != strlen(shard)
-        || sscanf(shard, "%9" SCNd64 "/%9" SCNd64 "%n", &run.shard, &run.shards, &end) != 2 || shard[end] || run.shards < 1 || run.shard > run.shards)
+        || sscanf(shard, "%9" SCNd64 "/%9" SCNd64 "%n", &run.shard, &run.shards, &end) != 2 || shard[end]
+        || run.shards < 1 || run.shard > run.shards)
         sd_usage("--shard", "%s: expected I/N, I from 0 to N", shard);
     run.shard %= run.shards;
 }

@@ -62,7 +62,7 @@ sd_latents_net(struct sd_latents_nets *x, const int64_t size[3], bool bind)
         n->graph = sd_graph_new();
         x->describe(n, x->user);
         sd_keep(n->out);
-        n->plan = sd_plan_inference(n->graph, x->memory);
+        n->plan = sd_plan_inference(n->graph, 0);
         if (!n->plan || check_memory(x, n->plan) < 0) {
             if (n->plan)
                 sd_plan_free(n->plan);
@@ -142,8 +142,8 @@ config_text(struct sd_scope *s, const struct sd_vae_config *c)
         json_array_append_new(widths, json_integer(c->block_out_channels[i]));
     o = json_pack("{s:i, s:i, s:i, s:o, s:i, s:i, s:f, s:b, s:b, s:b}", "in_channels", c->in_channels, "out_channels",
                   c->out_channels, "latent_channels", c->latent_channels, "block_out_channels", widths,
-                  "layers_per_block", c->layers_per_block, "norm_num_groups", c->norm_num_groups, "scaling_factor", c->scaling_factor,
-                  "use_quant_conv", c->use_quant_conv, "use_post_quant_conv", c->use_post_quant_conv,
+                  "layers_per_block", c->layers_per_block, "norm_num_groups", c->norm_num_groups, "scaling_factor",
+                  c->scaling_factor, "use_quant_conv", c->use_quant_conv, "use_post_quant_conv", c->use_post_quant_conv,
                   "mid_block_add_attention", c->mid_block_add_attention);
     if (!o)
         sd_die("memory", "no room for a configuration");

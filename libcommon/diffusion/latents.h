@@ -24,7 +24,7 @@ struct sd_encoding {
 /* -- pictures ----------------------------------------------------------------------------------------------------- */
 
 struct sd_latents;
-/* sd_latents_new - NULL with sd_fail: weights that cannot be hashed, a tile that does not fit.  No weight is read beyond
+/* sd_latents_new - NULL with sd_fail: weights that cannot be hashed, a tile that does not fit.  No weight is read but for
  * the hash until a picture has to be encoded. */
 struct sd_latents *sd_latents_new(struct sd_scope *s, struct sd_vae *vae, const struct sd_encoding *e);
 /* sd_latents_vae_hash - SHA-256 of the VAE's weights. */
@@ -41,9 +41,9 @@ struct sd_latents_picture {
 int sd_latents_key(struct sd_latents *l, struct sd_latents_picture *p);
 /* sd_latents_find - 1 and mean and logvar, mapped in scope s; 0 when the cache has none; -1 with sd_fail. */
 int sd_latents_find(struct sd_latents *l, struct sd_scope *s, struct sd_latents_picture *p);
-/* sd_latents_encode - encodes `count` pictures of one size at once (fewer where memory is limited: the bits are the same)
- * and puts them into the cache; mean and logvar in scope s.  A picture whose moments are not finite keeps NULL, and is
- * not stored.  -1 with sd_fail: no memory, a cache that cannot be written. */
+/* sd_latents_encode - encodes `count` pictures of one size at once (fewer where memory is limited: the bits are the
+ * same) and puts them into the cache; mean and logvar in scope s.  A picture whose moments are not finite keeps NULL,
+ * and is not stored.  -1 with sd_fail: no memory, a cache that cannot be written. */
 int sd_latents_encode(struct sd_latents *l, struct sd_scope *s, struct sd_latents_picture **p, size_t count);
 
 struct sd_latents_plan {

@@ -1,4 +1,4 @@
-/* latents_private.h - what latents.c and latents_text.c share: networks planned by size, the parts that all keys have. */
+/* latents_private.h - what latents.c and latents_text.c share: networks planned by size, what all keys have. */
 #ifndef SD_LATENTS_PRIVATE_H
 #define SD_LATENTS_PRIVATE_H
 
