@@ -168,11 +168,12 @@ text_width(const struct sd_lora *lora)
 }
 
 static void
-put_kohya(struct run *r, const struct sd_lora *lora)
+put_kohya(struct run *r, const struct sd_lora *lora, enum sd_dtype dtype)
 {
     const struct sd_lora *first = r->input[0].lora;
     bool v2 = text_width(lora) == 1024, family = text_width(lora) == 768 || v2;
-    const struct sd_lora_layer *l = &lora->layer[0];
+    int64_t rank;
+    double alpha;
 
     for (size_t i = 0; i < first->metadata; i++)
         if (inherited(r, first->pair[i][0]) && agreed(r, first->pair[i][0], first->pair[i][1]))
@@ -185,8 +186,9 @@ put_kohya(struct run *r, const struct sd_lora *lora)
         put(r, "ss_network_module", "networks.lora");
     if (!pair_of(first, "ss_network_args"))
         put(r, "ss_network_args", "{}");
-    put(r, "ss_network_dim", sd_sprintf(r->scope, "%lld", (long long)l->rank));
-    put(r, "ss_network_alpha", sd_sprintf(r->scope, "%.9g", l->scale * (double)l->rank));
+    sd_lora_dim(lora, dtype, &rank, &alpha);
+    put(r, "ss_network_dim", sd_sprintf(r->scope, "%lld", (long long)rank));
+    put(r, "ss_network_alpha", sd_sprintf(r->scope, "%.9g", alpha));
 }
 
 /* -- adapters ----------------------------------------------------------------------------------------------------------- */
@@ -229,7 +231,7 @@ merge_adapters(struct run *r)
     double worst, allowed = dtype == SD_F32 ? 1e-6 : dtype == SD_F16 ? 2e-3 : 2e-2;
 
     r->pair = sd_alloc_array(r->scope, 2 * r->input[0].lora->metadata + 32, sizeof *r->pair);
-    put_kohya(r, lora);
+    put_kohya(r, lora, dtype);
     put_settings(r);
     if (sd_lora_save(lora, output, sd_lora_format(format ? format : "kohya"), dtype, r->pair) < 0)
         sd_die(output, "%s", sd_reason());

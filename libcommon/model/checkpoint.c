@@ -540,17 +540,18 @@ compare_tensor(const struct tensor *x, const struct sd_safetensor *y)
     return status;
 }
 
+/* The base is what the model has mapped: its files may have been replaced by the output. */
 static int
-verify_file(const struct changes *all, int component, const char *from, const char *to, size_t *tensors)
+verify_file(const struct changes *all, const struct store *store, const char *path, size_t *tensors)
 {
     struct sd_scope *s = sd_scope_open();
-    struct sd_safetensors *base = sd_safetensors_open(s, from), *f = base ? sd_safetensors_open(s, to) : NULL;
+    struct sd_safetensors *base = sd_weights_file(store->weights), *f = sd_safetensors_open(s, path);
     int status = f ? 0 : -1;
 
     if (f && sd_safetensors_count(f) != sd_safetensors_count(base))
         status = sd_fail("%zu tensors, expected %zu", sd_safetensors_count(f), sd_safetensors_count(base));
     for (size_t i = 0; status == 0 && i < sd_safetensors_count(base); i++) {
-        struct tensor x = tensor_of(all, component, sd_safetensors_at(base, i));
+        struct tensor x = tensor_of(all, store->component, sd_safetensors_at(base, i));
 
         status = compare_tensor(&x, sd_safetensors_find(f, x.base->name));
         *tensors += status == 0;
@@ -560,17 +561,12 @@ verify_file(const struct changes *all, int component, const char *from, const ch
 }
 
 static int
-verify_folder(struct sd_scope *s, const struct changes *all, const char *path, size_t *tensors)
+verify_folder(struct sd_scope *s, const struct changes *all, const struct store *store, const char *path, size_t *tensors)
 {
-    struct store store[3];
-
-    if (stores_of(all->checkpoint->model, store) < 0)
-        return -1;
     for (int i = 0; i < 3; i++) {
-        const char *weights = sd_weights_path(store[i].weights);
+        const char *weights = base_name(sd_weights_path(store[i].weights));
 
-        if (verify_file(all, store[i].component, weights, sd_sprintf(s, "%s/%s/%s", path, store[i].name, base_name(weights)),
-                        tensors) < 0)
+        if (verify_file(all, &store[i], sd_sprintf(s, "%s/%s/%s", path, store[i].name, weights), tensors) < 0)
             return sd_fail_prefix("%s", store[i].name);
     }
     return 0;
@@ -580,12 +576,16 @@ int
 sd_checkpoint_verify(const struct sd_checkpoint *c, const char *path, size_t *tensors)
 {
     struct sd_scope *s = sd_scope_open();
+    struct store store[3];
     struct changes all;
     int status = find_changes(s, c, &all);
 
     *tensors = 0;
-    if (status == 0)
-        status = c->model->single_file ? verify_file(&all, -1, c->model->path, path, tensors) : verify_folder(s, &all, path, tensors);
+    if (status == 0 && c->model->single_file) {
+        store[0] = (struct store){ "", -1, sd_model_unet(c->model)->weights };
+        status = verify_file(&all, &store[0], path, tensors);
+    } else if (status == 0 && (status = stores_of(c->model, store)) == 0)
+        status = verify_folder(s, &all, store, path, tensors);
     sd_scope_close(s);
     return status;
 }

@@ -46,6 +46,9 @@ struct sd_lora *sd_lora_join(struct sd_scope *s, struct sd_lora *const *lora, co
  * directory with unet/ and text_encoder/, scales in adapter_config.json.  Through sd_output and sd_folder. */
 int sd_lora_save(const struct sd_lora *lora, const char *path, enum sd_lora_format format, enum sd_dtype dtype,
                  const char *const *metadata);
+/* sd_lora_dim - for ss_network_dim and ss_network_alpha: the UNet's (without one, the text encoder's) most common rank, and the
+ * alpha that sd_lora_save writes for it. */
+void sd_lora_dim(const struct sd_lora *lora, enum sd_dtype dtype, int64_t *rank, double *alpha);
 /* sd_lora_verify - read path again and compare effective weights (scale * up down) with lora's, by layer: the largest relative
  * difference in *worst; -1 with sd_fail when layers are missing or differ in shape. */
 int sd_lora_verify(const struct sd_lora *lora, const char *path, double *worst);

@@ -81,6 +81,15 @@ common_alpha(const struct sd_lora *lora, const char *component, enum sd_dtype dt
     return alpha;
 }
 
+void
+sd_lora_dim(const struct sd_lora *lora, enum sd_dtype dtype, int64_t *rank, double *alpha)
+{
+    bool unet = most_common(lora, components[0], rank_of) > 0;
+
+    *rank = (int64_t)most_common(lora, components[!unet], rank_of);
+    *alpha = (double)common_alpha(lora, components[!unet], dtype);
+}
+
 /* up * ratio: the layer's own where nothing is to be done */
 static const float *
 scaled(struct sd_scope *s, const struct sd_lora_layer *l, double ratio)

@@ -175,6 +175,27 @@ test_kohya(void)
     sd_scope_close(s);
 }
 
+/* diffusers finds out a text encoder's form by its attention's keys; of mlp layers alone it reads lora_linear_layer only. */
+static void
+test_mlp_alone(void)
+{
+    struct sd_scope *s = sd_scope_open();
+    struct sd_lora *lora = sd_lora_load(s, data(s, "sd1.peft"));
+    struct sd_safetensors *f;
+    double worst = NAN;
+    size_t n = 0;
+
+    for (size_t i = 0; i < lora->count; i++)
+        if (!strstr(lora->layer[i].path, "self_attn"))
+            lora->layer[n++] = lora->layer[i];
+    lora->count = n;
+    CHECK(n == 16 && sd_lora_save(lora, "mlp", SD_LORA_DIFFUSERS, SD_F32, NULL) == 0 && (f = sd_safetensors_open(s, "mlp"))
+          && sd_safetensors_find(f, "text_encoder.text_model.encoder.layers.1.mlp.fc1.lora_linear_layer.down.weight")
+          && sd_safetensors_find(f, "unet.mid_block.attentions.0.proj_out.lora_A.weight"), "a text encoder's mlp alone");
+    CHECK(sd_lora_verify(lora, "mlp", &worst) == 0 && worst < bound, "reads back: %.2g", worst);
+    sd_scope_close(s);
+}
+
 /* The same numbers as in lora.py's hashes(), which are kohya's. */
 static void
 test_hashes(void)
@@ -614,6 +635,7 @@ main(void)
     test_conversions();
     test_kohya();
     test_hashes();
+    test_mlp_alone();
     test_join();
     test_verify();
     test_keys();
