@@ -15,8 +15,10 @@
 static const char *model_name, *output, *format, *save_dtype;
 static bool verify;
 static const struct sd_opt options[] = {
-    { 0, "model", SD_OPT_TEXT, &model_name, 0, 0, "MODEL", "merge into this model: a folder, a checkpoint file, or org/name" },
-    { 0, "output", SD_OPT_TEXT, &output, 0, 0, "FILE", "what to write; a folder for a model that is one, and for peft" },
+    { 0, "model", SD_OPT_TEXT, &model_name, 0, 0, "MODEL",
+      "merge into this model: a folder, a checkpoint file, or org/name" },
+    { 0, "output", SD_OPT_TEXT, &output, 0, 0, "FILE",
+      "what to write; a folder for a model that is one, and for peft" },
     { 0, "format", SD_OPT_CHOICE, &format, 0, 0, SD_LORA_FORMATS "|a1111",
       "of adapters (kohya) or of an embedding: a1111, comfy or diffusers (diffusers)" },
     { 0, "save-dtype", SD_OPT_CHOICE, &save_dtype, 0, 0, "f32|f16|bf16", "of the numbers written (as in the input)" },
@@ -56,7 +58,7 @@ operand(struct sd_scope *s, const char *text)
     return in;
 }
 
-/* -- metadata ----------------------------------------------------------------------------------------------------------- */
+/* ---- metadata ---------------------------------------------------------------------------------------------------- */
 
 static void
 put(struct run *r, const char *key, const char *value)
@@ -101,7 +103,8 @@ put_settings(struct run *r)
     json_t *settings = sd_options_json(paths), *inputs = json_array();
 
     for (size_t i = 0; i < r->count; i++)
-        json_array_append_new(inputs, json_pack("{s:s, s:f}", "sha256", r->input[i].hash, "weight", r->input[i].weight));
+        json_array_append_new(inputs,
+                              json_pack("{s:s, s:f}", "sha256", r->input[i].hash, "weight", r->input[i].weight));
     json_object_set_new(settings, "inputs", inputs);
     put(r, "sd_tools.version", SD_VERSION);
     put(r, "sd_tools.merge", sd_json_dump(r->scope, settings, 0));
@@ -140,12 +143,25 @@ begins(const char *text, const char *start)
 static bool
 inherited(const struct run *r, const char *key)
 {
-    static const char *const about_model[] = { "ss_v2", "ss_base_model_version", "ss_network_module", "ss_network_args", "ss_clip_skip",
-                                               "ss_sd_model_name", "ss_sd_model_hash", "ss_new_sd_model_hash", "ss_resolution",
-                                               "modelspec.sai_model_spec", "modelspec.architecture", "modelspec.implementation",
-                                               "modelspec.prediction_type", "modelspec.resolution" };
-    static const char *const false_now[] = { "format", "lora_adapter_metadata", "ss_network_dim", "ss_network_alpha", "sshs_",
-                                             "modelspec.hash_sha256", "modelspec.date", "modelspec.thumbnail", "sd_tools." };
+    static const char *const about_model[] = { "ss_v2",
+                                               "ss_base_model_version",
+                                               "ss_network_module",
+                                               "ss_network_args",
+                                               "ss_clip_skip",
+                                               "ss_sd_model_name",
+                                               "ss_sd_model_hash",
+                                               "ss_new_sd_model_hash",
+                                               "ss_resolution",
+                                               "modelspec.sai_model_spec",
+                                               "modelspec.architecture",
+                                               "modelspec.implementation",
+                                               "modelspec.prediction_type",
+                                               "modelspec.resolution" };
+    static const char *const false_now[] = { "format",         "lora_adapter_metadata",
+                                             "ss_network_dim", "ss_network_alpha",
+                                             "sshs_",          "modelspec.hash_sha256",
+                                             "modelspec.date", "modelspec.thumbnail",
+                                             "sd_tools." };
 
     for (size_t i = 0; i < sizeof false_now / sizeof *false_now; i++)
         if (begins(key, false_now[i]))
@@ -191,7 +207,7 @@ put_kohya(struct run *r, const struct sd_lora *lora, enum sd_dtype dtype)
     put(r, "ss_network_alpha", sd_sprintf(r->scope, "%.9g", alpha));
 }
 
-/* -- adapters ----------------------------------------------------------------------------------------------------------- */
+/* ---- adapters ---------------------------------------------------------------------------------------------------- */
 
 static struct sd_lora *
 load_joined(struct run *r)
@@ -245,7 +261,7 @@ merge_adapters(struct run *r)
     return SD_OK;
 }
 
-/* -- a model ------------------------------------------------------------------------------------------------------------ */
+/* ---- a model ----------------------------------------------------------------------------------------------------- */
 
 static void
 put_base(struct run *r, struct sd_model *m)
@@ -285,7 +301,7 @@ merge_model(struct run *r)
     return SD_OK;
 }
 
-/* -- embeddings --------------------------------------------------------------------------------------------------------- */
+/* ---- embeddings -------------------------------------------------------------------------------------------------- */
 
 /* One tensor, or the names that embeddings have; anything with "lora" in a name is none. */
 static bool

@@ -26,7 +26,7 @@ struct changes {
     size_t count;
 };
 
-/* -- where the layers are ----------------------------------------------------------------------------------------------- */
+/* ---- where the layers are ---------------------------------------------------------------------------------------- */
 
 static int
 by_tensor(const void *a, const void *b)
@@ -45,11 +45,13 @@ fits(const struct sd_lora_layer *l, const struct sd_safetensor *t, int parts)
 
     for (int i = 0; i < t->ndim && i < 4; i++)
         have[i] = t->shape[i];
-    return t->ndim >= 2 && t->ndim <= 4 && have[0] == l->out * parts && have[1] == l->in && have[2] == l->kh && have[3] == l->kw;
+    return t->ndim >= 2 && t->ndim <= 4 && have[0] == l->out * parts && have[1] == l->in && have[2] == l->kh
+           && have[3] == l->kw;
 }
 
 static int
-find_place(struct sd_scope *s, const struct sd_lora_layer *l, struct sd_weights *unet, struct sd_weights *text, struct change *c)
+find_place(struct sd_scope *s, const struct sd_lora_layer *l, struct sd_weights *unet, struct sd_weights *text,
+           struct change *c)
 {
     bool of_unet = strncmp(l->path, "unet.", 5) == 0;
     struct sd_weights_place place;
@@ -58,8 +60,9 @@ find_place(struct sd_scope *s, const struct sd_lora_layer *l, struct sd_weights 
         || !place.tensor->used || place.transposed)
         return sd_fail("%s: the model has no such layer", l->path);
     if (!fits(l, place.tensor, place.parts))
-        return sd_fail("%s: [%lld, %lld, %lld, %lld], the model's weight is %s%s", l->path, (long long)l->out, (long long)l->in,
-                       (long long)l->kh, (long long)l->kw, sd_shape_text(s, place.tensor->ndim, place.tensor->shape),
+        return sd_fail("%s: [%lld, %lld, %lld, %lld], the model's weight is %s%s", l->path, (long long)l->out,
+                       (long long)l->in, (long long)l->kh, (long long)l->kw,
+                       sd_shape_text(s, place.tensor->ndim, place.tensor->shape),
                        place.parts > 1 ? " (q, k and v)" : "");
     *c = (struct change){ .layer = l, .tensor = place.tensor->name, .component = of_unet ? UNET : TEXT_ENCODER,
                           .first_row = place.part * l->out };
@@ -75,7 +78,9 @@ find_changes(struct sd_scope *s, const struct sd_checkpoint *c, struct changes *
 
     if (!text)
         return -1;
-    *all = (struct changes){ .checkpoint = c, .change = sd_alloc_array(s, count + 1, sizeof *all->change), .count = count };
+    *all = (struct changes){ .checkpoint = c,
+                             .change = sd_alloc_array(s, count + 1, sizeof *all->change),
+                             .count = count };
     for (size_t i = 0; i < count; i++)
         if (find_place(s, &c->lora->layer[i], unet->weights, text->weights, &all->change[i]) < 0)
             return -1;
@@ -94,7 +99,7 @@ sd_checkpoint_check(const struct sd_checkpoint *c)
     return status;
 }
 
-/* -- one tensor --------------------------------------------------------------------------------------------------------- */
+/* ---- one tensor -------------------------------------------------------------------------------------------------- */
 
 struct tensor {                         /* of the output */
     const struct sd_safetensor *base;
@@ -123,8 +128,9 @@ values(struct sd_scope *s, const struct tensor *x, size_t begin, size_t n, float
     const int64_t first = (int64_t)begin / row, last = ((int64_t)(begin + n) + row - 1) / row;
     float *v = sd_alloc_array(s, (size_t)((last - first) * row), sizeof *v);
 
-    if (sd_to_f32(v, (const char *)x->base->data + (size_t)(first * row) * sd_dtype_size(x->base->dtype), x->base->dtype,
-                  (size_t)((last - first) * row)) < 0)
+    if (sd_to_f32(v, (const char *)x->base->data + (size_t)(first * row) * sd_dtype_size(x->base->dtype),
+                  x->base->dtype, (size_t)((last - first) * row))
+        < 0)
         return -1;
     for (size_t i = 0; i < x->count; i++) {
         struct sd_lora_layer l = *x->change[i].layer;
@@ -150,7 +156,8 @@ read_piece(void *user, void *buffer, size_t offset, size_t bytes)
     float *v;
     int status = values(s, x, offset / size, n, &v);
 
-    if (status == 0 && (status = sd_from_f32(buffer, x->dtype, v, n)) == 0 && (status = sd_to_f32(v, buffer, x->dtype, n)) == 0)
+    if (status == 0 && (status = sd_from_f32(buffer, x->dtype, v, n)) == 0
+        && (status = sd_to_f32(v, buffer, x->dtype, n)) == 0)
         for (size_t i = 0; i < n && status == 0; i++)
             if (!isfinite(v[i]))
                 status = sd_fail("a value that %s cannot hold", sd_dtype_name(x->dtype));
@@ -158,7 +165,7 @@ read_piece(void *user, void *buffer, size_t offset, size_t bytes)
     return status;
 }
 
-/* -- one file ----------------------------------------------------------------------------------------------------------- */
+/* ---- one file ---------------------------------------------------------------------------------------------------- */
 
 /* The component a tensor of this file belongs to: in a folder, the file's; in a single file, what its prefix says. */
 static int
@@ -170,7 +177,8 @@ component_of(const struct sd_checkpoint *c, int component, const char *name)
         return component;
     if (strncmp(name, "model.diffusion_model.", 22) == 0)
         return UNET;
-    return strncmp(name, text[0], strlen(text[0])) == 0 || strncmp(name, text[1], strlen(text[1])) == 0 ? TEXT_ENCODER : -1;
+    return strncmp(name, text[0], strlen(text[0])) == 0 || strncmp(name, text[1], strlen(text[1])) == 0 ? TEXT_ENCODER
+                                                                                                        : -1;
 }
 
 static struct tensor
@@ -191,7 +199,8 @@ tensor_of(const struct changes *all, int component, const struct sd_safetensor *
 static bool
 kept(const char *key)
 {
-    static const char *const false_now[] = { "sshs_model_hash", "sshs_legacy_hash", "modelspec.hash_sha256", "modelspec.date" };
+    static const char *const false_now[] = { "sshs_model_hash", "sshs_legacy_hash", "modelspec.hash_sha256",
+                                             "modelspec.date" };
 
     for (size_t i = 0; i < sizeof false_now / sizeof *false_now; i++)
         if (strcmp(key, false_now[i]) == 0)
@@ -250,7 +259,7 @@ write_file(const struct changes *all, int component, const char *from, const cha
     return status;
 }
 
-/* -- folders ------------------------------------------------------------------------------------------------------------ */
+/* ---- folders ----------------------------------------------------------------------------------------------------- */
 
 static bool
 ends_with(const char *text, const char *end)
@@ -271,7 +280,8 @@ base_name(const char *path)
 static bool
 is_weights(const char *name)
 {
-    static const char *const ends[] = { ".safetensors", ".bin", ".ckpt", ".pt", ".msgpack", ".h5", ".onnx", ".pb", ".onnx_data" };
+    static const char *const ends[] = { ".safetensors", ".bin",  ".ckpt", ".pt",       ".msgpack",
+                                        ".h5",          ".onnx", ".pb",   ".onnx_data" };
 
     for (size_t i = 0; i < sizeof ends / sizeof *ends; i++)
         if (ends_with(name, ends[i]))
@@ -441,7 +451,8 @@ static int
 write_folder(struct sd_scope *s, const struct changes *all, struct sd_folder *out)
 {
     struct sd_model *m = all->checkpoint->model;
-    const char *path = sd_sprintf(s, "%s/model_index.json", m->path), *to = sd_folder_path(out, "model_index.json"), *name;
+    const char *path = sd_sprintf(s, "%s/model_index.json", m->path), *to = sd_folder_path(out, "model_index.json"),
+               *name;
     json_t *index = sd_json_load(s, path, SD_JSON_NONFINITE), *value;
     struct store store[3];
 
@@ -452,7 +463,8 @@ write_folder(struct sd_scope *s, const struct changes *all, struct sd_folder *ou
 
         for (int i = 0; i < 3; i++)
             own |= strcmp(name, store[i].name) == 0;
-        if (!json_is_array(value) || strchr(name, '/') || name[0] == '.' || !is_folder(sd_sprintf(s, "%s/%s", m->path, name)))
+        if (!json_is_array(value) || strchr(name, '/') || name[0] == '.'
+            || !is_folder(sd_sprintf(s, "%s/%s", m->path, name)))
             continue;
         if (copy_folder(s, out, m->path, name, !own) < 0)
             return -1;
@@ -484,13 +496,14 @@ sd_checkpoint_save(const struct sd_checkpoint *c, const char *path)
     return status;
 }
 
-/* -- read again --------------------------------------------------------------------------------------------------------- */
+/* ---- read again -------------------------------------------------------------------------------------------------- */
 
 /* Is y the value of x + change, to one rounding of the dtype, and of f32 before it? */
 static bool
 near(double y, double x, double change, enum sd_dtype dtype)
 {
-    double unit = dtype == SD_F16 ? 0x1p-11 : dtype == SD_BF16 ? 0x1p-8 : 0x1p-24, least = dtype == SD_F16 ? 0x1p-25 : 0x1p-149;
+    double unit = dtype == SD_F16 ? 0x1p-11 : dtype == SD_BF16 ? 0x1p-8 : 0x1p-24;
+    double least = dtype == SD_F16 ? 0x1p-25 : 0x1p-149;
 
     return fabs(y - (x + change)) <= unit * fabs(y) + least + 0x1p-20 * (fabs(x) + fabs(change));
 }
@@ -502,7 +515,9 @@ compare_row(struct sd_scope *s, const struct tensor *x, const struct sd_safetens
     float *was = sd_alloc_array(s, (size_t)n, sizeof *was), *is = sd_alloc_array(s, (size_t)n, sizeof *is);
     double *change = sd_alloc_array(s, (size_t)n, sizeof *change);
 
-    if (sd_to_f32(was, (const char *)x->base->data + (size_t)(row * n) * sd_dtype_size(x->base->dtype), x->base->dtype, (size_t)n) < 0
+    if (sd_to_f32(was, (const char *)x->base->data + (size_t)(row * n) * sd_dtype_size(x->base->dtype), x->base->dtype,
+                  (size_t)n)
+            < 0
         || sd_to_f32(is, (const char *)y->data + (size_t)(row * n) * sd_dtype_size(y->dtype), y->dtype, (size_t)n) < 0)
         return -1;
     for (size_t c = 0; c < x->count; c++) {
@@ -515,7 +530,8 @@ compare_row(struct sd_scope *s, const struct tensor *x, const struct sd_safetens
     }
     for (int64_t i = 0; i < n; i++)
         if (!near(is[i], was[i], change[i], y->dtype))
-            return sd_fail("%s: row %lld is %.9g, expected %.9g", x->base->name, (long long)row, (double)is[i], was[i] + change[i]);
+            return sd_fail("%s: row %lld is %.9g, expected %.9g", x->base->name, (long long)row, (double)is[i],
+                           was[i] + change[i]);
     return 0;
 }
 
@@ -561,7 +577,8 @@ verify_file(const struct changes *all, const struct store *store, const char *pa
 }
 
 static int
-verify_folder(struct sd_scope *s, const struct changes *all, const struct store *store, const char *path, size_t *tensors)
+verify_folder(struct sd_scope *s, const struct changes *all, const struct store *store, const char *path,
+              size_t *tensors)
 {
     for (int i = 0; i < 3; i++) {
         const char *weights = base_name(sd_weights_path(store[i].weights));

@@ -1,7 +1,7 @@
 /* checkpoint.h - a whole model written again, with adapters in its weights.
  *
- * One rule: what is not changed keeps its bytes: names, order of bytes, extra keys, other files.  Nothing is held whole in
- * memory: weights are changed piece by piece while they are written. */
+ * One rule: what is not changed keeps its bytes: names, order of bytes, extra keys, other files.  Nothing is held whole
+ * in memory: weights are changed piece by piece while they are written. */
 #ifndef SD_MODEL_CHECKPOINT_H
 #define SD_MODEL_CHECKPOINT_H
 
@@ -13,10 +13,11 @@ struct sd_checkpoint {
     const struct sd_lora *lora;         /* what is added, with its own scales; NULL for nothing */
     bool convert;                       /* UNet and text encoder to `dtype`; the VAE stays as it is */
     enum sd_dtype dtype;
-    const char *const *metadata;        /* key, value, ..., NULL: put beside the base's own pairs in every file written anew */
+    const char *const *metadata; /* key, value, ..., NULL: put beside the base's own pairs in every file written anew */
 };
 
-/* sd_checkpoint_check - every layer of the adapters is one of the model, and of its shape; -1 with sd_fail that names it. */
+/* sd_checkpoint_check - every layer of the adapters is one of the model, and of its shape; -1 with sd_fail that names
+ * it. */
 int sd_checkpoint_check(const struct sd_checkpoint *c);
 /* sd_checkpoint_save - under its name when complete; a folder in its place must be a model. */
 int sd_checkpoint_save(const struct sd_checkpoint *c, const char *path);

@@ -46,7 +46,7 @@ raw_of(struct loader *l, const char *path)
     return &l->raw[l->count++];
 }
 
-/* -- alpha ---------------------------------------------------------------------------------------------------------- */
+/* ---- alpha ------------------------------------------------------------------------------------------------------- */
 
 /* PEFT's rule: the module is the key, or ends with it behind a dot; the key may be a regular expression. */
 static int
@@ -104,7 +104,8 @@ pattern_value(const json_t *patterns, const char *inner, const json_t **value)
 
 /* scale of a module by PEFT's configuration; prefix: "unet." in diffusers' metadata, "" in adapter_config.json */
 static int
-configured_scale(struct sd_scope *s, const json_t *config, const char *prefix, const char *path, int64_t rank, double *scale)
+configured_scale(struct sd_scope *s, const json_t *config, const char *prefix, const char *path, int64_t rank,
+                 double *scale)
 {
     const char *inner = strchr(path, '.') + 1;
     const json_t *alpha = json_object_get(config, sd_sprintf(s, "%slora_alpha", prefix));
@@ -153,7 +154,7 @@ all_finite(const float *x, int64_t n)
     return true;
 }
 
-/* -- one module ----------------------------------------------------------------------------------------------------- */
+/* ---- one module -------------------------------------------------------------------------------------------------- */
 
 /* LyCORIS' Tucker form: down'[n, i, k] = sum_m mid[n, m, k] down[m, i] */
 static const float *
@@ -206,9 +207,14 @@ layer(struct loader *l, const struct raw *r, const json_t *config, const char *p
         || (up->ndim == 4 && up->shape[2] * up->shape[3] != 1))
         return sd_fail("%s: factors of shape %s and %s", r->key, sd_shape_text(s, down->ndim, down->shape),
                        sd_shape_text(s, up->ndim, up->shape));
-    *x = (struct sd_lora_layer){ .path = sd_strdup(s, r->path), .rank = down->shape[0], .in = down->shape[1], .out = up->shape[0],
-                                 .kh = down->ndim == 4 ? down->shape[2] : 1, .kw = down->ndim == 4 ? down->shape[3] : 1,
-                                 .conv = down->ndim == 4, .scale = 1 };
+    *x = (struct sd_lora_layer){ .path = sd_strdup(s, r->path),
+                                 .rank = down->shape[0],
+                                 .in = down->shape[1],
+                                 .out = up->shape[0],
+                                 .kh = down->ndim == 4 ? down->shape[2] : 1,
+                                 .kw = down->ndim == 4 ? down->shape[3] : 1,
+                                 .conv = down->ndim == 4,
+                                 .scale = 1 };
     if (up->shape[1] != x->rank)
         return sd_fail("%s: ranks differ: down %s, up %s", r->key, sd_shape_text(s, down->ndim, down->shape),
                        sd_shape_text(s, up->ndim, up->shape));
@@ -233,7 +239,7 @@ layer(struct loader *l, const struct raw *r, const json_t *config, const char *p
     return config ? configured_scale(s, config, prefix, r->path, x->rank, &x->scale) : 0;
 }
 
-/* -- files ---------------------------------------------------------------------------------------------------------- */
+/* ---- files ------------------------------------------------------------------------------------------------------- */
 
 static int
 collect(struct loader *l, const char *path, const char *component)
@@ -375,7 +381,7 @@ sd_lora_load(struct sd_scope *s, const char *path)
     return l.lora;
 }
 
-/* -- use ------------------------------------------------------------------------------------------------------------ */
+/* ---- use --------------------------------------------------------------------------------------------------------- */
 
 static const struct sd_lora_layer *
 find(const struct sd_lora *lora, const char *path)
@@ -385,7 +391,8 @@ find(const struct sd_lora *lora, const char *path)
     return bsearch(&key, lora->layer, lora->count, sizeof key, by_path);
 }
 
-/* Concatenate what every file has for one path:  sum_i w_i s_i U_i D_i = [w_0 s_0 U_0, w_1 s_1 U_1, ...] [D_0; D_1; ...] */
+/* Concatenate what every file has for one path:  sum_i w_i s_i U_i D_i = [w_0 s_0 U_0, w_1 s_1 U_1, ...] [D_0; D_1;
+ * ...] */
 static int
 join_layer(struct sd_lora *out, struct sd_lora *const *lora, const double *weight, size_t count, const char *path,
            struct sd_lora_layer *x)
@@ -402,8 +409,8 @@ join_layer(struct sd_lora *out, struct sd_lora *const *lora, const double *weigh
         if (!x->path)
             *x = *l;
         else if (l->in != x->in || l->out != x->out || l->kh != x->kh || l->kw != x->kw)
-            return sd_fail("%s: [%lld, %lld] in one file, [%lld, %lld] in another", path, (long long)x->out, (long long)x->in,
-                           (long long)l->out, (long long)l->in);
+            return sd_fail("%s: [%lld, %lld] in one file, [%lld, %lld] in another", path, (long long)x->out,
+                           (long long)x->in, (long long)l->out, (long long)l->in);
         else
             x->rank += l->rank;
         x->conv |= l->conv;
@@ -472,9 +479,10 @@ sd_lora_adapters(const struct sd_lora *lora, struct sd_adapters *adapters, doubl
         struct sd_adapter a = { .path = l->path, .kind = l->kh * l->kw > 1 ? SD_ADAPTER_CONV : SD_ADAPTER_LINEAR };
 
         *scale = (float)(l->scale * (strncmp(l->path, "unet.", 5) == 0 ? unet : text));
-        a.down = sd_param_new(s, sd_sprintf(s, "%s.lora_down", l->path), SD_F32, ndim, (int64_t[]){ l->rank, l->in, l->kh, l->kw },
-                              l->down);
-        a.up = sd_param_new(s, sd_sprintf(s, "%s.lora_up", l->path), SD_F32, ndim, (int64_t[]){ l->out, l->rank, 1, 1 }, l->up);
+        a.down = sd_param_new(s, sd_sprintf(s, "%s.lora_down", l->path), SD_F32, ndim,
+                              (int64_t[]){ l->rank, l->in, l->kh, l->kw }, l->down);
+        a.up = sd_param_new(s, sd_sprintf(s, "%s.lora_up", l->path), SD_F32, ndim, (int64_t[]){ l->out, l->rank, 1, 1 },
+                            l->up);
         a.scale = sd_param_new(s, sd_sprintf(s, "%s.scale", l->path), SD_F32, 1, (int64_t[]){ 1 }, scale);
         sd_adapters_add(adapters, &a);
     }

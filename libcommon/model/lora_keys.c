@@ -17,16 +17,16 @@ starts_with(const char *text, const char *start, const char **rest)
     return true;
 }
 
-/* -- underscores to dots -------------------------------------------------------------------------------------------- */
+/* ---- underscores to dots ----------------------------------------------------------------------------------------- */
 
-/* Words that hold an underscore, or end where another begins; the longest that fits wins, so the step back is unique. */
+/* Words that hold an underscore, or end where another begins; the longest that fits wins: the step back is unique. */
 static const char *const words[] = {
-    "down_blocks", "up_blocks", "mid_block", "attentions", "resnets", "transformer_blocks", "attn1", "attn2", "to_q", "to_k",
-    "to_v", "to_out", "ff", "net", "proj_in", "proj_out", "proj", "norm", "conv1", "conv2", "conv_in", "conv_out",
-    "conv_shortcut", "conv", "time_emb_proj", "time_embedding", "linear_1", "linear_2", "downsamplers", "upsamplers",
-    "text_model", "encoder", "layers", "self_attn", "q_proj", "k_proj", "v_proj", "out_proj", "mlp", "fc1", "fc2",
-    "input_blocks", "output_blocks", "middle_block", "in_layers", "out_layers", "emb_layers", "skip_connection", "time_embed",
-    "op", "out"
+    "down_blocks", "up_blocks", "mid_block", "attentions", "resnets", "transformer_blocks", "attn1", "attn2", "to_q",
+    "to_k", "to_v", "to_out", "ff", "net", "proj_in", "proj_out", "proj", "norm", "conv1", "conv2", "conv_in",
+    "conv_out", "conv_shortcut", "conv", "time_emb_proj", "time_embedding", "linear_1", "linear_2", "downsamplers",
+    "upsamplers", "text_model", "encoder", "layers", "self_attn", "q_proj", "k_proj", "v_proj", "out_proj", "mlp",
+    "fc1", "fc2", "input_blocks", "output_blocks", "middle_block", "in_layers", "out_layers", "emb_layers",
+    "skip_connection", "time_embed", "op", "out"
 };
 
 static int
@@ -56,13 +56,15 @@ dotted(const char *text, char *path, size_t room)
     return n ? 0 : -1;
 }
 
-/* -- LDM paths (published UNets: two layers a block) ------------------------------------------------------------------ */
+/* ---- LDM paths (published UNets: two layers a block) ------------------------------------------------------------- */
 
-static const char *const resnet[][2] = { { "in_layers.0", "norm1" }, { "in_layers.2", "conv1" }, { "emb_layers.1", "time_emb_proj" },
-                                         { "out_layers.0", "norm2" }, { "out_layers.3", "conv2" },
-                                         { "skip_connection", "conv_shortcut" } };
-static const char *const single[][2] = { { "input_blocks.0.0", "conv_in" }, { "time_embed.0", "time_embedding.linear_1" },
-                                         { "time_embed.2", "time_embedding.linear_2" }, { "out.2", "conv_out" } };
+static const char *const resnet[][2] = { { "in_layers.0", "norm1" },          { "in_layers.2", "conv1" },
+                                         { "emb_layers.1", "time_emb_proj" }, { "out_layers.0", "norm2" },
+                                         { "out_layers.3", "conv2" },         { "skip_connection", "conv_shortcut" } };
+static const char *const single[][2] = { { "input_blocks.0.0", "conv_in" },
+                                         { "time_embed.0", "time_embedding.linear_1" },
+                                         { "time_embed.2", "time_embedding.linear_2" },
+                                         { "out.2", "conv_out" } };
 
 static const char *
 lookup(const char *const (*table)[2], size_t count, const char *text, int from)
@@ -102,7 +104,8 @@ from_ldm(const char *ldm, char *path, size_t room)
             snprintf(path, room, "down_blocks.%d.downsamplers.0.conv", n / 3 - 1);
             return 0;
         }
-        return n % 3 == 0 || slot > 1 ? -1 : module(path, room, "down_blocks", (n - 1) / 3, (n - 1) % 3, slot, ldm + used);
+        return n % 3 == 0 || slot > 1 ? -1
+                                      : module(path, room, "down_blocks", (n - 1) / 3, (n - 1) % 3, slot, ldm + used);
     }
     used = 0;
     if (sscanf(ldm, "output_blocks.%d.%d.%n", &n, &slot, &used) == 2 && used) {
@@ -123,37 +126,55 @@ static const struct sd_unet_config published_unet = { .levels = 4, .up_attention
                                                       .layers_per_block = { 2, 2, 2, 2 } };
 static const struct sd_key_map published = { SD_LAYOUT_LDM_UNET, "diffusion_model.", &published_unet, NULL };
 
-/* -- reading -------------------------------------------------------------------------------------------------------- */
+/* ---- reading ----------------------------------------------------------------------------------------------------- */
 
 static const struct suffix {
     const char *text;
     enum sd_lora_part part;
     bool old;               /* of diffusers' middle and oldest generation */
-} suffixes[] = {
-    { ".lora_down.weight", SD_LORA_DOWN, false }, { ".lora_up.weight", SD_LORA_UP, false }, { ".lora_mid.weight", SD_LORA_MID, false },
-    { ".alpha", SD_LORA_ALPHA, false }, { ".lora_A.default.weight", SD_LORA_DOWN, false },
-    { ".lora_B.default.weight", SD_LORA_UP, false }, { ".lora_A.weight", SD_LORA_DOWN, false },
-    { ".lora_B.weight", SD_LORA_UP, false }, { ".lora_linear_layer.down.weight", SD_LORA_DOWN, true },
-    { ".lora_linear_layer.up.weight", SD_LORA_UP, true }, { ".lora.down.weight", SD_LORA_DOWN, true },
-    { ".lora.up.weight", SD_LORA_UP, true }, { "_lora.down.weight", SD_LORA_DOWN, true }, { "_lora.up.weight", SD_LORA_UP, true },
-    { ".lora_A", SD_LORA_DOWN, false }, { ".lora_B", SD_LORA_UP, false }
-};
+} suffixes[] = { { ".lora_down.weight", SD_LORA_DOWN, false },
+                 { ".lora_up.weight", SD_LORA_UP, false },
+                 { ".lora_mid.weight", SD_LORA_MID, false },
+                 { ".alpha", SD_LORA_ALPHA, false },
+                 { ".lora_A.default.weight", SD_LORA_DOWN, false },
+                 { ".lora_B.default.weight", SD_LORA_UP, false },
+                 { ".lora_A.weight", SD_LORA_DOWN, false },
+                 { ".lora_B.weight", SD_LORA_UP, false },
+                 { ".lora_linear_layer.down.weight", SD_LORA_DOWN, true },
+                 { ".lora_linear_layer.up.weight", SD_LORA_UP, true },
+                 { ".lora.down.weight", SD_LORA_DOWN, true },
+                 { ".lora.up.weight", SD_LORA_UP, true },
+                 { "_lora.down.weight", SD_LORA_DOWN, true },
+                 { "_lora.up.weight", SD_LORA_UP, true },
+                 { ".lora_A", SD_LORA_DOWN, false },
+                 { ".lora_B", SD_LORA_UP, false } };
 
 static int
 refuse(const char *key)
 {
-    static const char *const kinds[][2] = {
-        { "model.diffusion_model.", "a whole model's weight and no adapter" },
-        { "dora_scale", "a DoRA adapter" }, { "lora_magnitude_vector", "a DoRA adapter" }, { "hada_", "a LoHa adapter" },
-        { "lokr_", "a LoKr adapter" }, { "bundle_emb", "an embedding bundled in a LoRA" }, { "oft_", "an OFT adapter" },
-        { ".diff", "a weight difference" }, { "w_norm", "a norm difference" }, { "b_norm", "a norm difference" },
-        { "lora_te2_", "an adapter for SDXL" }, { "lora_te3_", "an adapter for SD3" }, { "text_encoder_2", "an adapter for SDXL" },
-        { "clip_g.", "an adapter for SDXL" }, { "text_encoder_3", "an adapter for SD3" }, { "joint_blocks", "an adapter for SD3" },
-        { "transformer.transformer_blocks", "an adapter for SD3 or Flux" }, { "double_blocks", "an adapter for Flux" },
-        { "lora_transformer_", "an adapter for SD3 or Flux" }, { "set_weight", "a weight that replaces another" },
-        { "reshape_weight", "an adapter that changes shapes" }, { "modules_to_save", "an adapter with whole weights" },
-        { "lora_B.bias", "an adapter with a bias" }
-    };
+    static const char *const kinds[][2] = { { "model.diffusion_model.", "a whole model's weight and no adapter" },
+                                            { "dora_scale", "a DoRA adapter" },
+                                            { "lora_magnitude_vector", "a DoRA adapter" },
+                                            { "hada_", "a LoHa adapter" },
+                                            { "lokr_", "a LoKr adapter" },
+                                            { "bundle_emb", "an embedding bundled in a LoRA" },
+                                            { "oft_", "an OFT adapter" },
+                                            { ".diff", "a weight difference" },
+                                            { "w_norm", "a norm difference" },
+                                            { "b_norm", "a norm difference" },
+                                            { "lora_te2_", "an adapter for SDXL" },
+                                            { "lora_te3_", "an adapter for SD3" },
+                                            { "text_encoder_2", "an adapter for SDXL" },
+                                            { "clip_g.", "an adapter for SDXL" },
+                                            { "text_encoder_3", "an adapter for SD3" },
+                                            { "joint_blocks", "an adapter for SD3" },
+                                            { "transformer.transformer_blocks", "an adapter for SD3 or Flux" },
+                                            { "double_blocks", "an adapter for Flux" },
+                                            { "lora_transformer_", "an adapter for SD3 or Flux" },
+                                            { "set_weight", "a weight that replaces another" },
+                                            { "reshape_weight", "an adapter that changes shapes" },
+                                            { "modules_to_save", "an adapter with whole weights" },
+                                            { "lora_B.bias", "an adapter with a bias" } };
 
     for (size_t i = 0; i < sizeof kinds / sizeof *kinds; i++)
         if (strstr(key, kinds[i][0]))
@@ -166,8 +187,10 @@ static void
 modernise(char *path, size_t room)
 {
     char *at = strstr(path, ".processor.");
-    static const char *const text[][2] = { { "self_attn.to_q", "self_attn.q_proj" }, { "self_attn.to_k", "self_attn.k_proj" },
-                                           { "self_attn.to_v", "self_attn.v_proj" }, { "self_attn.to_out", "self_attn.out_proj" } };
+    static const char *const text[][2] = { { "self_attn.to_q", "self_attn.q_proj" },
+                                           { "self_attn.to_k", "self_attn.k_proj" },
+                                           { "self_attn.to_v", "self_attn.v_proj" },
+                                           { "self_attn.to_out", "self_attn.out_proj" } };
     size_t n;
 
     if (at)
@@ -188,12 +211,14 @@ modernise(char *path, size_t room)
 static bool
 known(const char *component, const char *path)
 {
-    static const char *const tops[] = { "down_blocks.", "up_blocks.", "mid_block.", "conv_in", "conv_out", "time_embedding." };
+    static const char *const tops[] = { "down_blocks.", "up_blocks.", "mid_block.",
+                                        "conv_in",      "conv_out",   "time_embedding." };
     bool top = false;
     int n;
 
     if (strcmp(component, "text_encoder") == 0)
-        return sd_key_match(path, "encoder.layers.#.self_attn.*", &n) || sd_key_match(path, "encoder.layers.#.mlp.*", &n);
+        return sd_key_match(path, "encoder.layers.#.self_attn.*", &n)
+               || sd_key_match(path, "encoder.layers.#.mlp.*", &n);
     for (size_t i = 0; i < sizeof tops / sizeof *tops; i++)
         top |= strncmp(path, tops[i], strlen(tops[i])) == 0;
     while (top && *path) {
@@ -228,7 +253,7 @@ of_text(const char *path)
     return strstr(path, "self_attn") || strstr(path, "mlp.fc") || strstr(path, "mlp_fc");
 }
 
-/* base: the key without its suffix.  Fills path without the component's name; returns the component, NULL when unknown. */
+/* base: the key without its suffix.  Fills path without the component's name; returns the component, or NULL. */
 static const char *
 place(const char *base, const char *component, char *path, size_t room, const char **dialect)
 {
@@ -243,7 +268,8 @@ place(const char *base, const char *component, char *path, size_t room, const ch
     *dialect = "comfy";
     if (starts_with(base, "diffusion_model.", &rest))
         return from_ldm(rest, path, room) < 0 ? NULL : "unet";
-    if (starts_with(base, "text_encoders.clip_l.transformer.", &rest) || starts_with(base, "text_encoders.clip_h.transformer.", &rest))
+    if (starts_with(base, "text_encoders.clip_l.transformer.", &rest)
+        || starts_with(base, "text_encoders.clip_h.transformer.", &rest))
         component = "text_encoder";
     else if (starts_with(base, "base_model.model.", &rest)) {
         *dialect = "peft";
@@ -293,7 +319,7 @@ sd_lora_key_read(const char *key, const char *component, struct sd_lora_key *k)
     return refuse(key);
 }
 
-/* -- writing -------------------------------------------------------------------------------------------------------- */
+/* ---- writing ----------------------------------------------------------------------------------------------------- */
 
 const char *
 sd_lora_key_write(struct sd_scope *s, const char *path, enum sd_lora_part part, enum sd_lora_format format)

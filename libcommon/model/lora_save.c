@@ -1,8 +1,8 @@
 /* lora_save - adapters written in each dialect, and read again (formats.md 3.1 to 3.3, 3.8).
  *
- * kohya and ComfyUI carry alpha as a tensor in the dtype of the file; diffusers honours differing ones only in part, and takes
- * the most common of a component for the rest.  So a component has one alpha, a number that the dtype holds exactly, and what
- * is left of a module's ratio goes into its up factor. */
+ * kohya and ComfyUI carry alpha as a tensor in the dtype of the file; diffusers honours differing ones only in part,
+ * and takes the most common of a component for the rest.  So a component has one alpha, a number that the dtype holds
+ * exactly, and what is left of a module's ratio goes into its up factor. */
 #include "folder.h"
 #include "hash.h"
 #include "lora_keys.h"
@@ -33,7 +33,7 @@ is_of(const struct sd_lora_layer *l, const char *component)
     return strncmp(l->path, component, n) == 0 && l->path[n] == '.';
 }
 
-/* -- one scale for a component ---------------------------------------------------------------------------------------- */
+/* ---- one scale for a component ----------------------------------------------------------------------------------- */
 
 static double
 alpha_of(const struct sd_lora_layer *l)
@@ -105,9 +105,10 @@ scaled(struct sd_scope *s, const struct sd_lora_layer *l, double ratio)
     return up;
 }
 
-/* -- single files ----------------------------------------------------------------------------------------------------- */
+/* ---- single files ------------------------------------------------------------------------------------------------ */
 
-/* diffusers recognises a text encoder by the keys of its attention; one of mlp layers alone it reads by their middle names. */
+/* diffusers recognises a text encoder by the keys of its attention; one of mlp layers alone it reads by their middle
+ * names. */
 static const char *
 part_name(struct sd_scope *s, const struct sd_lora *lora, const struct sd_lora_layer *l, enum sd_lora_part part,
           enum sd_lora_format format)
@@ -178,7 +179,7 @@ hash_piece(void *cookie, const char *bytes, size_t n)
     return (ssize_t)n;
 }
 
-/* sshs_model_hash: SHA-256 of the data; sshs_legacy_hash: of 64 KiB at 1 MiB of the file as it is with ss_ keys alone. */
+/* sshs_model_hash: SHA-256 of the data; sshs_legacy_hash: of 64 KiB at 1 MiB of the file with ss_ keys alone. */
 static int
 add_hashes(struct sd_safetensors_writer *w, struct sd_scope *s, const char *const *metadata)
 {
@@ -226,7 +227,7 @@ save_file(const struct sd_lora *lora, const char *path, enum sd_lora_format form
     return status;
 }
 
-/* -- PEFT's folders --------------------------------------------------------------------------------------------------- */
+/* ---- PEFT's folders ---------------------------------------------------------------------------------------------- */
 
 static json_t *
 number(double x)
@@ -236,9 +237,11 @@ number(double x)
 
 /* Explicit values of everything that readers of any version ask for. */
 static const char peft_defaults[] =
-    "{\"peft_type\":\"LORA\",\"task_type\":null,\"base_model_name_or_path\":null,\"revision\":null,\"inference_mode\":true,"
+    "{\"peft_type\":\"LORA\",\"task_type\":null,\"base_model_name_or_path\":null,"
+    "\"revision\":null,\"inference_mode\":true,"
     "\"bias\":\"none\",\"lora_bias\":false,\"lora_dropout\":0.0,\"fan_in_fan_out\":false,\"init_lora_weights\":true,"
-    "\"use_rslora\":false,\"use_dora\":false,\"modules_to_save\":null,\"layers_to_transform\":null,\"layers_pattern\":null,"
+    "\"use_rslora\":false,\"use_dora\":false,\"modules_to_save\":null,\"layers_to_transform\":null,"
+    "\"layers_pattern\":null,"
     "\"rank_pattern\":{},\"alpha_pattern\":{},\"target_modules\":[]}";
 
 static json_t *
@@ -270,8 +273,8 @@ peft_config(const struct sd_lora *lora, const char *component)
 }
 
 static int
-save_component(struct sd_folder *folder, struct sd_scope *s, const struct sd_lora *lora, const char *component, enum sd_dtype dtype,
-               const char *const *metadata)
+save_component(struct sd_folder *folder, struct sd_scope *s, const struct sd_lora *lora, const char *component,
+               enum sd_dtype dtype, const char *const *metadata)
 {
     struct sd_safetensors_writer *w = sd_safetensors_writer_new(s);
     struct sd_lora *unscaled = sd_alloc(s, sizeof *unscaled);
@@ -323,10 +326,11 @@ int
 sd_lora_save(const struct sd_lora *lora, const char *path, enum sd_lora_format format, enum sd_dtype dtype,
              const char *const *metadata)
 {
-    return format == SD_LORA_PEFT ? save_peft(lora, path, dtype, metadata) : save_file(lora, path, format, dtype, metadata);
+    return format == SD_LORA_PEFT ? save_peft(lora, path, dtype, metadata)
+                                  : save_file(lora, path, format, dtype, metadata);
 }
 
-/* -- read again ------------------------------------------------------------------------------------------------------- */
+/* ---- read again -------------------------------------------------------------------------------------------------- */
 
 /* sum over all elements of (scale_a U_a D_a) (scale_b U_b D_b), by the small products U_a' U_b and D_a D_b' */
 static double
@@ -383,9 +387,9 @@ sd_lora_verify(const struct sd_lora *lora, const char *path, double *worst)
         if (strcmp(a->path, b->path) != 0)
             status = sd_fail("%s: expected %s", a->path, b->path);
         else if (!same_size(a, b))
-            status = sd_fail("%s: [%lld, %lld, %lld, %lld], expected [%lld, %lld, %lld, %lld]", a->path, (long long)a->out,
-                             (long long)a->in, (long long)a->kh, (long long)a->kw, (long long)b->out, (long long)b->in,
-                             (long long)b->kh, (long long)b->kw);
+            status = sd_fail("%s: [%lld, %lld, %lld, %lld], expected [%lld, %lld, %lld, %lld]", a->path,
+                             (long long)a->out, (long long)a->in, (long long)a->kh, (long long)a->kw, (long long)b->out,
+                             (long long)b->in, (long long)b->kh, (long long)b->kw);
         else if (d = difference(a, b), !isnan(*worst) && !(d <= *worst))
             *worst = d;
     }

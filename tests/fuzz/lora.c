@@ -1,5 +1,5 @@
-/* Adapter files: any bytes give layers that are whole and finite, written and read again the same, or one line that says why
- * not; any text is a key that comes back when written, or is refused. */
+/* Adapter files: any bytes give layers that are whole and finite, written and read again the same, or one line that
+ * says why not; any text is a key that comes back when written, or is refused. */
 #include "model/lora_keys.h"
 
 #include <math.h>

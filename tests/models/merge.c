@@ -1,6 +1,7 @@
-/* Adapters merged into models: the weights are the reference's W + scale up down, one pass of the merged model is that of the
- * adapted one and the reference's, and everything else keeps its bytes.  Models as today's libraries write them, in shards and
- * old spellings, and single files, where q, k and v may be one tensor.  Values: tests/reference/lora.py. */
+/* Adapters merged into models: the weights are the reference's W + scale up down, one pass of the merged model is that
+ * of the adapted one and the reference's, and everything else keeps its bytes.  Models as today's libraries write them,
+ * in shards and old spellings, and single files, where q, k and v may be one tensor.  Values: tests/reference/lora.py.
+ */
 #include "models.h"
 
 #include "../child.h"
@@ -49,13 +50,15 @@ f32(struct sd_scope *s, struct sd_weights *w, const char *path)
     return v + place.tensor->numel / (size_t)place.parts * (size_t)place.part;
 }
 
-/* -- weights ------------------------------------------------------------------------------------------------------------ */
+/* ---- weights ----------------------------------------------------------------------------------------------------- */
 
 /* Each adapted weight against base + stored change: half a unit of its dtype, on the weight's own size. */
 static void
-check_weights(struct sd_scope *s, const struct model *m, struct sd_model *base, struct sd_model *merged, const struct sd_lora *lora)
+check_weights(struct sd_scope *s, const struct model *m, struct sd_model *base, struct sd_model *merged,
+              const struct sd_lora *lora)
 {
-    struct sd_safetensors *values = sd_safetensors_open(s, sd_sprintf(s, "%s/" DATA "%s.expected.safetensors", start, m->values));
+    struct sd_safetensors *values =
+        sd_safetensors_open(s, sd_sprintf(s, "%s/" DATA "%s.expected.safetensors", start, m->values));
     struct sd_weights *was[] = { sd_model_unet(base)->weights, sd_model_text_encoder(base)->weights },
                       *is[] = { sd_model_unet(merged)->weights, sd_model_text_encoder(merged)->weights };
     double worst = 0;
@@ -65,7 +68,8 @@ check_weights(struct sd_scope *s, const struct model *m, struct sd_model *base, 
         const char *path = lora->layer[i].path, *weight = sd_sprintf(s, "%s.weight", strchr(path, '.') + 1);
         int text = strncmp(path, "text_encoder", 12) == 0;
         struct sd_safetensor *change = sd_safetensors_find(values, path);
-        const float *a = f32(s, was[text], weight), *b = f32(s, is[text], weight), *c = change ? sd_safetensor_f32(s, change) : NULL;
+        const float *a = f32(s, was[text], weight), *b = f32(s, is[text], weight),
+                    *c = change ? sd_safetensor_f32(s, change) : NULL;
         struct sd_weights_place place;
         double unit;
 
@@ -78,17 +82,20 @@ check_weights(struct sd_scope *s, const struct model *m, struct sd_model *base, 
             double expected = (double)a[k] + c[k];
 
             /* rounding to the dtype, and 2^-22 of the parts for sums in f32 */
-            worst = fmax(worst, fabs(b[k] - expected) / (unit * fabs(expected) + 0x1p-25 + 0x1p-22 * (fabs(a[k]) + fabs(c[k]))));
+            worst = fmax(worst, fabs(b[k] - expected)
+                                    / (unit * fabs(expected) + 0x1p-25 + 0x1p-22 * (fabs(a[k]) + fabs(c[k]))));
             n++;
         }
     }
-    CHECK(worst <= 1 && n > 500, "%s: %zu weights of %zu layers: %.3f of what rounding allows", m->name, n, lora->count, worst);
+    CHECK(worst <= 1 && n > 500, "%s: %zu weights of %zu layers: %.3f of what rounding allows", m->name, n, lora->count,
+          worst);
 }
 
-/* -- forward ------------------------------------------------------------------------------------------------------------ */
+/* ---- forward ----------------------------------------------------------------------------------------------------- */
 
 static struct sd_tensor *
-pass_unet(struct sd_graph *g, struct sd_model *m, struct sd_adapters *a, struct sd_safetensors *f, struct sd_tensor **in)
+pass_unet(struct sd_graph *g, struct sd_model *m, struct sd_adapters *a, struct sd_safetensors *f,
+          struct sd_tensor **in)
 {
     in[0] = case_input(g, f, "sample");
     in[1] = case_input(g, f, "timesteps");
@@ -127,9 +134,11 @@ run(struct sd_scope *s, struct sd_model *m, struct sd_adapters *a, struct sd_saf
 
 /* f32: the merged weights are rounded once, the adapted ones are not; without adapters the outputs are far apart. */
 static void
-check_forward(struct sd_scope *s, const struct model *m, struct sd_model *base, struct sd_model *merged, const struct sd_lora *lora)
+check_forward(struct sd_scope *s, const struct model *m, struct sd_model *base, struct sd_model *merged,
+              const struct sd_lora *lora)
 {
-    struct sd_safetensors *values = sd_safetensors_open(s, sd_sprintf(s, "%s/" DATA "%s.expected.safetensors", start, m->values));
+    struct sd_safetensors *values =
+        sd_safetensors_open(s, sd_sprintf(s, "%s/" DATA "%s.expected.safetensors", start, m->values));
     struct sd_adapters *adapters = sd_adapters_new(s);
 
     sd_lora_adapters(lora, adapters, 1, 1);
@@ -138,16 +147,18 @@ check_forward(struct sd_scope *s, const struct model *m, struct sd_model *base, 
         const float *plain = run(s, base, NULL, values, text, &n), *adapted = run(s, base, adapters, values, text, &n),
                     *baked = run(s, merged, NULL, values, text, &n);
         const float *stored = sd_safetensor_f32(s, sd_safetensors_find(values, text ? "states" : "model_pred"));
-        double d = check_distance(baked, adapted, n), r = check_distance(baked, stored, n), p = check_distance(plain, stored, n);
+        double d = check_distance(baked, adapted, n), r = check_distance(baked, stored, n),
+               p = check_distance(plain, stored, n);
 
-        CHECK(d <= 1e-5 && r <= 1e-5 && p > 0.01, "%s, %s: merged and adapted differ by %.2g, merged and reference by %.2g (base: %.2g)",
-              m->name, text ? "text encoder" : "UNet", d, r, p);
+        CHECK(d <= 1e-5 && r <= 1e-5 && p > 0.01,
+              "%s, %s: merged and adapted differ by %.2g, merged and reference by %.2g (base: %.2g)", m->name,
+              text ? "text encoder" : "UNet", d, r, p);
     }
     for (size_t i = 0; i < sd_adapters_count(adapters); i++)
         CHECK(sd_adapters_at(adapters, i)->used, "%s: %s was asked for", m->name, sd_adapters_at(adapters, i)->path);
 }
 
-/* -- files -------------------------------------------------------------------------------------------------------------- */
+/* ---- files ------------------------------------------------------------------------------------------------------- */
 
 /* Tensors of two files: how many have other bytes; SIZE_MAX when names, dtypes or shapes differ. */
 static size_t
@@ -161,7 +172,8 @@ differing(struct sd_scope *s, const char *a, const char *b)
     for (size_t i = 0; i < sd_safetensors_count(x); i++) {
         struct sd_safetensor *t = sd_safetensors_at(x, i), *u = sd_safetensors_find(y, t->name);
 
-        if (!u || u->dtype != t->dtype || u->ndim != t->ndim || memcmp(u->shape, t->shape, (size_t)t->ndim * sizeof *t->shape) != 0)
+        if (!u || u->dtype != t->dtype || u->ndim != t->ndim
+            || memcmp(u->shape, t->shape, (size_t)t->ndim * sizeof *t->shape) != 0)
             return SIZE_MAX;
         n += memcmp(t->data, u->data, t->bytes) != 0;
     }
@@ -197,12 +209,14 @@ check_files(struct sd_scope *s, const struct model *m, const char *out)
         CHECK(strcmp(m->model, "sd2") == 0 ? n == 4 && k == 5 : n == 14 && k == 4,
               "%s: %zu and %zu tensors changed, all others have their bytes", m->name, n, k);
         for (size_t i = 0; i < sizeof same / sizeof *same; i++)
-            CHECK(same_file(s, sd_sprintf(s, "%s/%s", from, same[i]), sd_sprintf(s, "%s/%s", out, same[i])), "%s: %s", m->name, same[i]);
-        CHECK(same_file(s, sd_sprintf(s, "%s/%s", from, vae), sd_sprintf(s, "%s/%s", out, vae)), "%s: %s", m->name, vae);
+            CHECK(same_file(s, sd_sprintf(s, "%s/%s", from, same[i]), sd_sprintf(s, "%s/%s", out, same[i])), "%s: %s",
+                  m->name, same[i]);
+        CHECK(same_file(s, sd_sprintf(s, "%s/%s", from, vae), sd_sprintf(s, "%s/%s", out, vae)), "%s: %s", m->name,
+              vae);
     }
 }
 
-/* -- all of it ---------------------------------------------------------------------------------------------------------- */
+/* ---- all of it --------------------------------------------------------------------------------------------------- */
 
 static void
 test_model(const struct model *m, bool wide)
@@ -212,13 +226,15 @@ test_model(const struct model *m, bool wide)
     struct sd_lora *lora = sd_lora_load(s, sd_sprintf(s, "%s/" DATA "%s", start, m->adapter)), *minus;
     struct sd_checkpoint c = { .model = base, .lora = lora, .convert = wide, .dtype = SD_F32,
                                .metadata = (const char *const[]){ "sd_tools.test", "yes", NULL } };
-    const char *out = sd_sprintf(s, "%s%s", wide ? "wide-" : "", m->model), *again = sd_sprintf(s, "again-%s", m->model);
+    const char *out = sd_sprintf(s, "%s%s", wide ? "wide-" : "", m->model),
+               *again = sd_sprintf(s, "again-%s", m->model);
     size_t tensors;
 
-    if (!CHECK(base && lora && sd_checkpoint_save(&c, out) == 0 && (merged = open_model(s, out, m)), "%s is written%s: %s", m->name,
-               wide ? " in F32" : "", base && lora ? "" : sd_reason()))
+    if (!CHECK(base && lora && sd_checkpoint_save(&c, out) == 0 && (merged = open_model(s, out, m)),
+               "%s is written%s: %s", m->name, wide ? " in F32" : "", base && lora ? "" : sd_reason()))
         return;
-    CHECK(sd_checkpoint_verify(&c, out, &tensors) == 0 && tensors > 600, "%s reads back: %zu tensors", m->name, tensors);
+    CHECK(sd_checkpoint_verify(&c, out, &tensors) == 0 && tensors > 600, "%s reads back: %zu tensors", m->name,
+          tensors);
     check_weights(s, m, base, merged, lora);
     if (wide) {
         check_forward(s, m, base, merged, lora);
@@ -238,7 +254,8 @@ test_model(const struct model *m, bool wide)
             const char *weight = sd_sprintf(s, "%s.weight", strchr(l->path, '.') + 1);
             int text = strncmp(l->path, "text_encoder", 12) == 0;
             const float *x = f32(s, text ? sd_model_text_encoder(base)->weights : sd_model_unet(base)->weights, weight),
-                        *y = f32(s, text ? sd_model_text_encoder(merged)->weights : sd_model_unet(merged)->weights, weight),
+                        *y = f32(s, text ? sd_model_text_encoder(merged)->weights : sd_model_unet(merged)->weights,
+                                 weight),
                         *z = f32(s, text ? sd_model_text_encoder(back)->weights : sd_model_unet(back)->weights, weight);
 
             for (int64_t k = 0; k < l->out * l->in * l->kh * l->kw; k++) {
@@ -246,7 +263,8 @@ test_model(const struct model *m, bool wide)
                 change = fmax(change, fabs(y[k] - x[k]));
             }
         }
-        CHECK(worst <= 1 && change > 0.1, "%s: %.3f of what rounding allows; in between weights were %.2g off", m->name, worst, change);
+        CHECK(worst <= 1 && change > 0.1, "%s: %.3f of what rounding allows; in between weights were %.2g off", m->name,
+              worst, change);
     }
     sd_scope_close(s);
 }
@@ -256,7 +274,8 @@ static void
 test_faults(void)
 {
     struct sd_scope *s = sd_scope_open();
-    struct sd_model *base = open_model(s, in_models(s, "sd1"), &models[0]), *single = open_model(s, in_models(s, "sd2.safetensors"), &models[3]);
+    struct sd_model *base = open_model(s, in_models(s, "sd1"), &models[0]),
+                    *single = open_model(s, in_models(s, "sd2.safetensors"), &models[3]);
     struct sd_lora *lora = sd_lora_load(s, sd_sprintf(s, "%s/" DATA "sd1.kohya.safetensors", start)),
                    *sd2 = sd_lora_load(s, sd_sprintf(s, "%s/" DATA "sd2.kohya.safetensors", start));
     struct sd_checkpoint c = { .model = base, .lora = lora };
@@ -264,12 +283,14 @@ test_faults(void)
     size_t tensors;
 
     lora->layer[7].path = "unet.down_blocks.3.resnets.0.conv1";
-    CHECK(sd_checkpoint_check(&c) < 0 && strcmp(sd_reason(), "unet.down_blocks.3.resnets.0.conv1: the model has no such layer") == 0,
+    CHECK(sd_checkpoint_check(&c) < 0
+              && strcmp(sd_reason(), "unet.down_blocks.3.resnets.0.conv1: the model has no such layer") == 0,
           "%s", sd_reason());
     lora->layer[7].path = path;
     lora->layer[7].in++;
-    CHECK(sd_checkpoint_save(&c, "never") < 0 && strstr(sd_reason(), "the model's weight is [") && access("never", F_OK) != 0
-          && access("never.part", F_OK) != 0, "%s", sd_reason());
+    CHECK(sd_checkpoint_save(&c, "never") < 0 && strstr(sd_reason(), "the model's weight is [")
+              && access("never", F_OK) != 0 && access("never.part", F_OK) != 0,
+          "%s", sd_reason());
     lora->layer[7].in--;
     c.lora = sd2;
     CHECK(sd_checkpoint_check(&c) < 0, "an adapter of another model: %s", sd_reason());
@@ -278,17 +299,19 @@ test_faults(void)
     for (size_t i = 0; i < sd2->count; i++)
         if (strstr(sd2->layer[i].path, "layers.1.mlp.fc2"))
             sd2->layer[i].path = "text_encoder.text_model.encoder.layers.2.mlp.fc2";
-    CHECK(sd_checkpoint_check(&c) < 0 && strstr(sd_reason(), "layers.2.mlp.fc2: the model has no such layer"), "a layer without use: %s",
-          sd_reason());
+    CHECK(sd_checkpoint_check(&c) < 0 && strstr(sd_reason(), "layers.2.mlp.fc2: the model has no such layer"),
+          "a layer without use: %s", sd_reason());
 
     c = (struct sd_checkpoint){ .model = base, .lora = lora, .convert = true, .dtype = SD_F16 };
     lora->layer[3].scale = 1e6;
-    CHECK(sd_checkpoint_save(&c, "never") < 0 && strstr(sd_reason(), "a value that F16 cannot hold") && access("never.part", F_OK) != 0,
+    CHECK(sd_checkpoint_save(&c, "never") < 0 && strstr(sd_reason(), "a value that F16 cannot hold")
+              && access("never.part", F_OK) != 0,
           "%s", sd_reason());
     lora->layer[3].scale = 0.5;
     mkdir("folder", 0777);
     mkdir("folder/of", 0777);
-    CHECK(sd_checkpoint_save(&c, "folder") < 0 && strstr(sd_reason(), "not replaced") && access("folder/of", F_OK) == 0, "%s", sd_reason());
+    CHECK(sd_checkpoint_save(&c, "folder") < 0 && strstr(sd_reason(), "not replaced") && access("folder/of", F_OK) == 0,
+          "%s", sd_reason());
     CHECK(sd_checkpoint_save(&c, "no/such/place") < 0, "%s", sd_reason());
 
     /* what was damaged later is seen */
@@ -296,9 +319,11 @@ test_faults(void)
     lora->layer[3].scale = 0.25;
     CHECK(sd_checkpoint_save(&c, "good") == 0 && sd_checkpoint_verify(&c, "good", &tensors) == 0, "a good one");
     lora->layer[3].scale = 0.26;
-    CHECK(sd_checkpoint_verify(&c, "good", &tensors) < 0 && strstr(sd_reason(), ": row "), "another scale: %s", sd_reason());
+    CHECK(sd_checkpoint_verify(&c, "good", &tensors) < 0 && strstr(sd_reason(), ": row "), "another scale: %s",
+          sd_reason());
     c.lora = NULL;
-    CHECK(sd_checkpoint_verify(&c, "good", &tensors) < 0 && strstr(sd_reason(), "its bytes differ"), "none: %s", sd_reason());
+    CHECK(sd_checkpoint_verify(&c, "good", &tensors) < 0 && strstr(sd_reason(), "its bytes differ"), "none: %s",
+          sd_reason());
     sd_scope_close(s);
 }
 

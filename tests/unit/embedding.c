@@ -95,15 +95,19 @@ test_writing(struct sd_scope *s)
     struct sd_safetensors *f;
 
     CHECK(sd_embedding_save(&e, "d", SD_EMBEDDING_DIFFUSERS, SD_F32, pairs) == 0 && (f = sd_safetensors_open(s, "d"))
-          && sd_safetensors_count(f) == 1 && sd_safetensors_get(f, "<cat>", 2, (int64_t[]){ 2, 8 })
-          && strcmp(sd_safetensors_metadata(f, "format"), "pt") == 0 && strcmp(sd_safetensors_metadata(f, "k"), "v") == 0,
+              && sd_safetensors_count(f) == 1 && sd_safetensors_get(f, "<cat>", 2, (int64_t[]){ 2, 8 })
+              && strcmp(sd_safetensors_metadata(f, "format"), "pt") == 0
+              && strcmp(sd_safetensors_metadata(f, "k"), "v") == 0,
           "diffusers: the key is the token");
-    CHECK((back = sd_embedding_load(s, "d")) && sd_embedding_equal(&e, back, SD_F32) && !sd_embedding_equal(&e, back, SD_BF16)
-          && back->dtype == SD_F32, "and reads back");
+    CHECK((back = sd_embedding_load(s, "d")) && sd_embedding_equal(&e, back, SD_F32)
+              && !sd_embedding_equal(&e, back, SD_BF16) && back->dtype == SD_F32,
+          "and reads back");
     CHECK(sd_embedding_save(&e, "a", SD_EMBEDDING_A1111, SD_F16, NULL) == 0 && (f = sd_safetensors_open(s, "a"))
-          && sd_safetensors_count(f) == 1 && sd_safetensors_get(f, "emb_params", 2, (int64_t[]){ 2, 8 }), "A1111: emb_params");
-    CHECK((back = sd_embedding_load(s, "a")) && sd_embedding_equal(&e, back, SD_F16) && !sd_embedding_equal(&e, back, SD_F32)
-          && strcmp(back->token, "<cat>") == 0 && back->dtype == SD_F16, "and reads back, its token from the metadata");
+              && sd_safetensors_count(f) == 1 && sd_safetensors_get(f, "emb_params", 2, (int64_t[]){ 2, 8 }),
+          "A1111: emb_params");
+    CHECK((back = sd_embedding_load(s, "a")) && sd_embedding_equal(&e, back, SD_F16)
+              && !sd_embedding_equal(&e, back, SD_F32) && strcmp(back->token, "<cat>") == 0 && back->dtype == SD_F16,
+          "and reads back, its token from the metadata");
     CHECK(sd_embedding_save(&e, "no/such/folder", SD_EMBEDDING_A1111, SD_F16, NULL) < 0, "%s", sd_reason());
 }
 

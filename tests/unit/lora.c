@@ -1,5 +1,6 @@
-/* LoRA files: every dialect of tests/data/lora (written by the reference libraries, or by the tables of formats.md 3) holds the
- * same changes of weights; what is written here reads the same; keys and files that are not understood are refused by name. */
+/* LoRA files: every dialect of tests/data/lora (written by the reference libraries, or by the tables of formats.md 3)
+ * holds the same changes of weights; what is written here reads the same; keys and files that are not understood are
+ * refused by name. */
 #include "check.h"
 #include "child.h"
 #include "hash.h"
@@ -24,11 +25,13 @@ distance(struct sd_scope *s, const struct sd_lora_layer *l, const float *expecte
     size_t n = (size_t)(l->out * l->in * l->kh * l->kw);
     float *w = sd_alloc_array(s, n, sizeof *w);
 
-    sd_lora_merge(l, 1, w);
+    sd_lora_merge(l, 0.25, w);
+    sd_lora_merge(l, 0.75, w);          /* a strength counts once, and is added to what is there */
     return check_distance(w, expected, n);
 }
 
-/* expected: a file of changes; of: how many layers of it there should be.  The largest distance; NAN when layers differ. */
+/* expected: a file of changes; of: how many layers of it there should be.  The largest distance; NAN when layers
+ * differ. */
 static double
 compare(struct sd_scope *s, const struct sd_lora *lora, const char *expected, double factor, size_t of)
 {
@@ -49,7 +52,8 @@ compare(struct sd_scope *s, const struct sd_lora *lora, const char *expected, do
         double d;
 
         l.scale /= factor;
-        if (!t || t->numel != (size_t)(l.out * l.in * l.kh * l.kw) || !((d = distance(s, &l, sd_safetensor_f32(s, t))) < 1)) {
+        if (!t || t->numel != (size_t)(l.out * l.in * l.kh * l.kw)
+            || !((d = distance(s, &l, sd_safetensor_f32(s, t))) < 1)) {
             printf("# %s: %s\n", l.path, t ? "another size or value" : "not expected");
             return NAN;
         }
@@ -88,7 +92,8 @@ test_dialects(void)
 
         CHECK(d <= bound, "%s: %zu layers, distance %.2g", files[i].file, files[i].layers, d);
         if (files[i].dialect)
-            CHECK(lora && strcmp(lora->dialect, files[i].dialect) == 0, "%s: is %s", files[i].file, lora ? lora->dialect : "?");
+            CHECK(lora && strcmp(lora->dialect, files[i].dialect) == 0, "%s: is %s", files[i].file,
+                  lora ? lora->dialect : "?");
         CHECK(lora && lora->dtype == SD_F32, "%s: F32", files[i].file);
         sd_scope_close(s);
     }
@@ -104,16 +109,19 @@ test_conversions(void)
         for (int b = 0; b < 4; b++) {
             struct sd_scope *s = sd_scope_open();
             struct sd_lora *lora = sd_lora_load(s, data(s, "sd1.peft"));
-            const char *path[] = { sd_sprintf(s, "a%d%d", a, b), sd_sprintf(s, "b%d%d", a, b), sd_sprintf(s, "c%d%d", a, b) };
+            const char *path[] = { sd_sprintf(s, "a%d%d", a, b), sd_sprintf(s, "b%d%d", a, b),
+                                   sd_sprintf(s, "c%d%d", a, b) };
             double worst = NAN, d = NAN;
 
-            if (sd_lora_save(lora, path[0], sd_lora_format(words[a]), SD_F32, NULL) == 0 && (lora = sd_lora_load(s, path[0]))
-                && sd_lora_save(lora, path[1], sd_lora_format(words[b]), SD_F32, NULL) == 0 && (lora = sd_lora_load(s, path[1]))
+            if (sd_lora_save(lora, path[0], sd_lora_format(words[a]), SD_F32, NULL) == 0
+                && (lora = sd_lora_load(s, path[0]))
+                && sd_lora_save(lora, path[1], sd_lora_format(words[b]), SD_F32, NULL) == 0
+                && (lora = sd_lora_load(s, path[1]))
                 && sd_lora_save(lora, path[2], sd_lora_format(words[a]), SD_F32, NULL) == 0
                 && sd_lora_verify(lora, path[2], &worst) == 0)
                 d = compare(s, sd_lora_load(s, path[2]), "sd1.expected.safetensors", 1, 18);
-            CHECK(d <= bound && worst <= bound, "peft to %s to %s to %s: distance %.2g, verify says %.2g", words[a], words[b],
-                  words[a], d, worst);
+            CHECK(d <= bound && worst <= bound, "peft to %s to %s to %s: distance %.2g, verify says %.2g", words[a],
+                  words[b], words[a], d, worst);
             sd_scope_close(s);
         }
     for (int a = 0; a < 4; a++) {
@@ -130,7 +138,8 @@ test_conversions(void)
         if (a == 2)
             rename("brain", "brain.peft");
         /* rounding of two factors: at most 2 x 2^-11, 2 x 2^-8, and never nothing */
-        CHECK(half < 1e-3 && half > 1e-5 && brain < 8e-3 && brain > 1e-4, "%s in F16: %.2g, in BF16: %.2g", words[a], half, brain);
+        CHECK(half < 1e-3 && half > 1e-5 && brain < 8e-3 && brain > 1e-4, "%s in F16: %.2g, in BF16: %.2g", words[a],
+              half, brain);
         sd_scope_close(s);
     }
 }
@@ -164,18 +173,23 @@ test_kohya(void)
         n++;
     }
     CHECK(has && n == 18 && one && unet > 0 && text > 0, "one alpha per component: %g, %g", unet, text);
-    CHECK(sd_safetensors_get(f, "lora_unet_down_blocks_0_attentions_1_proj_in.lora_up.weight", 4, (int64_t[]){ 8, 2, 1, 1 }) != NULL,
+    CHECK(sd_safetensors_get(f, "lora_unet_down_blocks_0_attentions_1_proj_in.lora_up.weight", 4,
+                             (int64_t[]){ 8, 2, 1, 1 })
+              != NULL,
           "a 1x1 convolution's up factor has four dimensions");
     region = sd_safetensors_region(f, &n);
     sd_sha256_of(region, n, hex);
     CHECK(strcmp(sd_safetensors_metadata(f, "sshs_model_hash"), hex) == 0, "sshs_model_hash is the data's");
-    CHECK(strcmp(sd_safetensors_metadata(f, "sshs_legacy_hash"), "e3b0c442") == 0, "a file below 1 MiB has the hash of nothing");
-    CHECK(strcmp(sd_safetensors_metadata(f, "title"), "x") == 0 && strcmp(sd_safetensors_metadata(f, "format"), "pt") == 0,
+    CHECK(strcmp(sd_safetensors_metadata(f, "sshs_legacy_hash"), "e3b0c442") == 0,
+          "a file below 1 MiB has the hash of nothing");
+    CHECK(strcmp(sd_safetensors_metadata(f, "title"), "x") == 0
+              && strcmp(sd_safetensors_metadata(f, "format"), "pt") == 0,
           "the caller's pairs are there");
     sd_scope_close(s);
 }
 
-/* diffusers finds out a text encoder's form by its attention's keys; of mlp layers alone it reads lora_linear_layer only. */
+/* diffusers finds out a text encoder's form by its attention's keys; of mlp layers alone it reads lora_linear_layer
+ * only. */
 static void
 test_mlp_alone(void)
 {
@@ -189,9 +203,12 @@ test_mlp_alone(void)
         if (!strstr(lora->layer[i].path, "self_attn"))
             lora->layer[n++] = lora->layer[i];
     lora->count = n;
-    CHECK(n == 16 && sd_lora_save(lora, "mlp", SD_LORA_DIFFUSERS, SD_F32, NULL) == 0 && (f = sd_safetensors_open(s, "mlp"))
-          && sd_safetensors_find(f, "text_encoder.text_model.encoder.layers.1.mlp.fc1.lora_linear_layer.down.weight")
-          && sd_safetensors_find(f, "unet.mid_block.attentions.0.proj_out.lora_A.weight"), "a text encoder's mlp alone");
+    CHECK(
+        n == 16 && sd_lora_save(lora, "mlp", SD_LORA_DIFFUSERS, SD_F32, NULL) == 0
+            && (f = sd_safetensors_open(s, "mlp"))
+            && sd_safetensors_find(f, "text_encoder.text_model.encoder.layers.1.mlp.fc1.lora_linear_layer.down.weight")
+            && sd_safetensors_find(f, "unet.mid_block.attentions.0.proj_out.lora_A.weight"),
+        "a text encoder's mlp alone");
     CHECK(sd_lora_verify(lora, "mlp", &worst) == 0 && worst < bound, "reads back: %.2g", worst);
     sd_scope_close(s);
 }
@@ -203,8 +220,15 @@ test_hashes(void)
     enum { RANK = 64, SIDE = 3000 };
     struct sd_scope *s = sd_scope_open();
     float *down = sd_alloc_array(s, RANK * SIDE, sizeof *down), *up = sd_alloc_array(s, RANK * SIDE, sizeof *up);
-    struct sd_lora_layer l = { .path = "unet.mid_block.attentions.0.proj_in", .rank = RANK, .in = SIDE, .out = SIDE, .kh = 1, .kw = 1,
-                               .down = down, .up = up, .scale = 1 };
+    struct sd_lora_layer l = { .path = "unet.mid_block.attentions.0.proj_in",
+                               .rank = RANK,
+                               .in = SIDE,
+                               .out = SIDE,
+                               .kh = 1,
+                               .kw = 1,
+                               .down = down,
+                               .up = up,
+                               .scale = 1 };
     struct sd_lora lora = { .scope = s, .count = 1, .layer = &l };
     struct sd_safetensors *f;
 
@@ -212,10 +236,13 @@ test_hashes(void)
         down[i] = (float)(i % 251) / 64;
         up[i] = (float)(i % 241) / 64;
     }
-    sd_lora_save(&lora, "large", SD_LORA_KOHYA, SD_F32, (const char *const[]){ "ss_v2", "False", "ss_network_dim", "64", "a", "b", NULL });
+    sd_lora_save(&lora, "large", SD_LORA_KOHYA, SD_F32,
+                 (const char *const[]){ "ss_v2", "False", "ss_network_dim", "64", "a", "b", NULL });
     f = sd_safetensors_open(s, "large");
-    CHECK(strcmp(sd_safetensors_metadata(f, "sshs_model_hash"), "5e89a6ca56b633c776d49180eb5e1c0b55928cf5236e94700a8c420bb4c3cc10") == 0, "sshs_model_hash %s",
-          sd_safetensors_metadata(f, "sshs_model_hash"));
+    CHECK(strcmp(sd_safetensors_metadata(f, "sshs_model_hash"),
+                 "5e89a6ca56b633c776d49180eb5e1c0b55928cf5236e94700a8c420bb4c3cc10")
+              == 0,
+          "sshs_model_hash %s", sd_safetensors_metadata(f, "sshs_model_hash"));
     CHECK(strcmp(sd_safetensors_metadata(f, "sshs_legacy_hash"), "18507aae") == 0, "sshs_legacy_hash %s",
           sd_safetensors_metadata(f, "sshs_legacy_hash"));
     sd_scope_close(s);
@@ -225,8 +252,10 @@ static void
 test_join(void)
 {
     struct sd_scope *s = sd_scope_open();
-    struct sd_lora *a = sd_lora_load(s, data(s, "sd1.kohya.safetensors")), *b = sd_lora_load(s, data(s, "sd1.mixed.safetensors")),
-                   *old = sd_lora_load(s, data(s, "sd1.diffusers_oldest.safetensors")), *sd2 = sd_lora_load(s, data(s, "sd2.peft"));
+    struct sd_lora *a = sd_lora_load(s, data(s, "sd1.kohya.safetensors")),
+                   *b = sd_lora_load(s, data(s, "sd1.mixed.safetensors")),
+                   *old = sd_lora_load(s, data(s, "sd1.diffusers_oldest.safetensors")),
+                   *sd2 = sd_lora_load(s, data(s, "sd2.peft"));
     struct sd_lora *sum = sd_lora_join(s, (struct sd_lora *[]){ a, b }, (double[]){ 0.75, -0.25 }, 2), *one, *with_old;
     double d = compare(s, sum, "sd1.expected.safetensors", 0.5, 18);
 
@@ -257,23 +286,26 @@ test_verify(void)
     CHECK(sd_lora_verify(a, "whole", &worst) == 0 && fabs(worst - 0.01 / 1.01) < 1e-6, "a scale 1 %% off: %.6f", worst);
     a->layer[5].scale /= 1.01;
     less.count--;
-    CHECK(sd_lora_verify(&less, "whole", &worst) < 0 && strcmp(sd_reason(), "18 layers, expected 17") == 0, "%s", sd_reason());
+    CHECK(sd_lora_verify(&less, "whole", &worst) < 0 && strcmp(sd_reason(), "18 layers, expected 17") == 0, "%s",
+          sd_reason());
     less = *a;
     less.layer = sd_alloc_array(s, a->count, sizeof *less.layer);
     memcpy(less.layer, a->layer, a->count * sizeof *less.layer);
     less.layer[2].path = "unet.conv_in";
-    CHECK(sd_lora_verify(&less, "whole", &worst) < 0 && strstr(sd_reason(), "expected unet.conv_in"), "%s", sd_reason());
+    CHECK(sd_lora_verify(&less, "whole", &worst) < 0 && strstr(sd_reason(), "expected unet.conv_in"), "%s",
+          sd_reason());
     zero = sd_lora_load(s, data(s, "sd1.kohya.safetensors"));
     up = sd_alloc_array(s, (size_t)(zero->layer[0].out * zero->layer[0].rank), sizeof *up);
     zero->layer[0].up = up;
     zero->layer[0].scale = 0;
-    CHECK(sd_lora_save(zero, "zero", SD_LORA_KOHYA, SD_F16, NULL) == 0 && sd_lora_verify(zero, "zero", &worst) == 0 && worst < 1e-3,
+    CHECK(sd_lora_save(zero, "zero", SD_LORA_KOHYA, SD_F16, NULL) == 0 && sd_lora_verify(zero, "zero", &worst) == 0
+              && worst < 1e-3,
           "a layer that changes nothing: %.2g", worst);
     CHECK(sd_lora_verify(a, "zero", &worst) == 0 && worst >= 0.99, "is not one that changes something: %.2g", worst);
     sd_scope_close(s);
 }
 
-/* -- keys --------------------------------------------------------------------------------------------------------------- */
+/* ---- keys -------------------------------------------------------------------------------------------------------- */
 
 static void
 test_keys(void)
@@ -284,7 +316,8 @@ test_keys(void)
         const char *key, *component, *path;
         enum sd_lora_part part;
     } good[] = {
-        { "lora_unet_down_blocks_1_attentions_0_transformer_blocks_0_attn1_to_out_0.lora_down.weight", NULL, B0 "attn1.to_out.0", 0 },
+        { "lora_unet_down_blocks_1_attentions_0_transformer_blocks_0_attn1_to_out_0.lora_down.weight", NULL,
+          B0 "attn1.to_out.0", 0 },
         { "lora_unet_input_blocks_4_1_transformer_blocks_0_ff_net_0_proj.lora_up.weight", NULL, B0 "ff.net.0.proj", 1 },
         { "lora_unet_input_blocks_3_0_op.alpha", NULL, "unet.down_blocks.0.downsamplers.0.conv", 3 },
         { "lora_unet_output_blocks_5_2_conv.alpha", NULL, "unet.up_blocks.1.upsamplers.0.conv", 3 },
@@ -301,15 +334,19 @@ test_keys(void)
         { "lora_te1_text_model_encoder_layers_11_mlp_fc2.alpha", NULL, TE "mlp.fc2", 3 },
         { "lycoris_down_blocks_1_attentions_0_transformer_blocks_0_attn2_to_q.alpha", NULL, B0 "attn2.to_q", 3 },
         { "diffusion_model.input_blocks.4.1.transformer_blocks.0.attn2.to_q.lora_A.weight", NULL, B0 "attn2.to_q", 0 },
-        { "text_encoders.clip_l.transformer.text_model.encoder.layers.11.mlp.fc1.lora_B.weight", NULL, TE "mlp.fc1", 1 },
+        { "text_encoders.clip_l.transformer.text_model.encoder.layers.11.mlp.fc1.lora_B.weight", NULL, TE "mlp.fc1",
+          1 },
         { "text_encoders.clip_h.transformer.text_model.encoder.layers.11.mlp.fc1.lora_B", NULL, TE "mlp.fc1", 1 },
         { B0 "attn1.to_q.lora_A.weight", NULL, B0 "attn1.to_q", 0 },
         { B0 "attn1.to_q.lora_A.default.weight", NULL, B0 "attn1.to_q", 0 },
         { B0 "attn1.to_q.lora.up.weight", NULL, B0 "attn1.to_q", 1 },
         { B0 "attn1.processor.to_out_lora.up.weight", NULL, B0 "attn1.to_out.0", 1 },
-        { "down_blocks.1.attentions.0.transformer_blocks.0.attn1.processor.to_k_lora.down.weight", NULL, B0 "attn1.to_k", 0 },
-        { "text_encoder.text_model.encoder.layers.11.self_attn.to_out_lora.up.weight", NULL, TE "self_attn.out_proj", 1 },
-        { "text_encoder.encoder.layers.11.self_attn.k_proj.lora_linear_layer.down.weight", NULL, TE "self_attn.k_proj", 0 },
+        { "down_blocks.1.attentions.0.transformer_blocks.0.attn1.processor.to_k_lora.down.weight", NULL,
+          B0 "attn1.to_k", 0 },
+        { "text_encoder.text_model.encoder.layers.11.self_attn.to_out_lora.up.weight", NULL, TE "self_attn.out_proj",
+          1 },
+        { "text_encoder.encoder.layers.11.self_attn.k_proj.lora_linear_layer.down.weight", NULL, TE "self_attn.k_proj",
+          0 },
         { "base_model.model.encoder.layers.11.mlp.fc1.lora_A.weight", NULL, TE "mlp.fc1", 0 },
         { "base_model.model.text_model.encoder.layers.11.mlp.fc1.lora_A.weight", "text_encoder", TE "mlp.fc1", 0 },
         { "base_model.model.conv_in.lora_A.weight", NULL, "unet.conv_in", 0 },
@@ -346,7 +383,8 @@ test_keys(void)
     for (size_t i = 0; i < sizeof good / sizeof *good; i++) {
         bool read = sd_lora_key_read(good[i].key, good[i].component, &k) == 0;
 
-        CHECK(read && strcmp(k.path, good[i].path) == 0 && k.part == good[i].part, "%s: %s", good[i].key, read ? k.path : sd_reason());
+        CHECK(read && strcmp(k.path, good[i].path) == 0 && k.part == good[i].part, "%s: %s", good[i].key,
+              read ? k.path : sd_reason());
     }
     for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
         bool read = sd_lora_key_read(bad[i][0], NULL, &k) == 0;
@@ -355,18 +393,23 @@ test_keys(void)
     }
     memset(huge, 'a', sizeof huge - 1);
     huge[sizeof huge - 1] = 0;
-    CHECK(sd_lora_key_read(huge, NULL, &k) < 0 && strcmp(sd_reason(), "a key of 399 characters") == 0, "%s", sd_reason());
+    CHECK(sd_lora_key_read(huge, NULL, &k) < 0 && strcmp(sd_reason(), "a key of 399 characters") == 0, "%s",
+          sd_reason());
 }
 
 /* Every name of a whole published UNet and text encoder is written and read in each format. */
 static void
 test_names(void)
 {
-    static const char *const inner[] = { "proj_in", "proj_out", "transformer_blocks.0.attn1.to_q", "transformer_blocks.0.attn2.to_out.0",
-                                         "transformer_blocks.0.ff.net.0.proj", "transformer_blocks.0.ff.net.2" };
+    static const char *const inner[] = { "proj_in",
+                                         "proj_out",
+                                         "transformer_blocks.0.attn1.to_q",
+                                         "transformer_blocks.0.attn2.to_out.0",
+                                         "transformer_blocks.0.ff.net.0.proj",
+                                         "transformer_blocks.0.ff.net.2" };
     static const char *const convs[] = { "conv1", "conv2", "conv_shortcut", "time_emb_proj" };
-    static const char *const text[] = { "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.out_proj", "mlp.fc1",
-                                        "mlp.fc2" };
+    static const char *const text[] = { "self_attn.q_proj",   "self_attn.k_proj", "self_attn.v_proj",
+                                        "self_attn.out_proj", "mlp.fc1",          "mlp.fc2" };
     struct sd_scope *s = sd_scope_open();
     const char *paths[400];
     size_t n = 0, wrong = 0;
@@ -408,7 +451,7 @@ test_names(void)
     sd_scope_close(s);
 }
 
-/* -- files ---------------------------------------------------------------------------------------------------------------- */
+/* ---- files ------------------------------------------------------------------------------------------------------- */
 
 #define MODULE "lora_unet_mid_block_attentions_0_proj_in"
 
@@ -472,7 +515,8 @@ test_faults(void)
     refused(s, "alpha of 2 elements");
     tensor("lora_down.weight", 2, 2, 4, 0, 0);
     tensor("lora_up.weight", 2, 4, 2, 0, 0);
-    sd_safetensors_add_f32(writer, "unet.mid_block.attentions.0.proj_in.lora_A.weight", SD_F32, 2, (int64_t[]){ 2, 4 }, numbers);
+    sd_safetensors_add_f32(writer, "unet.mid_block.attentions.0.proj_in.lora_A.weight", SD_F32, 2, (int64_t[]){ 2, 4 },
+                           numbers);
     refused(s, "the same as " MODULE ".lora_down.weight");
     tensor("lora_down.weight", 2, 2, 4, 0, 0);
     tensor("lora_up.weight", 2, 4, 2, 0, 0);
@@ -489,14 +533,16 @@ test_faults(void)
     sd_safetensors_add_f32(writer, "base_model.model.conv_in.lora_A.weight", SD_F32, 2, (int64_t[]){ 2, 4 }, numbers);
     sd_safetensors_add_f32(writer, "base_model.model.conv_in.lora_B.weight", SD_F32, 2, (int64_t[]){ 4, 2 }, numbers);
     refused(s, "adapter_config.json");
-    sd_safetensors_add_f32(writer, "unet.mid_block.attentions.0.transformer_blocks.0.attn2.to_k.lora_A.weight", SD_F32, 2,
-                           (int64_t[]){ 1, 2048 }, sd_alloc(s, 8192));
-    sd_safetensors_add_f32(writer, "unet.mid_block.attentions.0.transformer_blocks.0.attn2.to_k.lora_B.weight", SD_F32, 2,
-                           (int64_t[]){ 4, 1 }, numbers);
+    sd_safetensors_add_f32(writer, "unet.mid_block.attentions.0.transformer_blocks.0.attn2.to_k.lora_A.weight", SD_F32,
+                           2, (int64_t[]){ 1, 2048 }, sd_alloc(s, 8192));
+    sd_safetensors_add_f32(writer, "unet.mid_block.attentions.0.transformer_blocks.0.attn2.to_k.lora_B.weight", SD_F32,
+                           2, (int64_t[]){ 4, 1 }, numbers);
     refused(s, "SDXL");
     sd_safetensors_set_metadata(writer, "lora_adapter_metadata", "{\"text_encoder.lora_alpha\": 2}");
-    sd_safetensors_add_f32(writer, "unet.mid_block.attentions.0.proj_in.lora_A.weight", SD_F32, 2, (int64_t[]){ 2, 4 }, numbers);
-    sd_safetensors_add_f32(writer, "unet.mid_block.attentions.0.proj_in.lora_B.weight", SD_F32, 2, (int64_t[]){ 4, 2 }, numbers);
+    sd_safetensors_add_f32(writer, "unet.mid_block.attentions.0.proj_in.lora_A.weight", SD_F32, 2, (int64_t[]){ 2, 4 },
+                           numbers);
+    sd_safetensors_add_f32(writer, "unet.mid_block.attentions.0.proj_in.lora_B.weight", SD_F32, 2, (int64_t[]){ 4, 2 },
+                           numbers);
     refused(s, "unet.lora_alpha: not in the configuration");
     sd_safetensors_set_metadata(writer, "lora_adapter_metadata", "{\"unet.lora_alpha\": 2,");
     tensor("lora_down.weight", 2, 2, 4, 0, 0);
@@ -557,7 +603,10 @@ test_peft(void)
         { HEAD "\"lora_alpha\": 3, \"use_rslora\": true}", NULL, 2.1213203435596424 },
         { HEAD "\"lora_alpha\": 3, \"alpha_pattern\": {\"proj_in\": 5}}", NULL, 2.5 },
         { HEAD "\"lora_alpha\": 3, \"alpha_pattern\": {\"roj_in\": 5}}", NULL, 1.5 },
-        { HEAD "\"lora_alpha\": 3, \"alpha_pattern\": {\"mid_block\\\\.attentions\\\\.\\\\d+\\\\.proj_(in|out)\": 5, \"proj_in\": 7}}", NULL, 2.5 },
+        { HEAD
+          "\"lora_alpha\": 3, "
+          "\"alpha_pattern\": {\"mid_block\\\\.attentions\\\\.\\\\d+\\\\.proj_(in|out)\": 5, \"proj_in\": 7}}",
+          NULL, 2.5 },
         { HEAD "\"lora_alpha\": 3, \"alpha_pattern\": {\"^mid_block\\\\..*\": 7}}", NULL, 3.5 },
         { HEAD "\"lora_alpha\": 3, \"alpha_pattern\": {\"down.*\": 5}}", NULL, 1.5 },
         { HEAD "\"lora_alpha\": 3, \"alpha_pattern\": {\"(\": 5}}", "pattern (: not understood", 0 },
@@ -577,8 +626,10 @@ test_peft(void)
         numbers[i] = (float)i;
     mkdir("peft", 0777);
     writer = sd_safetensors_writer_new(s);
-    sd_safetensors_add_f32(writer, "base_model.model.mid_block.attentions.0.proj_in.lora_A.weight", SD_F32, 2, (int64_t[]){ 2, 4 }, numbers);
-    sd_safetensors_add_f32(writer, "base_model.model.mid_block.attentions.0.proj_in.lora_B.weight", SD_F32, 2, (int64_t[]){ 4, 2 }, numbers);
+    sd_safetensors_add_f32(writer, "base_model.model.mid_block.attentions.0.proj_in.lora_A.weight", SD_F32, 2,
+                           (int64_t[]){ 2, 4 }, numbers);
+    sd_safetensors_add_f32(writer, "base_model.model.mid_block.attentions.0.proj_in.lora_B.weight", SD_F32, 2,
+                           (int64_t[]){ 4, 2 }, numbers);
     sd_safetensors_save(writer, "peft/adapter_model.safetensors");
     CHECK(!sd_lora_load(s, "peft") && strstr(sd_reason(), "adapter_config.json"), "no configuration: %s", sd_reason());
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
@@ -600,28 +651,36 @@ static void
 test_folders(void)
 {
     struct sd_scope *s = sd_scope_open();
-    struct sd_lora *lora = sd_lora_load(s, data(s, "sd1.peft")), *sd2 = sd_lora_load(s, data(s, "sd2.kohya.safetensors"));
+    struct sd_lora *lora = sd_lora_load(s, data(s, "sd1.peft")),
+                   *sd2 = sd_lora_load(s, data(s, "sd2.kohya.safetensors"));
     double worst = NAN;
 
     mkdir("mine", 0777);
     put("mine/letter", "dear");
     CHECK(sd_lora_save(lora, "mine", SD_LORA_PEFT, SD_F32, NULL) < 0 && strstr(sd_reason(), "not replaced")
-          && access("mine/letter", F_OK) == 0 && access("mine.part", F_OK) != 0, "a folder of something else: %s", sd_reason());
+              && access("mine/letter", F_OK) == 0 && access("mine.part", F_OK) != 0,
+          "a folder of something else: %s", sd_reason());
     put("file", "dear");
-    CHECK(sd_lora_save(lora, "file", SD_LORA_PEFT, SD_F32, NULL) < 0 && access("file", F_OK) == 0, "a file: %s", sd_reason());
+    CHECK(sd_lora_save(lora, "file", SD_LORA_PEFT, SD_F32, NULL) < 0 && access("file", F_OK) == 0, "a file: %s",
+          sd_reason());
     mkdir("empty", 0777);
-    CHECK(sd_lora_save(lora, "empty/", SD_LORA_PEFT, SD_F32, NULL) == 0 && sd_lora_verify(lora, "empty", &worst) == 0 && worst < bound,
+    CHECK(sd_lora_save(lora, "empty/", SD_LORA_PEFT, SD_F32, NULL) == 0 && sd_lora_verify(lora, "empty", &worst) == 0
+              && worst < bound,
           "an empty folder is taken");
     put("empty/unet/stale", "x");
-    CHECK(sd_lora_save(sd2, "empty", SD_LORA_PEFT, SD_F32, NULL) == 0 && sd_lora_verify(sd2, "empty", &worst) == 0 && worst < bound
-          && access("empty/unet/stale", F_OK) != 0 && access("empty.part", F_OK) != 0, "another adapter takes its place, as a whole");
+    CHECK(sd_lora_save(sd2, "empty", SD_LORA_PEFT, SD_F32, NULL) == 0 && sd_lora_verify(sd2, "empty", &worst) == 0
+              && worst < bound && access("empty/unet/stale", F_OK) != 0 && access("empty.part", F_OK) != 0,
+          "another adapter takes its place, as a whole");
     mkdir("later.part", 0777);
     put("later.part/stale", "x");
-    CHECK(sd_lora_save(lora, "later", SD_LORA_PEFT, SD_F32, NULL) == 0 && access("later/stale", F_OK) != 0, "what a killed run left is gone");
-    CHECK(sd_lora_save(lora, "no/such/folder", SD_LORA_PEFT, SD_F32, NULL) < 0 && strstr(sd_reason(), "cannot be written"), "%s",
-          sd_reason());
-    CHECK(sd_lora_save(lora, "no/such/file", SD_LORA_KOHYA, SD_F32, NULL) < 0 && strstr(sd_reason(), "cannot be written"), "%s",
-          sd_reason());
+    CHECK(sd_lora_save(lora, "later", SD_LORA_PEFT, SD_F32, NULL) == 0 && access("later/stale", F_OK) != 0,
+          "what a killed run left is gone");
+    CHECK(sd_lora_save(lora, "no/such/folder", SD_LORA_PEFT, SD_F32, NULL) < 0
+              && strstr(sd_reason(), "cannot be written"),
+          "%s", sd_reason());
+    CHECK(sd_lora_save(lora, "no/such/file", SD_LORA_KOHYA, SD_F32, NULL) < 0
+              && strstr(sd_reason(), "cannot be written"),
+          "%s", sd_reason());
     sd_scope_close(s);
 }
 
