@@ -69,20 +69,34 @@ put_modelspec(struct pairs *p, const struct sd_metadata *m)
     }
 }
 
+/* made_from without what the settings say already */
+static const json_t *
+only_hashes(struct sd_scope *s, const struct sd_metadata *m)
+{
+    json_t *rest = json_copy((json_t *)(uintptr_t)m->made_from);
+    const char *key;
+    json_t *value;
+
+    sd_on_close(s, (void (*)(void *))json_decref, rest);
+    json_object_foreach((json_t *)(uintptr_t)m->settings, key, value)
+        json_object_del(rest, key);
+    return rest;
+}
+
 const char *const *
 sd_metadata_pairs(struct sd_scope *s, const struct sd_metadata *m)
 {
     struct pairs p = { s, sd_alloc_array(s, 128, sizeof(char *)), 0 };
-    int64_t rank = m->lora && m->lora->count ? m->lora->layer[0].rank : 0;
 
     put_model(&p, m);
     put_modelspec(&p, m);
     put(&p, "ss_output_name", m->name);
     if (m->lora) {
         put(&p, "ss_network_module", "networks.lora");
-        put(&p, "ss_network_dim", integer(&p, rank));
+        put(&p, "ss_network_dim", integer(&p, m->rank));
         put(&p, "ss_network_alpha", number(&p, m->alpha));
-        put(&p, "ss_network_args", "{}");
+        put(&p, "ss_network_args", !m->conv_rank ? "{}" : sd_sprintf(s, "{\"conv_dim\": \"%lld\", \"conv_alpha\": \"%s\"}",
+                                                                     (long long)m->conv_rank, number(&p, m->conv_alpha)));
     }
     put(&p, "ss_steps", integer(&p, m->steps));
     put(&p, "ss_max_train_steps", integer(&p, m->steps));
@@ -100,5 +114,6 @@ sd_metadata_pairs(struct sd_scope *s, const struct sd_metadata *m)
     }
     put(&p, "sd_tools.version", SD_VERSION);
     put(&p, "sd_tools.settings", sd_json_dump(s, m->settings, 0));
+    put(&p, "sd_tools.made_from", sd_json_dump(s, only_hashes(p.s, m), 0));
     return p.item;
 }

@@ -3,7 +3,6 @@
 #define SD_METADATA_H
 
 #include "json.h"
-#include "model/lora.h"
 #include "model/model.h"
 
 struct sd_metadata {
@@ -11,8 +10,10 @@ struct sd_metadata {
     const struct sd_model *model;
     const char *model_hash, *vae_hash;      /* SHA-256, or NULL */
     const json_t *settings;         /* usable as --config: the run again */
-    const struct sd_lora *lora;     /* NULL for an embedding */
-    double alpha;                   /* of linear layers */
+    const json_t *made_from;        /* hashes and the numeric contract beside them */
+    bool lora;                      /* else an embedding */
+    int64_t rank, conv_rank;        /* of linear layers; of convolutions where it is another, else 0 */
+    double alpha, conv_alpha;
     int64_t steps, epochs, images, batch_size, accumulation, width, height;
     uint64_t seed;
     const char *optimizer, *lr_scheduler;

@@ -1,124 +1,82 @@
-/* session - a training run: open, resume, update, save, publish.  Over 600 lines would be two files; see targets, tokens,
- * session_options, metadata for the parts. */
-#include "session.h"
+/* session - a training run from options to the first step: model, adapters, tokens, data, what all was made from. */
+#include "session_private.h"
 
-#include "hash.h"
-#include "metadata.h"
-#include "model/model_tokenizer.h"
 #include "op.h"
-#include "safetensors.h"
-#include "session_options.h"
-#include "state.h"
-#include "targets.h"
-#include "tokens.h"
 
 #include <errno.h>
-#include <math.h>
-#include <pthread.h>
-#include <signal.h>
-#include <spawn.h>
-#include <stdlib.h>
 #include <string.h>
-#include <sys/wait.h>
-#include <time.h>
 #include <unistd.h>
 
-#define S sd_session
+/* -- the model's identity ------------------------------------------------------------------------------------------ */
 
-struct session {
-    struct sd_scope *scope;
-    enum sd_session_kind kind;
-    struct sd_model *model;
-    struct sd_trainer_model m;
-    struct sd_trainer_options o;
-    struct sd_trainables *t;
-    struct sd_adapters *adapters;
-    struct sd_tokens *tokens;
-    struct sd_targets targets;
-    struct sd_dataset *data;
-    struct sd_replay *replay;
-    struct sd_trainer *trainer;
-    json_t *settings;           /* everything a resumed run must have alike */
-    pthread_t hashing;
-    bool hash_running;
-    int hash_status;
-    char model_hash[65], vae_hash[65];
-    int bad;                    /* records left out */
-    FILE *log;
-    double started;
-    int64_t first;              /* updates done when this process began */
-};
-
-static volatile sig_atomic_t stop_signal;
-
-static void
-on_stop(int number)
-{
-    stop_signal = number;
-}
-
-static double
-now(void)
-{
-    struct timespec t;
-
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
-
-/* -- opening -------------------------------------------------------------------------------------------------------- */
-
-/* The weights' identity, found beside the work: a file of gigabytes takes seconds the first time, then it is remembered. */
+/* Found beside the work: a file of gigabytes takes seconds the first time, then it is remembered. */
 static void *
 hash_model(void *argument)
 {
-    struct session *x = argument;
+    struct sd_run *x = argument;
 
-    x->hash_status = sd_weights_hash(x->m.unet->weights, x->model_hash);
+    if (sd_weights_hash(x->m.unet->weights, x->unet_hash) < 0 || sd_weights_hash(x->m.text->weights, x->text_hash) < 0)
+        x->hash_fault = sd_strdup(NULL, sd_reason());
     return NULL;
 }
 
 static void
-start_hashing(struct session *x)
+start_hashing(struct sd_run *x)
 {
     x->hash_running = pthread_create(&x->hashing, NULL, hash_model, x) == 0;
     if (!x->hash_running)
         hash_model(x);
 }
 
-static void
-wait_for_hash(struct session *x)
+void
+sd_run_wait_for_hash(struct sd_run *x)
 {
     if (x->hash_running) {
         pthread_join(x->hashing, NULL);
         x->hash_running = false;
     }
-    if (x->hash_status < 0)
-        sd_die(S.model, "cannot hash its weights");
-    json_object_set_new(x->settings, "model-hash", json_string(x->model_hash));
+    if (x->hash_fault)
+        sd_die(S.model, "%s", x->hash_fault);
+    json_object_set_new(x->made_from, "unet-hash", json_string(x->unet_hash));
+    json_object_set_new(x->made_from, "text-encoder-hash", json_string(x->text_hash));
+}
+
+/* -- opening ------------------------------------------------------------------------------------------------------- */
+
+/* Recorded batches are ids already: only words to start from need a tokenizer then. */
+static bool
+needs_tokenizer(void)
+{
+    bool words = false;
+
+    for (size_t i = 0; i < S.tokens.count; i++)
+        words |= strchr(S.tokens.item[i], '=') != NULL;
+    if (S.replay && !words && S.tokenizer)
+        sd_usage("--tokenizer", "has no effect with --replay");
+    return !S.replay || words;
 }
 
 static void
-open_model(struct session *x)
+open_model(struct sd_run *x)
 {
     if (!(x->model = sd_model_open(x->scope, S.model, NULL)) || !(x->m.unet = sd_model_unet(x->model))
         || !(x->m.text = sd_model_text_encoder(x->model)))
         sd_die(S.model, "%s", sd_reason());
-    if (!(x->m.tokenizer = sd_model_tokenizer(x->model, S.tokenizer)))
+    if (needs_tokenizer() && !(x->m.tokenizer = sd_model_tokenizer(x->model, S.tokenizer)))
         sd_die(S.tokenizer ? S.tokenizer : S.model, "%s", sd_reason());
     if (!(x->m.scheduler = sd_noise_scheduler_new(x->scope, x->model->scheduler, SD_DDPM)))
         sd_die(S.model, "scheduler: %s", sd_reason());
-    if (S.clip_skip > x->model->text_config.num_hidden_layers)
+    if (S.clip_skip >= x->model->text_config.num_hidden_layers)
         sd_usage("--clip-skip", "%lld, the text encoder has %d layers", (long long)S.clip_skip,
                  x->model->text_config.num_hidden_layers);
     x->m.scaling_factor = x->model->vae_config.scaling_factor;
 }
 
 static void
-add_adapters(struct session *x)
+add_adapters(struct sd_run *x)
 {
     const char *patterns = S.target_modules;
-    bool with_text = false;
+    bool with_text = false, with_conv = false;
 
     if (x->kind == SD_SESSION_TI)
         return;
@@ -128,14 +86,18 @@ add_adapters(struct session *x)
     x->adapters = sd_adapters_new(x->scope);
     if (sd_targets_add(&x->targets, x->m.unet->weights, x->m.text->weights, x->t, x->adapters, &with_text) < 0)
         sd_usage("--target-modules", "%s", sd_reason());
-    if (!with_text && sd_option_given("text-encoder-learning-rate"))
-        sd_usage("--text-encoder-learning-rate", "has no effect: nothing of the text encoder is trained");
+    for (size_t i = 0; i < sd_adapters_count(x->adapters); i++)
+        with_conv |= sd_adapters_at(x->adapters, i)->kind == SD_ADAPTER_CONV;
+    if (!with_conv)
+        sd_session_idle("conv-rank", "no convolution larger than 1x1 is adapted");
+    if (!with_text)
+        sd_session_idle("text-encoder-learning-rate", "nothing of the text encoder is adapted");
     x->m.adapters = x->adapters;
     x->m.text_trains |= with_text;
 }
 
 static void
-add_tokens(struct session *x)
+add_tokens(struct sd_run *x)
 {
     if (!S.tokens.count)
         return;
@@ -146,7 +108,7 @@ add_tokens(struct session *x)
 }
 
 static void
-start_values(struct session *x)
+start_values(struct sd_run *x)
 {
     sd_trainables_allocate(x->t);
     if (x->adapters) {
@@ -162,14 +124,17 @@ start_values(struct session *x)
 
         if (S.init_embedding && !(init = sd_embedding_load(x->scope, S.init_embedding)))
             sd_die(S.init_embedding, "%s", sd_reason());
-        if (sd_tokens_start(x->tokens, x->model, x->m.tokenizer, init, (uint64_t)sd_shared.seed) < 0)
+        if (sd_tokens_start(x->tokens, x->model, x->m.tokenizer, init, (uint64_t)sd_shared.seed) < 0) {
+            if (init)
+                sd_die(S.init_embedding, "%s", sd_reason());
             sd_usage("--placeholder-token", "%s", sd_reason());
+        }
     }
 }
 
 /* Every token must stand in some caption, or it would never learn. */
 static void
-check_captions(struct session *x)
+check_captions(struct sd_run *x)
 {
     for (size_t k = 0; x->tokens && x->data && k < x->tokens->count; k++) {
         bool found = false;
@@ -189,7 +154,22 @@ check_captions(struct session *x)
 }
 
 static void
-open_data(struct session *x, int argc, char **argv)
+check_masks(struct sd_run *x)
+{
+    size_t masks = 0;
+
+    if (!S.masked_loss)
+        return;
+    for (size_t i = 0; i < x->data->count; i++)
+        masks += x->data->sample[i].mask != NULL;
+    if (!masks)
+        sd_usage("--masked-loss", "no record has a mask");
+    if (masks < x->data->count)
+        sd_warn("--masked-loss", "%zu of %zu records have no mask and count whole", x->data->count - masks, x->data->count);
+}
+
+static void
+open_data(struct sd_run *x, int argc, char **argv)
 {
     if (S.replay) {
         if (argc > 1)
@@ -200,16 +180,7 @@ open_data(struct session *x, int argc, char **argv)
     }
     if (!(x->data = sd_dataset_load(x->scope, argc, argv, &x->bad)))
         sd_die(NULL, "%s", sd_reason());
-    if (S.masked_loss) {
-        size_t masks = 0;
-
-        for (size_t i = 0; i < x->data->count; i++)
-            masks += x->data->sample[i].mask != NULL;
-        if (!masks)
-            sd_usage("--masked-loss", "no record has a mask");
-        if (masks < x->data->count)
-            sd_warn("--masked-loss", "%zu of %zu records have no mask and count whole", x->data->count - masks, x->data->count);
-    }
+    check_masks(x);
     if (S.epochs) {
         int64_t batches = (int64_t)sd_batches_per_epoch(x->data, (uint32_t)S.batch_size) * S.epochs;
 
@@ -218,7 +189,7 @@ open_data(struct session *x, int argc, char **argv)
 }
 
 static void
-trainer_options(struct session *x)
+trainer_options(struct sd_run *x)
 {
     struct sd_trainer_options *o = &x->o;
 
@@ -241,395 +212,167 @@ trainer_options(struct session *x)
     }
 }
 
-/* What a resumed run must have alike, and what stands in the output: options, data, model; no paths. */
-static void
-make_settings(struct session *x)
-{
-    static const char *const except[] = { "overwrite", "resume", "threads", "memory", "plan", "checkpointing-steps",
-                                          "validation-prompt", "sample-every", "name", "device", NULL };
-    struct sd_sha256 *h = sd_sha256_new(x->scope);
-    char hex[SD_SHA256_HEX];
+/* -- what a run is made from ------------------------------------------------------------------------------------------ */
 
-    x->settings = sd_options_json(except);
-    sd_on_close(x->scope, (void (*)(void *))json_decref, x->settings);
-    if (S.epochs) {
-        json_object_del(x->settings, "num-train-epochs");
-        json_object_set_new(x->settings, "max-train-steps", json_integer(S.max_train_steps));
-    }
-    for (size_t i = 0; x->data && i < x->data->count; i++) {
+/* What is trained on: pictures, and captions as the ids they have with this tokenizer. */
+static void
+hash_data(struct sd_run *x, char hex[SD_SHA256_HEX])
+{
+    struct sd_scope *s = sd_scope_open();
+    struct sd_sha256 *h = sd_sha256_new(s);
+
+    for (size_t i = 0; i < x->data->count; i++) {
         const struct sd_sample *k = &x->data->sample[i];
         size_t n = (size_t)(k->height * k->width), all = n * (size_t)x->data->channels;
+        struct sd_ids ids = { 0 };
 
+        if (sd_tokenizer_encode(x->m.tokenizer, s, k->caption, strlen(k->caption), &ids) < 0)
+            sd_die(k->source, "%s", sd_reason());
         sd_sha256_update(h, k->id, strlen(k->id) + 1);
-        sd_sha256_update(h, k->caption, strlen(k->caption) + 1);
+        sd_sha256_update(h, (int64_t[]){ k->height, k->width, (int64_t)ids.count, k->mask != NULL }, 4 * sizeof(int64_t));
+        sd_sha256_update(h, ids.id, ids.count * sizeof *ids.id);
         sd_sha256_update(h, k->mean, all * sizeof *k->mean);
         sd_sha256_update(h, k->logvar, all * sizeof *k->logvar);
         if (k->mask)
             sd_sha256_update(h, k->mask, n * sizeof *k->mask);
     }
     sd_sha256_hex(h, hex);
-    if (x->data)
-        json_object_set_new(x->settings, "data-hash", json_string(hex));
-    if (x->replay && sd_hash_file(S.replay, hex) == 0)
-        json_object_set_new(x->settings, "replay-hash", json_string(hex));
-    json_object_set_new(x->settings, "numeric-contract", json_string("1 " SD_VERSION));
-    json_object_set_new(x->settings, "isa", json_string(sd_isa_name()));
+    sd_scope_close(s);
 }
 
-/* -- log and state -------------------------------------------------------------------------------------------------- */
-
-/* Keep the lines up to `step`; later ones belong to updates that will be made again. */
 static void
-cut_log(int64_t step)
+put_file_hash(struct sd_run *x, const char *key, const char *path)
 {
-    FILE *f = fopen(S.log, "r+");
-    char *line = NULL;
-    size_t room = 0;
-    off_t keep = 0;
-    int64_t last = 0;
+    char hex[SD_SHA256_HEX];
 
-    if (!f)
+    if (!path)
         return;
-    while (last < step && getline(&line, &room, f) > 0) {
-        const char *at = strstr(line, "\"step\": ");
-
-        last = at ? strtoll(at + 8, NULL, 10) : last + 1;
-        if (last <= step)
-            keep = ftello(f);
-    }
-    free(line);
-    if (ftruncate(fileno(f), keep) < 0)
-        sd_die(S.log, "cannot be cut: %s", strerror(errno));
-    fclose(f);
+    if (sd_hash_file(path, hex) < 0)
+        sd_die(path, "%s", sd_reason());
+    json_object_set_new(x->made_from, key, json_string(hex));
 }
 
+/* A LoRA may be a folder: what counts is the factors, and their scales. */
 static void
-open_log(int64_t step)
+put_start_hash(struct sd_run *x)
 {
-    if (!S.log)
-        return;
-    if (step)
-        cut_log(step);
+    struct sd_scope *s = sd_scope_open();
+    struct sd_sha256 *h = sd_sha256_new(s);
+    char hex[SD_SHA256_HEX];
+
+    sd_sha256_update(h, x->t->value, x->t->count * sizeof *x->t->value);
+    for (size_t i = 0; x->adapters && i < sd_adapters_count(x->adapters); i++)
+        sd_sha256_update(h, sd_adapters_at(x->adapters, i)->scale->raw, sizeof(float));
+    sd_sha256_hex(h, hex);
+    json_object_set_new(x->made_from, "start-hash", json_string(hex));
+    sd_scope_close(s);
 }
 
+/* settings: what the user chose, usable as --config.  made_from: that and everything else a resumed run must have alike. */
 static void
-save_state(struct session *x, int64_t step)
+make_settings(struct sd_run *x)
 {
-    wait_for_hash(x);
-    if (sd_state_save(S.state, x->t, sd_trainer_optimizer(x->trainer), step, x->settings) < 0)
-        sd_die(S.state, "%s", sd_reason());
-}
+    static const char *const except[] = { "overwrite", "resume", "keep-going", "checkpointing-steps", "validation-prompt",
+                                          "sample-every", "name", NULL };
+    char hex[SD_SHA256_HEX];
 
-/* Returns the updates already done. */
-static int64_t
-take_up(struct session *x)
-{
-    int64_t step = 0;
-    int found;
-
-    if (!S.resume) {
-        if (access(S.state, F_OK) == 0) {
-            if (!sd_shared.overwrite)
-                sd_usage(S.state, "a state of an unfinished run is there: --resume goes on, --overwrite begins again");
-            if (unlink(S.state) < 0)
-                sd_die(S.state, "%s", strerror(errno));
-        }
-        return 0;
+    x->settings = sd_options_json(except);
+    sd_on_close(x->scope, (void (*)(void *))json_decref, x->settings);
+    sd_session_remove_idle(x->settings);
+    if (S.epochs) {         /* the data may have more samples the next time; the schedule is in steps */
+        json_object_del(x->settings, "num-train-epochs");
+        json_object_set_new(x->settings, "max-train-steps", json_integer(S.max_train_steps));
     }
-    if (access(S.state, F_OK) != 0) {
-        sd_note(0, "no state to resume from, beginning");
-        return 0;
-    }
-    wait_for_hash(x);
-    found = sd_state_load(S.state, x->t, sd_trainer_optimizer(x->trainer), &step, x->settings);
-    if (found == -2)
-        sd_usage(S.state, "belongs to another run: %s", sd_reason());
-    if (found < 0)
-        sd_die(S.state, "%s", sd_reason());
-    sd_note(0, "resuming after step %lld", (long long)step);
-    return step;
-}
-
-static void
-write_log(struct session *x, const struct sd_update *u, double seconds)
-{
-    if (!S.log)
-        return;
-    if (!x->log && !(x->log = fopen(S.log, u->step == 1 ? "w" : "a")))
-        sd_die(S.log, "%s", strerror(errno));
-    fprintf(x->log, "{\"step\": %lld, \"loss\": %.9g, \"lr\": %.9g", (long long)u->step, u->loss, u->lr[0]);
-    for (int g = 0; g < x->t->groups; g++)
-        fprintf(x->log, ", \"lr_%s\": %.9g", x->t->group[g].name, u->lr[g]);
-    fprintf(x->log, ", \"grad_norm\": %.9g", u->grad_norm);
-    for (int g = 0; g < x->t->groups; g++)
-        fprintf(x->log, ", \"grad_norm_%s\": %.9g", x->t->group[g].name, u->group_norm[g]);
-    fprintf(x->log, ", \"seconds\": %.4f, \"images_per_second\": %.4f}\n", seconds, (double)u->samples / seconds);
-    if (fflush(x->log) != 0)
-        sd_die(S.log, "%s", strerror(errno));
-}
-
-/* -- publishing ----------------------------------------------------------------------------------------------------- */
-
-static enum sd_dtype
-save_dtype(void)
-{
-    return strcmp(S.save_dtype, "f32") == 0 ? SD_F32 : strcmp(S.save_dtype, "bf16") == 0 ? SD_BF16 : SD_F16;
-}
-
-static const char *
-stem(struct session *x, const char *path)
-{
-    const char *slash = strrchr(path, '/'), *base = slash ? slash + 1 : path, *dot = strrchr(base, '.');
-
-    return dot && dot > base ? sd_strndup(x->scope, base, (size_t)(dot - base)) : base;
-}
-
-static const char *const *
-metadata(struct session *x, const struct sd_lora *lora, const char *name, int64_t step)
-{
-    int factor = sd_vae_factor(&x->model->vae_config);
-    struct sd_metadata m = { .name = name, .model = x->model, .model_hash = x->model_hash, .settings = x->settings, .lora = lora,
-                             .vae_hash = x->data ? x->data->vae_hash : NULL,
-                             .alpha = S.alpha > 0 ? S.alpha : (double)S.rank, .steps = step,
-                             .images = x->data ? (int64_t)x->data->count : 0, .batch_size = S.batch_size,
-                             .accumulation = S.accumulation, .seed = (uint64_t)sd_shared.seed, .optimizer = S.optimizer,
-                             .lr_scheduler = S.lr_scheduler, .learning_rate = lora ? S.learning_rate : S.ti_learning_rate,
-                             .unet_lr = S.learning_rate, .text_encoder_lr = S.text_encoder_learning_rate };
-
+    x->made_from = json_copy(x->settings);
+    sd_on_close(x->scope, (void (*)(void *))json_decref, x->made_from);
     if (x->data) {
-        m.width = x->data->bucket[0].width * factor;
-        m.height = x->data->bucket[0].height * factor;
-        m.epochs = step * S.accumulation / sd_batches_per_epoch(x->data, (uint32_t)S.batch_size);
-    } else
-        m.width = m.height = (int64_t)x->model->unet_config.sample_width * factor;
-    return sd_metadata_pairs(x->scope, &m);
-}
-
-/* "emb-%s.safetensors" with the token, without characters that a file name should not hold */
-static const char *
-token_path(struct session *x, const char *pattern, const char *token)
-{
-    const char *at = strstr(pattern, "%s");
-    char *clean = sd_strdup(x->scope, token);
-
-    if (!at)
-        return pattern;
-    for (char *c = clean; *c; c++)
-        if (strchr("/\\<>:|?*\"", *c))
-            *c = '_';
-    return sd_sprintf(x->scope, "%.*s%s%s", (int)(at - pattern), pattern, clean, at + 2);
-}
-
-static void
-save_tokens(struct session *x, const char *pattern, bool a1111, int64_t step)
-{
-    int64_t width = x->model->text_config.hidden_size;
-
-    for (size_t i = 0; i < x->tokens->count; i++) {
-        const struct sd_token *k = &x->tokens->token[i];
-        struct sd_embedding e = { .token = k->name, .vectors = k->vectors, .width = width,
-                                  .values = (const float *)x->tokens->rows->value + k->first_row * width };
-        const char *path = token_path(x, pattern, k->name);
-
-        if (sd_embedding_save(&e, path, a1111 ? SD_EMBEDDING_A1111 : SD_EMBEDDING_DIFFUSERS, save_dtype(),
-                              metadata(x, NULL, S.name ? S.name : stem(x, path), step)) < 0)
-            sd_die(path, "%s", sd_reason());
+        hash_data(x, hex);
+        json_object_set_new(x->made_from, "data-hash", json_string(hex));
     }
-}
-
-static void
-save_all(struct session *x, const char *output, const char *embedding, int64_t step)
-{
-    wait_for_hash(x);
-    if (x->kind == SD_SESSION_TI) {
-        save_tokens(x, output, strcmp(S.format, "diffusers") != 0, step);
-        return;
-    }
-    if (x->tokens)
-        save_tokens(x, embedding, false, step);
+    put_file_hash(x, "replay-hash", S.replay);
+    put_start_hash(x);
     {
-        struct sd_lora *lora = sd_targets_lora(x->scope, x->adapters);
-        double worst, allowed = save_dtype() == SD_F32 ? 1e-6 : save_dtype() == SD_F16 ? 2e-3 : 2e-2;
+        struct sd_scope *s = sd_scope_open();
+        const char *scheduler = sd_json_dump(s, x->model->scheduler, 0);
 
-        if (sd_lora_save(lora, output, sd_lora_format(S.format), save_dtype(),
-                         metadata(x, lora, S.name ? S.name : stem(x, output), step)) < 0)
-            sd_die(output, "%s", sd_reason());
-        if (sd_lora_verify(lora, output, &worst) < 0 || !(worst <= allowed))
-            sd_die(output, "was written, but reads back differently: %s", worst <= allowed ? sd_reason() : "weights differ");
+        sd_sha256_of(scheduler, strlen(scheduler), hex);
+        json_object_set_new(x->made_from, "scheduler-hash", json_string(hex));
+        sd_scope_close(s);
     }
+    json_object_set_new(x->made_from, "scaling-factor", json_real(x->m.scaling_factor));
+    json_object_set_new(x->made_from, "numeric-contract", json_string("1 " SD_VERSION));
+    json_object_set_new(x->made_from, "isa", json_string(sd_isa_name()));
 }
 
-/* Pictures through the written file and sd-sample, as its users will draw them. */
-static void
-validate(struct session *x, int64_t step)
-{
-    extern char **environ;
-    const char *lora = sd_sprintf(x->scope, "%s.step%lld.safetensors", S.output, (long long)step);
-    const char *embedding = sd_sprintf(x->scope, "%s.step%lld-%%s.safetensors", S.output, (long long)step);
-    const char *sheet = sd_sprintf(x->scope, "%s.step%06lld.png", S.output, (long long)step);
-    const char **argv = sd_alloc_array(x->scope, 24 + 2 * (S.validation_prompts.count + S.tokens.count), sizeof *argv);
-    size_t n = 0;
-    pid_t child;
-    int status;
-
-    if (x->kind == SD_SESSION_TI)
-        save_tokens(x, embedding, false, step);
-    else
-        save_all(x, lora, embedding, step);
-    argv[n++] = "sd-sample";
-    argv[n++] = "--model";
-    argv[n++] = S.model;
-    for (size_t i = 0; i < S.validation_prompts.count; i++) {
-        argv[n++] = "--prompt";
-        argv[n++] = S.validation_prompts.item[i];
-    }
-    for (size_t i = 0; i < S.tokens.count; i++) {
-        argv[n++] = "--embedding";
-        argv[n++] = token_path(x, embedding, x->tokens->token[i].name);
-    }
-    if (x->kind == SD_SESSION_LORA) {
-        argv[n++] = "--lora";
-        argv[n++] = lora;
-    }
-    argv[n++] = "--sheet";
-    argv[n++] = sheet;
-    argv[n++] = "--overwrite";
-    argv[n++] = "-q";
-    argv[n++] = "--seed";
-    argv[n++] = sd_sprintf(x->scope, "%lld", (long long)sd_shared.seed);
-    if (posix_spawnp(&child, argv[0], NULL, NULL, (char *const *)(uintptr_t)argv, environ) != 0 || waitpid(child, &status, 0) < 0
-        || status != 0)
-        sd_warn("--validation-prompt", "sd-sample drew nothing at step %lld", (long long)step);
-    if (x->kind == SD_SESSION_LORA)
-        unlink(lora);
-    for (size_t i = 0; i < S.tokens.count; i++)
-        unlink(token_path(x, embedding, x->tokens->token[i].name));
-}
-
-/* -- the loop ------------------------------------------------------------------------------------------------------- */
-
-static void
-report(struct session *x, const struct sd_update *u, double seconds)
-{
-    bool terminal = isatty(STDERR_FILENO), expected = u->step == x->first + 3;
-    double mean = (now() - x->started) / (double)(u->step - x->first);
-
-    if (u->step == 1)
-        for (int g = 0; g < x->t->groups; g++) {
-            sd_note(0, "%s: %zu numbers, gradient norm %.4g", x->t->group[g].name, x->t->group[g].count, u->group_norm[g]);
-            if (!(u->group_norm[g] > 0))
-                sd_die(x->t->group[g].name, "its gradient is zero: nothing would be learned");
-        }
-    if (expected)
-        sd_note(0, "about %.0f s more at %.2f s a step", mean * (double)(S.max_train_steps - u->step), mean);
-    if (terminal && sd_verbosity >= 0)
-        fprintf(stderr, "\r%s: step %lld/%lld loss %.4f lr %.2e %.2f s/step ", sd_program, (long long)u->step,
-                (long long)S.max_train_steps, u->loss, u->lr[0], seconds);
-    else if (u->step % 50 == 0 || u->step == S.max_train_steps)
-        sd_note(0, "step %lld/%lld loss %.4f lr %.2e %.2f s/step", (long long)u->step, (long long)S.max_train_steps, u->loss,
-                u->lr[0], seconds);
-}
-
-static void
-stop(struct session *x, int64_t step)
-{
-    int number = stop_signal;
-
-    save_state(x, step);
-    sd_note(0, "stopped after step %lld and saved; the same command with --resume goes on", (long long)step);
-    signal(number, SIG_DFL);
-    raise(number);
-}
-
-static void
-train(struct session *x)
-{
-    int64_t done = take_up(x);
-    struct sigaction action = { .sa_handler = on_stop };
-
-    sigaction(SIGINT, &action, NULL);
-    sigaction(SIGTERM, &action, NULL);
-    open_log(done);
-    x->first = done;
-    x->started = now();
-    while (done < S.max_train_steps) {
-        struct sd_update u;
-        double start = now(), seconds;
-
-        if (sd_trainer_update(x->trainer, done, &u) < 0) {
-            if (done > 0)
-                save_state(x, done);
-            sd_die(S.model, "%s%s", sd_reason(), done > 0 ? "; the state before it is saved" : "");
-        }
-        done++;
-        seconds = now() - start;
-        report(x, &u, seconds);
-        write_log(x, &u, seconds);
-        if (stop_signal)
-            stop(x, done);
-        if (done % S.checkpointing_steps == 0 && done < S.max_train_steps)
-            save_state(x, done);
-        if (S.sample_every && done % S.sample_every == 0 && done < S.max_train_steps)
-            validate(x, done);
-    }
-    if (isatty(STDERR_FILENO) && sd_verbosity >= 0)
-        fputc('\n', stderr);
-    if (x->log && fclose(x->log) != 0)
-        sd_die(S.log, "%s", strerror(errno));
-    save_all(x, S.output, S.output_embedding, done);
-    if (S.validation_prompts.count)
-        validate(x, done);
-    if (access(S.state, F_OK) == 0 && unlink(S.state) < 0)
-        sd_warn(S.state, "could not be removed: %s", strerror(errno));
-}
+/* -- --plan ----------------------------------------------------------------------------------------------------------- */
 
 static int
-print_plan(struct session *x)
+print_plan(struct sd_run *x)
 {
     struct sd_trainer_plan p;
-    size_t weights, peak, trained = x->t->count * sizeof(float) * (size_t)(2 + sd_trainer_optimizer(x->trainer)->buffers);
-    size_t sums = x->t->count * sizeof(float);      /* the accumulation tree */
+    size_t weights, trained, sums;
 
     if (sd_trainer_plan(x->trainer, &p) < 0)
-        sd_die(S.model, "%s", sd_reason());
+        sd_die(S.replay ? S.replay : S.model, "%s", sd_reason());
+    trained = x->t->count * sizeof(float) * (size_t)(2 + sd_trainer_optimizer(x->trainer)->buffers);
+    sums = x->t->count * sizeof(float);     /* the accumulation tree: log2 K + 1 buffers */
     for (uint32_t k = (uint32_t)S.accumulation; k > 1; k >>= 1)
         sums += x->t->count * sizeof(float);
     weights = sizeof(float) * (size_t)(sd_weights_elements(x->m.unet->weights) + sd_weights_elements(x->m.text->weights));
-    peak = sd_param_bytes_reserved() + p.arena_bytes + trained + sums;
     printf("{\"peak_bytes\": %zu, \"weights_bytes\": %zu, \"packed_bytes\": %zu, \"activations_bytes\": %zu, \"arena_bytes\": %zu, "
-           "\"trainable_bytes\": %zu, \"flops\": %.0f, \"updates\": %lld, \"samples\": %zu, \"buckets\": %d}\n", peak, weights,
-           sd_param_bytes_reserved(), p.activations_bytes, p.arena_bytes, trained + sums, p.flops, (long long)S.max_train_steps,
+           "\"trainable_bytes\": %zu, \"data_bytes\": %zu, \"flops\": %.0f, \"updates\": %lld, \"samples\": %zu, "
+           "\"buckets\": %d}\n",
+           sd_param_bytes_reserved() + p.arena_bytes + p.data_bytes + trained + sums, weights, sd_param_bytes_reserved(),
+           p.activations_bytes, p.arena_bytes, trained + sums, p.data_bytes, p.flops, (long long)S.max_train_steps,
            x->data ? x->data->count : 0, p.buckets);
     return SD_OK;
 }
 
-/* Refuse before anything is loaded; with --resume an output that is there is a finished run. */
-static bool
-already_done(struct session *x)
-{
-    const char *last = x->kind == SD_SESSION_TI && S.tokens.count > 1
-                       ? token_path(x, S.output, sd_strndup(x->scope, S.tokens.item[0], strcspn(S.tokens.item[0], "=")))
-                       : S.output;
+/* -- main ------------------------------------------------------------------------------------------------------------- */
 
-    if (sd_shared.plan || !*last || access(last, F_OK) != 0)
-        return false;
-    if (S.resume && access(S.state, F_OK) != 0 && !sd_shared.overwrite) {
-        sd_note(0, "%s is finished, nothing to do", last);
+/* The folder of an output must be there and take files: better known now than after the last step. */
+static void
+check_place(struct sd_scope *s, const char *path)
+{
+    const char *slash = strrchr(path, '/');
+    const char *folder = !slash ? "." : slash == path ? "/" : sd_strndup(s, path, (size_t)(slash - path));
+
+    if (access(folder, W_OK | X_OK) != 0)
+        sd_die(path, "cannot be written: %s", strerror(errno));
+}
+
+/* Refuse before anything is loaded; with --resume, outputs that are all there, and no state, are a finished run. */
+static bool
+already_done(struct sd_run *x)
+{
+    struct sd_outputs to = sd_run_outputs(x->scope, x->kind);
+    size_t count = to.tokens + (to.lora != NULL), there = 0;
+
+    for (size_t i = 0; i < count; i++)
+        there += sd_is_kept(i < to.tokens ? to.token[i] : to.lora);
+    if (S.resume && !sd_shared.overwrite && there == count && !sd_is_kept(S.state)) {
+        sd_note(0, "%s is finished, nothing to do", to.lora ? to.lora : to.token[to.tokens - 1]);
         return true;
     }
-    if (!(S.resume && access(S.state, F_OK) == 0))
-        sd_output_refuse(last, sd_shared.overwrite);
+    for (size_t i = 0; i < count; i++) {
+        const char *path = i < to.tokens ? to.token[i] : to.lora;
+
+        if (sd_is_kept(path) && !(S.resume && sd_is_kept(S.state)))
+            sd_output_refuse(path, sd_shared.overwrite);
+        check_place(x->scope, path);
+    }
+    check_place(x->scope, S.state);
     return false;
 }
 
 int
 sd_session_main(int argc, char **argv, enum sd_session_kind kind)
 {
-    struct session x = { .scope = sd_scope_open(), .kind = kind };
+    struct sd_run x = { .scope = sd_scope_open(), .kind = kind };
     int status;
 
     sd_session_options_read(&argc, &argv, kind);
-    if (already_done(&x))
+    if (!sd_shared.plan && already_done(&x))
         return sd_finish(SD_OK);
     open_model(&x);
     x.t = sd_trainables_new(x.scope);
@@ -645,8 +388,8 @@ sd_session_main(int argc, char **argv, enum sd_session_kind kind)
     if (sd_shared.plan)
         return sd_finish(print_plan(&x));
     start_hashing(&x);
-    train(&x);
-    status = x.bad ? SD_SOME_BAD : SD_OK;
+    sd_run_train(&x);
+    status = x.bad && !sd_shared.keep_going ? SD_SOME_BAD : SD_OK;
     sd_scope_close(x.scope);
     return sd_finish(status);
 }

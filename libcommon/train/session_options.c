@@ -50,6 +50,7 @@ struct sd_session_options sd_session = {
     { 0, "state", SD_OPT_TEXT, &S.state, 0, 0, "FILE", "where the run saves itself (OUTPUT.state)" }, \
     { 0, "checkpointing-steps", SD_OPT_INT, &S.checkpointing_steps, 1, 1e9, "N", "updates between saves (100)" }, \
     { 0, "resume", SD_OPT_FLAG, &S.resume, 0, 0, NULL, "go on from the state, if there is one" }, \
+    { 'k', "keep-going", SD_OPT_FLAG, &sd_shared.keep_going, 0, 0, NULL, "bad records only warn: status 0, not 1" }, \
     { 0, "log", SD_OPT_TEXT, &S.log, 0, 0, "FILE", "a JSON line for each update" }, \
     { 0, "replay", SD_OPT_TEXT, &S.replay, 0, 0, "FILE", "train on recorded micro-batches, for comparing trainers" }, \
     { 0, "validation-prompt", SD_OPT_LIST, &S.validation_prompts, 0, 0, "TEXT", "drawn with what was learned so far; repeatable" }, \
@@ -81,65 +82,146 @@ static const struct sd_opt ti_options[] = {
     { 0 }
 };
 
-static void
-without(const char *option, const char *because)
+/* Options that this run does not look at: refused when given, and no part of its settings. */
+static const char *idle[32];
+static size_t idle_count;
+
+void
+sd_session_idle(const char *option, const char *because)
 {
     char name[64];
 
     snprintf(name, sizeof name, "--%s", option);
     if (sd_option_given(option))
-        sd_usage(name, "has no effect %s", because);
+        sd_usage(name, "has no effect: %s", because);
+    idle[idle_count++] = option;
+}
+
+void
+sd_session_remove_idle(json_t *settings)
+{
+    for (size_t i = 0; i < idle_count; i++)
+        json_object_del(settings, idle[i]);
+    if (!S.epochs)
+        json_object_del(settings, "num-train-epochs");
+}
+
+static void
+all_idle(const char *const *options, const char *because)
+{
+    for (size_t i = 0; options[i]; i++)
+        sd_session_idle(options[i], because);
 }
 
 static void
 check_outputs(enum sd_session_kind kind)
 {
+    bool several = S.tokens.count > 1;
+
     if (!S.output && !sd_shared.plan)
         sd_usage("--output", "where should the result go?");
     if (!S.output)
-        S.output = "";
-    if (kind == SD_SESSION_TI && S.tokens.count > 1 && !strstr(S.output, "%s"))
+        S.output = several ? "%s" : "";
+    if (kind == SD_SESSION_TI && several && !strstr(S.output, "%s"))
         sd_usage("--output", "%zu tokens: the name needs a %%s for the token", S.tokens.count);
     if (kind == SD_SESSION_LORA && S.tokens.count && !S.output_embedding && !sd_shared.plan)
         sd_usage("--output-embedding", "where should the learned tokens go?");
-    if (kind == SD_SESSION_LORA && S.tokens.count > 1 && S.output_embedding && !strstr(S.output_embedding, "%s"))
+    if (kind == SD_SESSION_LORA && several && S.output_embedding && !strstr(S.output_embedding, "%s"))
         sd_usage("--output-embedding", "%zu tokens: the name needs a %%s for the token", S.tokens.count);
-    if (!S.tokens.count)
-        without("output-embedding", "without --placeholder-token");
     if (!*S.format)
         S.format = kind == SD_SESSION_LORA ? "kohya" : "diffusers";
     if (!*S.save_dtype)
         S.save_dtype = S.replay ? "f32" : "f16";
+    if (!S.state)
+        S.state = sd_sprintf(NULL, "%s.state", S.output);
 }
 
+/* The rates, and what only one optimizer or schedule knows. */
 static void
 check_optimizer(enum sd_session_kind kind)
 {
+    static const char *const prodigys[] = { "prodigy-d0", "prodigy-d-coef", "prodigy-safeguard-warmup",
+                                            "prodigy-use-bias-correction", NULL };
     bool prodigy = strcmp(S.optimizer, "prodigy") == 0;
 
+    if (prodigy && !sd_option_given("learning-rate"))
+        S.learning_rate = 1;
+    if (prodigy && !sd_option_given("ti-learning-rate"))
+        S.ti_learning_rate = 1;
+    if (!prodigy)
+        all_idle(prodigys, "--optimizer is not prodigy");
     if (kind == SD_SESSION_TI) {
         if (sd_option_given("learning-rate") && sd_option_given("ti-learning-rate"))
             sd_usage("--learning-rate", "give this or --ti-learning-rate");
         if (sd_option_given("learning-rate"))
             S.ti_learning_rate = S.learning_rate;
+        S.learning_rate = S.ti_learning_rate;
+        idle[idle_count++] = "learning-rate";       /* another name of the same: one stands in the settings */
         if (!sd_option_given("ti-until"))
             S.ti_until = 1;
     }
-    if (!prodigy) {
-        without("prodigy-d0", "without --optimizer prodigy");
-        without("prodigy-d-coef", "without --optimizer prodigy");
-        without("prodigy-safeguard-warmup", "without --optimizer prodigy");
-        without("prodigy-use-bias-correction", "without --optimizer prodigy");
-    } else {
-        if (!sd_option_given("learning-rate"))
-            S.learning_rate = 1;
-        if (!sd_option_given("ti-learning-rate") && !(kind == SD_SESSION_TI && sd_option_given("learning-rate")))
-            S.ti_learning_rate = 1;
-    }
-    if (!sd_option_given("text-encoder-learning-rate"))
+    if (S.ti_until == 0)
+        sd_usage("--ti-until", "0: the tokens would learn nothing");
+    if (kind == SD_SESSION_TI || !sd_option_given("text-encoder-learning-rate"))
         S.text_encoder_learning_rate = S.learning_rate;
     if (strcmp(S.lr_scheduler, "constant") == 0)
-        without("lr-warmup-steps", "with --lr-scheduler constant (constant_with_warmup has one)");
+        sd_session_idle("lr-warmup-steps", "--lr-scheduler is constant (constant_with_warmup has one)");
+}
+
+static void
+check_tokens(enum sd_session_kind kind)
+{
+    static const char *const of_tokens[] = { "num-vectors", "init-embedding", "ti-learning-rate", "ti-until",
+                                             "output-embedding", NULL };
+
+    if (kind == SD_SESSION_TI && !S.tokens.count)
+        sd_usage("--placeholder-token", "which token should be learned?");
+    if (!S.tokens.count)
+        all_idle(of_tokens, "there is no --placeholder-token");
+    if (!S.tokens.count && strcmp(S.caption_dropout_to, "trigger") == 0)
+        sd_usage("--caption-dropout-to", "trigger: there is no --placeholder-token");
+    for (size_t i = 0; S.init_embedding && i < S.tokens.count; i++)
+        if (strchr(S.tokens.item[i], '='))
+            sd_usage("--init-embedding", "%s starts from words already", S.tokens.item[i]);
+}
+
+static void
+check_loss(void)
+{
+    static const char *const recorded[] = { "noise-offset", "masked-loss", "caption-dropout", "train-batch-size",
+                                            "num-train-epochs", NULL };
+
+    if (S.replay)
+        all_idle(recorded, "--replay brings its own batches");
+    if (!S.masked_loss)
+        all_idle((const char *const[]){ "mask-normalize", "unmasked-weight", NULL }, "there is no --masked-loss");
+    if (S.caption_dropout == 0)
+        sd_session_idle("caption-dropout-to", "there is no --caption-dropout");
+}
+
+static void
+check_adapters(void)
+{
+    if (S.init_lora)
+        all_idle((const char *const[]){ "alpha", "conv-alpha", NULL }, "--init-lora brings its own scale");
+    else if (S.conv_rank == 0)
+        sd_session_idle("conv-alpha", "there is no --conv-rank");
+    if (S.alpha == 0)
+        S.alpha = (double)S.rank;
+    if (S.conv_rank == 0)
+        sd_session_idle("conv-rank", "0");
+    else if (S.conv_alpha == 0)
+        S.conv_alpha = (double)S.conv_rank;
+}
+
+/* What this machine does: a choice that nobody follows must not pass in silence. */
+static void
+check_machine(void)
+{
+    if (strncmp(sd_shared.device, "cuda", 4) == 0)
+        sd_die("--device", "%s: training runs on the CPU only, so far", sd_shared.device);
+    if (*sd_shared.dtype && strcmp(sd_shared.dtype, "f32") != 0)
+        sd_usage("--dtype", "%s: on a CPU training is done in f32", sd_shared.dtype);
 }
 
 void
@@ -153,37 +235,15 @@ sd_session_options_read(int *argc, char ***argv, enum sd_session_kind kind)
                     : "teaches a model new tokens from records with latents");
     if (!S.model)
         sd_usage("--model", "which model? a diffusers directory, a checkpoint file, or org/name");
-    if (!lora && !S.tokens.count)
-        sd_usage("--placeholder-token", "which token should be learned?");
     if (sd_option_given("max-train-steps") && sd_option_given("num-train-epochs"))
         sd_usage("--num-train-epochs", "give this or --max-train-steps");
-    if (!S.tokens.count) {
-        without("num-vectors", "without --placeholder-token");
-        without("init-embedding", "without --placeholder-token");
-        without("ti-learning-rate", "without --placeholder-token");
-        without("ti-until", "without --placeholder-token");
-        if (strcmp(S.caption_dropout_to, "trigger") == 0)
-            sd_usage("--caption-dropout-to", "trigger: there is no --placeholder-token");
-    }
-    if (!S.masked_loss) {
-        without("mask-normalize", "without --masked-loss");
-        without("unmasked-weight", "without --masked-loss");
-    }
-    if (S.caption_dropout == 0)
-        without("caption-dropout-to", "without --caption-dropout");
-    if (!S.validation_prompts.count)
-        without("sample-every", "without --validation-prompt");
-    if (S.replay) {
-        static const char *const off[] = { "noise-offset", "masked-loss", "caption-dropout", "train-batch-size",
-                                           "num-train-epochs" };
-
-        for (size_t i = 0; i < sizeof off / sizeof *off; i++)
-            without(off[i], "with --replay");
-    }
-    if (sd_option_given("conv-alpha") && !sd_option_given("conv-rank"))
-        sd_usage("--conv-alpha", "has no effect without --conv-rank");
+    check_machine();
+    check_tokens(kind);
+    check_loss();
+    if (lora)
+        check_adapters();
     check_outputs(kind);
     check_optimizer(kind);
-    if (!S.state)
-        S.state = sd_sprintf(NULL, "%s.state", S.output);
+    if (!S.validation_prompts.count)
+        sd_session_idle("sample-every", "there is no --validation-prompt");
 }

@@ -13,7 +13,7 @@ sd_tokens_add(struct sd_scope *s, const struct sd_list *list, int64_t vectors, s
     struct sd_tokens *k = sd_alloc(s, sizeof *k);
     int64_t width = model->text_config.hidden_size;
 
-    if (tokenizer->length != model->text_config.vocab_size)
+    if (tokenizer && tokenizer->length != model->text_config.vocab_size)
         return sd_fail_null("the tokenizer has %d tokens, the text encoder %d: new ones would not line up", tokenizer->length,
                             model->text_config.vocab_size);
     k->token = sd_alloc_array(s, list->count, sizeof *k->token);
@@ -26,7 +26,7 @@ sd_tokens_add(struct sd_scope *s, const struct sd_list *list, int64_t vectors, s
         x->vectors = vectors;
         x->first_row = k->vectors;
         k->vectors += vectors;
-        if (sd_tokenizer_add(tokenizer, x->name, (int)vectors) < 0)
+        if (tokenizer && sd_tokenizer_add(tokenizer, x->name, (int)vectors) < 0)
             return NULL;
     }
     k->rows = sd_trainables_add(t, "tokens", "tokens", 2, (int64_t[]){ k->vectors, width });

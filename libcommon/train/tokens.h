@@ -21,7 +21,8 @@ struct sd_tokens {
     struct sd_param *rows;          /* [vectors, width], group "tokens" */
 };
 
-/* sd_tokens_add - each of `list` is TOK or TOK=words; enters them into the tokenizer and the trainables.  NULL with sd_fail. */
+/* sd_tokens_add - each of `list` is TOK or TOK=words; enters them into the tokenizer (NULL: texts come
+ * as ids) and the trainables.  NULL with sd_fail. */
 struct sd_tokens *sd_tokens_add(struct sd_scope *s, const struct sd_list *list, int64_t vectors,
                                 struct sd_tokenizer *tokenizer, struct sd_model *model, struct sd_trainables *t);
 /* sd_tokens_start - first values, once the trainables are allocated; init (or NULL) for the one token.  -1 with sd_fail. */

@@ -16,7 +16,7 @@ struct text {                       /* one distinct caption, tokenized */
     struct text *next;
 };
 
-enum { TEXT_SLOTS = 1024 };
+enum { TEXT_SLOTS = 1024, STATES_BYTES = 64 << 20 };
 
 struct sd_trainer {
     struct sd_scope *scope;
@@ -31,6 +31,7 @@ struct sd_trainer {
     struct sd_train_step *steps;
     struct sd_text_states *encoders;
     struct text *texts[TEXT_SLOTS];
+    size_t states_bytes;            /* kept states of frozen texts, at most STATES_BYTES */
     int64_t length, width;          /* ids of a chunk, width of a state */
     struct sd_scope *epoch_scope;   /* the batches of one epoch */
     struct sd_batch *batches;
@@ -248,12 +249,20 @@ put_text(struct sd_trainer *x, struct micro *k, int64_t b, struct text *e)
         return 0;
     }
     if (k->shape.chunks == e->prompt.chunks) {
-        if (!e->states) {
-            e->states = sd_alloc_array(x->scope, (size_t)(n * x->width), sizeof(float));
-            if (encode(x, e->prompt.input_ids, e->prompt.chunks, e->states) < 0)
-                return -1;
+        size_t bytes = (size_t)(n * x->width) * sizeof(float);
+        float *states = k->states + b * n * x->width;
+
+        if (e->states) {
+            memcpy(states, e->states, bytes);
+            return 0;
         }
-        memcpy(k->states + b * n * x->width, e->states, (size_t)(n * x->width) * sizeof(float));
+        if (encode(x, e->prompt.input_ids, e->prompt.chunks, states) < 0)
+            return -1;
+        if (x->states_bytes + bytes <= STATES_BYTES) {
+            e->states = sd_alloc(x->scope, bytes);
+            memcpy(e->states, states, bytes);
+            x->states_bytes += bytes;
+        }
         return 0;
     } else {            /* a shorter text beside a longer one: empty chunks behind it */
         struct sd_scope *s = sd_scope_open();
@@ -291,13 +300,14 @@ make_micro(struct sd_trainer *x, int64_t index, struct micro *k, struct sd_scope
     const struct sd_bucket *bucket = &x->data->bucket[batch->bucket];
     int64_t pixels = bucket->height * bucket->width;
     struct text **texts = sd_alloc_array(s, batch->count, sizeof *texts);
+    uint32_t visit = (uint32_t)x->epoch;        /* a sample comes once an epoch, whatever the batches are */
 
     k->shape = (struct sd_step_shape){ batch->count, x->data->channels, bucket->height, bucket->width, 1, x->length,
                                        x->options.masked };
     for (uint32_t b = 0; b < batch->count; b++) {
         const struct sd_sample *sample = &x->data->sample[batch->sample[b]];
 
-        if (!(texts[b] = caption_of(x, sample, (uint32_t)index)))
+        if (!(texts[b] = caption_of(x, sample, visit)))
             return sd_fail_prefix("%s", sample->source);
         if (texts[b]->prompt.chunks > k->shape.chunks)
             k->shape.chunks = texts[b]->prompt.chunks;
@@ -313,11 +323,11 @@ make_micro(struct sd_trainer *x, int64_t index, struct micro *k, struct sd_scope
                 mask[p] = sample->mask ? sample->mask[p] : 1;
             sd_mask_clamp(mask, (size_t)pixels, x->options.unmasked_weight);
         }
-        sd_posterior_sample(x->data, sample, x->options.seed, (uint32_t)index, (float)x->model.scaling_factor,
+        sd_posterior_sample(x->data, sample, x->options.seed, visit, (float)x->model.scaling_factor,
                             k->latents + b * pixels * x->data->channels);
-        make_noise(x, k, b, sample, (uint32_t)index, s);
+        make_noise(x, k, b, sample, visit, s);
         set_timestep(x, k, b, (int)sd_random_below((uint32_t)x->model.scheduler->num_train_timesteps, x->options.seed,
-                                                   SD_FOR_TIMESTEP, sample->hash, (uint32_t)index), mask);
+                                                   SD_FOR_TIMESTEP, sample->hash, visit), mask);
         if (put_text(x, k, b, texts[b]) < 0)
             return -1;
     }
@@ -488,35 +498,64 @@ sd_trainer_update(struct sd_trainer *x, int64_t done, struct sd_update *u)
     return 0;
 }
 
+/* The largest of the plans so far, and this one. */
+static int
+plan_shape(struct sd_trainer *x, const struct sd_step_shape *shape, struct sd_trainer_plan *p)
+{
+    struct sd_train_step *step = step_for(x, shape);
+    struct sd_plan_report r;
+
+    if (!step)
+        return -1;
+    r = sd_plan_report(step->plan);
+    if (r.arena_bytes > p->arena_bytes)
+        p->arena_bytes = r.arena_bytes;
+    if (r.activations_bytes > p->activations_bytes)
+        p->activations_bytes = r.activations_bytes;
+    if (r.flops * x->options.accumulation > p->flops)
+        p->flops = r.flops * x->options.accumulation;
+    return 0;
+}
+
+static int
+plan_bucket(struct sd_trainer *x, const struct sd_bucket *k, struct sd_trainer_plan *p)
+{
+    struct sd_step_shape shape = { k->count < x->options.batch_size ? k->count : x->options.batch_size, x->data->channels,
+                                   k->height, k->width, 1, x->length, x->options.masked };
+
+    for (uint32_t i = 0; i < k->count; i++) {
+        const struct sd_sample *sample = &x->data->sample[k->sample[i]];
+        struct text *e = text_of(x, sample->caption);
+
+        if (!e)
+            return sd_fail_prefix("%s", sample->source);
+        if (e->prompt.chunks > shape.chunks)
+            shape.chunks = e->prompt.chunks;
+        p->data_bytes += (size_t)(k->height * k->width * (2 * x->data->channels + (sample->mask != NULL))) * sizeof(float);
+        if (!x->model.text_trains && p->data_bytes < STATES_BYTES)
+            p->data_bytes += (size_t)(e->prompt.chunks * x->length * x->width) * sizeof(float);
+    }
+    return plan_shape(x, &shape, p);
+}
+
 int
 sd_trainer_plan(struct sd_trainer *x, struct sd_trainer_plan *p)
 {
     memset(p, 0, sizeof *p);
-    for (int b = 0; x->data && b < x->data->buckets; b++) {
-        const struct sd_bucket *k = &x->data->bucket[b];
-        uint32_t B = k->count < x->options.batch_size ? k->count : x->options.batch_size;
-        struct sd_step_shape shape = { B, x->data->channels, k->height, k->width, 1, x->length, x->options.masked };
-        struct sd_plan_report r;
-        struct sd_train_step *step;
-
-        for (uint32_t i = 0; i < k->count; i++) {
-            struct text *e = text_of(x, x->data->sample[k->sample[i]].caption);
-
-            if (!e)
-                return sd_fail_prefix("%s", x->data->sample[k->sample[i]].source);
-            if (e->prompt.chunks > shape.chunks)
-                shape.chunks = e->prompt.chunks;
-        }
-        if (!(step = step_for(x, &shape)))
+    for (int b = 0; x->data && b < x->data->buckets; b++)
+        if (plan_bucket(x, &x->data->bucket[b], p) < 0)
             return -1;
-        r = sd_plan_report(step->plan);
-        p->buckets++;
-        if (r.arena_bytes > p->arena_bytes)
-            p->arena_bytes = r.arena_bytes;
-        if (r.activations_bytes > p->activations_bytes)
-            p->activations_bytes = r.activations_bytes;
-        if (r.flops * x->options.accumulation > p->flops)
-            p->flops = r.flops * x->options.accumulation;
+    for (int64_t i = 0; x->replay && i < x->options.updates * (int64_t)x->options.accumulation; i++) {
+        struct sd_scope *s = sd_scope_open();
+        struct sd_replay_step r = { 0 };
+        int status = sd_replay_step(x->replay, s, i, &r);
+        struct sd_step_shape shape = { r.batch, r.channels, r.height, r.width, 1, r.length, false };
+
+        sd_scope_close(s);
+        if (status < 0 || plan_shape(x, &shape, p) < 0)
+            return -1;
     }
+    for (struct sd_train_step *step = x->steps; step; step = step->next)
+        p->buckets++;
     return 0;
 }

@@ -67,8 +67,9 @@ struct sd_optimizer *sd_trainer_optimizer(struct sd_trainer *t);
 /* sd_trainer_plan - describe and plan the largest step without running it, for --plan; -1 with sd_fail. */
 struct sd_trainer_plan {
     size_t arena_bytes, activations_bytes;
+    size_t data_bytes;                          /* latents, masks, states of frozen texts */
     double flops;                               /* of one update */
-    int buckets;
+    int buckets;                                /* different shapes of a step */
 };
 int sd_trainer_plan(struct sd_trainer *t, struct sd_trainer_plan *p);
 

@@ -1,0 +1,267 @@
+/* session_loop - updates, their log, their state; signals; what is published at the end. */
+#include "session_private.h"
+
+#include <errno.h>
+#include <math.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+#include <unistd.h>
+
+struct loop {
+    struct sd_run *run;
+    FILE *log;
+    double started;
+    int64_t first;              /* updates done when this process began */
+    bool moved[SD_MAX_GROUPS];  /* its gradient was not zero once */
+};
+
+static volatile sig_atomic_t stop_signal;
+
+static void
+on_stop(int number)             /* reset by then: a second signal ends the program at once */
+{
+    stop_signal = number;
+}
+
+static double
+now(void)
+{
+    struct timespec t;
+
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
+/* -- log ------------------------------------------------------------------------------------------------------------- */
+
+/* Keep the whole lines up to `step`; later ones belong to updates that will be made again. */
+static void
+cut_log(int64_t step)
+{
+    FILE *f = fopen(S.log, "r+");
+    char *line = NULL;
+    size_t room = 0;
+    ssize_t n;
+    off_t keep = 0;
+
+    if (!f)
+        return;
+    while ((n = getline(&line, &room, f)) > 0 && line[n - 1] == '\n') {
+        const char *at = strstr(line, "\"step\": ");
+
+        if (!at || strtoll(at + 8, NULL, 10) > step)
+            break;
+        keep = ftello(f);
+    }
+    free(line);
+    if (ftruncate(fileno(f), keep) < 0)
+        sd_die(S.log, "cannot be cut: %s", strerror(errno));
+    fclose(f);
+}
+
+static void
+open_log(struct loop *l)
+{
+    if (!S.log)
+        return;
+    if (l->first && sd_is_kept(S.log))
+        cut_log(l->first);
+    if (!(l->log = fopen(S.log, l->first ? "a" : "w")))
+        sd_die(S.log, "%s", strerror(errno));
+}
+
+static void
+write_log(struct loop *l, const struct sd_update *u, double seconds)
+{
+    const struct sd_trainables *t = l->run->t;
+
+    if (!l->log)
+        return;
+    fprintf(l->log, "{\"step\": %lld, \"loss\": %.9g, \"lr\": %.9g", (long long)u->step, u->loss, u->lr[0]);
+    for (int g = 0; g < t->groups; g++)
+        fprintf(l->log, ", \"lr_%s\": %.9g", t->group[g].name, u->lr[g]);
+    fprintf(l->log, ", \"grad_norm\": %.9g", u->grad_norm);
+    for (int g = 0; g < t->groups; g++)
+        fprintf(l->log, ", \"grad_norm_%s\": %.9g", t->group[g].name, u->group_norm[g]);
+    fprintf(l->log, ", \"seconds\": %.4f, \"images_per_second\": %.4f}\n", seconds, (double)u->samples / seconds);
+    if (fflush(l->log) != 0)
+        sd_die(S.log, "%s", strerror(errno));
+}
+
+/* -- state ----------------------------------------------------------------------------------------------------------- */
+
+static void
+save_state(struct sd_run *x, int64_t step)
+{
+    sd_run_wait_for_hash(x);
+    if (sd_state_save(S.state, x->t, sd_trainer_optimizer(x->trainer), step, x->made_from) < 0)
+        sd_die(S.state, "%s", sd_reason());
+}
+
+/* Returns the updates already done. */
+static int64_t
+take_up(struct sd_run *x)
+{
+    int64_t step = 0;
+    int found;
+
+    if (!S.resume) {
+        if (sd_is_kept(S.state)) {
+            if (!sd_shared.overwrite)
+                sd_usage(S.state, "a state of an unfinished run is there: --resume goes on, --overwrite begins again");
+            if (unlink(S.state) < 0)
+                sd_die(S.state, "%s", strerror(errno));
+        }
+        return 0;
+    }
+    if (access(S.state, F_OK) != 0) {
+        sd_note(0, "no state to resume from (%s), beginning", S.state);
+        return 0;
+    }
+    sd_run_wait_for_hash(x);
+    found = sd_state_load(S.state, x->t, sd_trainer_optimizer(x->trainer), &step, x->made_from);
+    if (found == -2)
+        sd_usage(S.state, "belongs to another run: %s", sd_reason());
+    if (found < 0)
+        sd_die(S.state, "%s", sd_reason());
+    sd_note(0, "resuming after step %lld", (long long)step);
+    return step;
+}
+
+/* -- reports ------------------------------------------------------------------------------------------------------------ */
+
+/* The update by which a group must have had a gradient.  Adapters: the first.  Tokens: once every caption was seen; with
+ * captions dropped, or recorded ids, the last. */
+static int64_t
+due(const struct sd_run *x, int group)
+{
+    int64_t epoch;
+
+    if (strcmp(x->t->group[group].name, "tokens") != 0)
+        return 1;
+    if (x->replay || S.caption_dropout > 0)
+        return S.max_train_steps;
+    epoch = (sd_batches_per_epoch(x->data, (uint32_t)S.batch_size) + S.accumulation - 1) / S.accumulation;
+    return epoch < S.max_train_steps ? epoch : S.max_train_steps;
+}
+
+static void
+check_gradients(struct loop *l, const struct sd_update *u)
+{
+    const struct sd_run *x = l->run;
+
+    for (int g = 0; g < x->t->groups; g++) {
+        const struct sd_group *k = &x->t->group[g];
+
+        l->moved[g] |= u->group_norm[g] > 0;
+        if (u->step == 1)
+            sd_note(0, "%s: %zu numbers, gradient norm %.4g", k->name, k->count, u->group_norm[g]);
+        if (!l->first && u->step == due(x, g) && !l->moved[g])
+            sd_die(k->name, "the gradient is zero: nothing would be learned");
+    }
+}
+
+static void
+report(struct loop *l, const struct sd_update *u, double seconds)
+{
+    double mean = (now() - l->started) / (double)(u->step - l->first);
+
+    if (u->step == l->first + 3 && u->step < S.max_train_steps)
+        sd_note(0, "about %.0f s more at %.2f s a step", mean * (double)(S.max_train_steps - u->step), mean);
+    if (isatty(STDERR_FILENO) && sd_verbosity >= 0)
+        fprintf(stderr, "\r%s: step %lld/%lld loss %.4f lr %.2e %.2f s/step ", sd_program, (long long)u->step,
+                (long long)S.max_train_steps, u->loss, u->lr[0], seconds);
+    else if (u->step % 50 == 0 || u->step == S.max_train_steps)
+        sd_note(0, "step %lld/%lld loss %.4f lr %.2e %.2f s/step", (long long)u->step, (long long)S.max_train_steps, u->loss,
+                u->lr[0], seconds);
+}
+
+static void
+end_progress(void)
+{
+    if (isatty(STDERR_FILENO) && sd_verbosity >= 0)
+        fputc('\n', stderr);
+}
+
+/* -- the loop ----------------------------------------------------------------------------------------------------------- */
+
+static void
+stop(struct sd_run *x, int64_t step)
+{
+    int number = stop_signal;
+
+    end_progress();
+    save_state(x, step);
+    sd_note(0, "stopped after step %lld and saved; the same command with --resume goes on", (long long)step);
+    signal(number, SIG_DFL);
+    raise(number);
+}
+
+/* Not finite: what was learned before it is kept, unless it is what broke. */
+static void
+give_up(struct sd_run *x, int64_t done)
+{
+    const char *reason = sd_strdup(x->scope, sd_reason());
+    bool sound = done > 0;
+
+    for (size_t i = 0; sound && i < x->t->count; i++)
+        sound = isfinite(x->t->value[i]);
+    end_progress();
+    if (sound)
+        save_state(x, done);
+    sd_die(NULL, "%s%s", reason, sound ? "; the state before it is saved" : "");
+}
+
+static void
+update(struct loop *l, int64_t done)
+{
+    struct sd_update u;
+    double start = now(), seconds;
+
+    if (sd_trainer_update(l->run->trainer, done, &u) < 0)
+        give_up(l->run, done);
+    seconds = now() - start;
+    check_gradients(l, &u);
+    report(l, &u, seconds);
+    write_log(l, &u, seconds);
+}
+
+static void
+publish(struct sd_run *x, int64_t done)
+{
+    struct sd_outputs to = sd_run_outputs(x->scope, x->kind);
+
+    sd_run_save(x, &to, S.format, done);
+    if (sd_is_kept(S.state) && unlink(S.state) < 0)
+        sd_warn(S.state, "could not be removed: %s", strerror(errno));
+    if (S.validation_prompts.count)
+        sd_run_preview(x, &to, done);
+}
+
+void
+sd_run_train(struct sd_run *x)
+{
+    struct loop l = { .run = x, .first = take_up(x) };
+    struct sigaction action = { .sa_handler = on_stop, .sa_flags = (int)SA_RESETHAND | SA_RESTART };
+    int64_t done = l.first;
+
+    open_log(&l);
+    sigaction(SIGINT, &action, NULL);
+    sigaction(SIGTERM, &action, NULL);
+    l.started = now();
+    while (done < S.max_train_steps) {
+        update(&l, done++);
+        if (stop_signal)
+            stop(x, done);
+        if (done % S.checkpointing_steps == 0 || done == S.max_train_steps)     /* the end too: publishing may fail */
+            save_state(x, done);
+        if (S.sample_every && done % S.sample_every == 0 && done < S.max_train_steps)
+            sd_run_preview(x, NULL, done);
+    }
+    end_progress();
+    if (l.log && fclose(l.log) != 0)
+        sd_die(S.log, "%s", strerror(errno));
+    publish(x, done);
+}
