@@ -61,7 +61,7 @@ $(RUN)/cropped.sd: $(photos) $(RUN)/crop.json
 	mv $@.part $@
 
 $(RUN)/captioned.sd: $(RUN)/cropped.sd $(RUN)/caption.json
-	sd-caption $(quiet) --trigger '$(TRIGGER)' --caption '$(CAPTION)' < $< > $@.part
+	sd-caption $(quiet) $(if $(findstring {trigger},$(CAPTION)),--trigger '$(TRIGGER)') --caption '$(CAPTION)' < $< > $@.part
 	mv $@.part $@
 
 $(RUN)/latents.sd: $(RUN)/captioned.sd $(RUN)/encode.json
