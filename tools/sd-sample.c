@@ -1,24 +1,25 @@
 /* sd-sample - prompts to pictures. */
 #include "diffusion/draw.h"
-#include "file.h"
+#include "diffusion/infotext.h"
+#include "diffusion/start.h"
+#include "gallery.h"
 #include "hash.h"
-#include "model/embedding.h"
-#include "model/lora.h"
 #include "model/model_tokenizer.h"
 #include "opt.h"
 #include "preview.h"
-#include "random.h"
-#include "record.h"
+#include "prompts.h"
 
 #include <jansson.h>
 #include <math.h>
+#include <stdlib.h>
 #include <string.h>
-#include <sys/stat.h>
 #include <unistd.h>
 
+enum { PICTURES_MAX = 100000 };
+
 static struct sd_list prompts, negatives, loras, embeddings, sheet_with;
-static const char *model_name, *vae, *tokenizer, *syntax = "a1111", *sampler_name = "ddim", *spacing = "", *noise_file, *rng = "counter",
-    *save_latents, *init_image, *lora_dir, *output, *output_dir, *sheet;
+static const char *model_name, *vae, *tokenizer, *syntax = "a1111", *sampler_name = "ddim", *spacing = "", *noise_file,
+    *rng = "counter", *save_latents, *init_image, *lora_dir, *output, *output_dir, *sheet;
 static int64_t steps = 30, clip_skip, width, height, num_images = 1, batch_size = 1, sheet_columns, sheet_scale = 1;
 static double guidance_scale = 7.5, guidance_rescale, strength = 0.8;
 static bool preview;
@@ -58,311 +59,332 @@ static const struct sd_opt options[] = {
     { 0 }
 };
 
-/* -- what is drawn -------------------------------------------------------------------------------------------------- */
+struct text {
+    struct sd_prompt tokens;
+    struct sd_draw_text states;
+};
 
 struct job {                        /* one prompt */
     const char *prompt, *negative;  /* as given */
-    const char *text;               /* without <lora:...> */
-    struct sd_draw_text states, negative_states;
+    const char *words;              /* without <lora:...> */
+    const struct sd_record *record; /* it came in; NULL */
+    struct text *text, *negative_text;
 };
 
 struct run {
     struct sd_scope *scope;
     struct sd_model *model;
     struct sd_tokenizer *tokenizer;
-    struct sd_adapters *adapters;
-    struct sd_param *rows;
-    const json_t *scheduler;
+    struct sd_concepts *concepts;
     struct sd_sampler *sampler;
     struct sd_draw *draw;
+    struct sd_start start;
     struct job *jobs;
     size_t count;                   /* prompts */
-    int64_t pictures, h, w;         /* in all; latents */
-    size_t numel;
-    const float *file_noise, *file_step_noise;
-
-    struct sd_image *init_picture;
-    float *latents;                 /* [pictures, 4, h, w] */
-    struct sd_image **image;
+    int64_t pictures, channels, h, w;
+    float *latents;                 /* [pictures, channels, h, w], for --save-latents; else of one batch */
+    struct sd_gallery gallery;
+    bool records;                   /* on standard output */
     const char *model_hash;
 };
 
-static int
-add_prompt(struct run *r, const char *text, const char *negative)
-{
-    if ((r->count & (r->count - 1)) == 0) {
-        struct job *grown = sd_alloc_array(r->scope, r->count ? 2 * r->count : 1, sizeof *grown);
-
-        if (r->count)
-            memcpy(grown, r->jobs, r->count * sizeof *grown);
-        r->jobs = grown;
-    }
-    r->jobs[r->count++] = (struct job){ .prompt = sd_strdup(r->scope, text), .negative = negative };
-    return 0;
-}
+/* -- before anything is loaded --------------------------------------------------------------------------------------- */
 
 static int
-take_record(struct sd_scope *s SD_UNUSED, struct sd_record *record, void *user)
+collect_jobs(struct run *r, int argc, char **argv)
 {
-    struct run *r = user;
-    const char *text = sd_record_text(record, "prompt"), *negative = sd_record_text(record, "negative_prompt");
+    struct sd_prompts p = { .scope = r->scope };
+    int status = sd_prompts_collect(&p, &prompts, &negatives, argc, argv);
 
-    if (!text)
-        text = sd_record_text(record, "caption");
-    if (!text)
-        return sd_fail("a record without prompt or caption");
-    return add_prompt(r, text, negative ? sd_strdup(r->scope, negative) : NULL);
-}
-
-static void
-read_prompt_file(struct run *r, const char *path)
-{
-    size_t length;
-    char *text = sd_file_read(r->scope, path, 64 << 20, &length), *line, *next;
-
-    if (!text)
-        sd_die(path, "%s", sd_reason());
-    for (line = text; line < text + length; line = next) {
-        char *end = memchr(line, '\n', (size_t)(text + length - line));
-
-        next = end ? end + 1 : text + length;
-        if (end)
-            *end = 0;
-        if (end && end > line && end[-1] == '\r')
-            end[-1] = 0;
-        if (line[strspn(line, " \t")])
-            add_prompt(r, line, NULL);
-    }
-}
-
-static int
-collect_prompts(struct run *r, int argc, char **argv)
-{
-    int status = SD_OK;
-
-    for (size_t i = 0; i < prompts.count; i++)
-        add_prompt(r, prompts.item[i], NULL);
-    for (int i = 1; i < argc; i++) {
-        if (strcmp(argv[i], "-") == 0 || sd_is_record_stream(argv[i])) {
-            struct sd_each each = { .one = take_record, .user = r };
-            char *operand[2] = { argv[0], argv[i] };
-
-            status |= sd_each(2, operand, &each);
-        } else
-            read_prompt_file(r, argv[i]);
-    }
-    if (negatives.count > 1 && negatives.count != r->count)
-        sd_usage("--negative-prompt", "%zu given for %zu prompts: give one, or one for each", negatives.count, r->count);
-    for (size_t i = 0; i < r->count; i++)
-        if (!r->jobs[i].negative)
-            r->jobs[i].negative = negatives.count ? negatives.item[negatives.count > 1 ? i : 0] : "";
+    if ((int64_t)p.count > PICTURES_MAX / num_images)
+        sd_usage("--num-images", "%lld of %zu prompts, at most %d pictures are drawn in one run", (long long)num_images, p.count,
+                 PICTURES_MAX);
+    r->count = p.count;
+    r->pictures = (int64_t)p.count * num_images;
+    r->jobs = sd_alloc_array(r->scope, p.count, sizeof *r->jobs);
+    for (size_t i = 0; i < p.count; i++)
+        r->jobs[i] = (struct job){ .prompt = p.line[i].prompt, .negative = p.line[i].negative, .record = p.line[i].record };
     return status;
 }
 
-/* -- adapters and tokens -------------------------------------------------------------------------------------------- */
-
-/* "FILE:0.8" to FILE and 0.8; a file whose own name holds the colon wins */
-static const char *
-split_scale(struct sd_scope *s, const char *option, const char *value, double *scale)
+static void
+check_outputs(struct run *r)
 {
-    const char *colon = strrchr(value, ':');
-    char *end;
+    bool records = output && strcmp(output, "-") == 0;
 
-    *scale = 1;
-    if (!colon || access(value, F_OK) == 0)
-        return value;
-    *scale = strtod(colon + 1, &end);
-    if (end == colon + 1 || *end || !isfinite(*scale))
-        sd_usage(option, "%s: %s is not a scale", value, colon + 1);
-    return sd_strndup(s, value, (size_t)(colon - value));
+    if (!output && !output_dir && !sheet && !save_latents && !preview && !sd_shared.json_lines && !sd_shared.plan)
+        sd_usage(NULL, "nothing to do with the pictures: give --output, --output-dir, --sheet, --save-latents, --preview or -j");
+    r->records = records || sd_shared.json_lines;
+    r->gallery = (struct sd_gallery){ records ? NULL : output, output_dir, sheet, &sheet_with, sheet_columns, sheet_scale,
+                                      r->pictures, NULL };
+    sd_gallery_check(&r->gallery);
+    if (!sheet_columns)
+        r->gallery.columns = num_images > 1 ? num_images : 4;
+    if (save_latents && ((output && strcmp(output, save_latents) == 0) || (sheet && strcmp(sheet, save_latents) == 0)))
+        sd_usage(save_latents, "named for two outputs");
+    if (save_latents)
+        sd_gallery_check_file(save_latents);
 }
 
 static void
-add_lora(struct run *r, const char *path, double unet, double text)
+check_options(void)
 {
-    struct sd_lora *lora = sd_lora_load(r->scope, path);
-
-    if (!lora)
-        sd_die(path, "%s", sd_reason());
-    if (!r->adapters)
-        r->adapters = sd_adapters_new(r->scope);
-    sd_lora_adapters(lora, r->adapters, unet, text);
+    if (!model_name)
+        sd_usage("--model", "which model? a diffusers directory, a checkpoint file, or org/name");
+    if (init_image && strength == 0)
+        sd_usage("--strength", "0 draws nothing");
+    if (!init_image && sd_option_given("strength"))
+        sd_usage("--strength", "has no effect without --init-image");
+    if (noise_file && !init_image && strcmp(rng, "torch") == 0)
+        sd_usage("--rng", "has no effect with --noise");
+    if (guidance_scale <= 1 && negatives.count)
+        sd_warn("--negative-prompt", "has no effect with --guidance-scale %g", guidance_scale);
+    if (guidance_scale <= 1 && guidance_rescale > 0)
+        sd_warn("--guidance-rescale", "has no effect with --guidance-scale %g", guidance_scale);
 }
 
-static const char *
-find_lora(struct run *r, const char *name)
-{
-    char *path;
-
-    if (!lora_dir)
-        sd_usage("--lora-dir", "a prompt asks for <lora:%s>: say where adapters are", name);
-    if (strchr(name, '/') || name[0] == '.')
-        sd_usage("--lora-dir", "<lora:%s>: a name, not a path", name);
-    path = sd_sprintf(r->scope, "%s/%s.safetensors", lora_dir, name);
-    if (access(path, F_OK) == 0)
-        return path;
-    path = sd_sprintf(r->scope, "%s/%s", lora_dir, name);
-    if (access(path, F_OK) != 0)
-        sd_die(name, "no such adapter in %s", lora_dir);
-    return path;
-}
+/* -- loading --------------------------------------------------------------------------------------------------------- */
 
 /* Networks named in prompts belong to the whole run: every prompt must ask for the same. */
 static void
 prompt_networks(struct run *r)
 {
-    struct sd_prompt_network *first = NULL;
-    size_t first_count = 0;
+    struct sd_prompt_network *first = NULL, *n;
+    size_t first_count = 0, count;
+    const char *rest;
 
     for (size_t i = 0; i < r->count; i++) {
         struct job *job = &r->jobs[i];
-        struct sd_prompt_network *n;
-        size_t count;
 
-        job->text = job->prompt;
+        job->words = job->prompt;
         if (strcmp(syntax, "a1111") != 0)
             continue;
-        if (sd_prompt_networks(r->scope, job->prompt, &job->text, &n, &count) < 0)
+        if (sd_prompt_networks(r->scope, job->prompt, &job->words, &n, &count) < 0)
             sd_die(job->prompt, "%s", sd_reason());
         for (size_t k = 0; k < count; k++)
             if (strcmp(n[k].kind, "lora") != 0)
                 sd_warn(job->prompt, "<%s:%s> is not known here, left out", n[k].kind, n[k].name);
-            else if (n[k].dyn)
-                sd_usage(job->prompt, "<lora:%s>: dyn is not supported", n[k].name);
+            else if (!lora_dir)
+                sd_usage("--lora-dir", "a prompt asks for <lora:%s>: say where adapters are", n[k].name);
+            else if (i == 0 && sd_concepts_named(r->concepts, lora_dir, &n[k]) < 0)
+                sd_die(job->prompt, "%s", sd_reason());
         if (i == 0) {
             first = n;
             first_count = count;
-            for (size_t k = 0; k < count; k++)
-                if (strcmp(n[k].kind, "lora") == 0)
-                    add_lora(r, find_lora(r, n[k].name), n[k].unet, n[k].te);
-            continue;
         }
-        if (count != first_count)
-            sd_usage(job->prompt, "prompts with different <lora:...> need runs of their own");
-        for (size_t k = 0; k < count; k++)
-            if (strcmp(n[k].name, first[k].name) != 0 || n[k].unet != first[k].unet || n[k].te != first[k].te)
+        for (size_t k = 0; k < count || k < first_count; k++)
+            if (count != first_count || strcmp(n[k].kind, first[k].kind) != 0 || strcmp(n[k].name, first[k].name) != 0
+                || n[k].unet != first[k].unet || n[k].te != first[k].te)
                 sd_usage(job->prompt, "prompts with different <lora:...> need runs of their own");
+        if (guidance_scale > 1 && sd_prompt_networks(r->scope, job->negative, &rest, &n, &count) == 0 && count)
+            sd_warn(job->negative, "<%s:%s> means nothing in a negative prompt, and is read as words", n[0].kind, n[0].name);
     }
 }
 
 static void
-load_embeddings(struct run *r)
+load_concepts(struct run *r)
 {
-    struct sd_embedding **e = sd_alloc_array(r->scope, embeddings.count + 1, sizeof *e);
-    int64_t vectors = 0, width_of = r->model->text_config.hidden_size, at = 0, old = r->tokenizer->length;
-    float *values;
+    int64_t state_width = r->model->text_config.hidden_size;
+    const char *path, *rest;
 
+    r->concepts = sd_concepts_new(r->scope);
     for (size_t i = 0; i < embeddings.count; i++) {
-        const char *value = embeddings.item[i], *colon = strrchr(value, ':'), *path = value, *token;
-
-        if (colon && access(value, F_OK) != 0)
-            path = sd_strndup(r->scope, value, (size_t)(colon - value));
-        if (!(e[i] = sd_embedding_load(r->scope, path)))
+        path = sd_concept_file(r->scope, embeddings.item[i], &rest);
+        if (sd_concepts_embedding(r->concepts, r->tokenizer, state_width, path, rest) < 0)
             sd_die(path, "%s", sd_reason());
-        token = path != value ? colon + 1 : e[i]->token;
-        if (e[i]->width != width_of)
-            sd_die(path, "vectors of %lld, this model's text encoder is %lld wide", (long long)e[i]->width, (long long)width_of);
-        if (sd_tokenizer_add(r->tokenizer, token, (int)e[i]->vectors) < 0)
+    }
+    sd_concepts_rows(r->concepts, state_width);
+    for (size_t i = 0; i < loras.count; i++) {
+        double scale = 1;
+        char *end;
+
+        path = sd_concept_file(r->scope, loras.item[i], &rest);
+        if (rest && ((scale = strtod(rest, &end)), end == rest || *end || !isfinite(scale)))
+            sd_usage("--lora", "%s: \"%s\" is not a scale", loras.item[i], rest);
+        if (sd_concepts_lora(r->concepts, path, scale, scale) < 0)
             sd_die(path, "%s", sd_reason());
-        vectors += e[i]->vectors;
     }
-    if (!vectors)
-        return;
-    if (old != r->model->text_config.vocab_size)
-        sd_die(model_name, "the tokenizer has %lld tokens, the text encoder %d: new ones would not line up", (long long)old,
-               r->model->text_config.vocab_size);
-    values = sd_alloc_array(r->scope, (size_t)(vectors * width_of), sizeof *values);
-    for (size_t i = 0; i < embeddings.count; i++) {
-        memcpy(values + at * width_of, e[i]->values, (size_t)(e[i]->vectors * width_of) * sizeof *values);
-        at += e[i]->vectors;
-    }
-    r->rows = sd_param_new(r->scope, "tokens", SD_F32, 2, (int64_t[]){ vectors, width_of }, values);
+    prompt_networks(r);
 }
 
 static void
-warn_unused_adapters(struct run *r)
+load_sampler(struct run *r)
 {
-    size_t unused = 0, count = r->adapters ? sd_adapters_count(r->adapters) : 0;
+    json_t *config = json_deep_copy(r->model->scheduler);
+    static const char *const of_options[] = { "num_inference_steps", "strength" };
 
-    for (size_t i = 0; i < count; i++)
-        if (!sd_adapters_at(r->adapters, i)->used && unused++ < 3)
-            sd_error(sd_adapters_at(r->adapters, i)->path, "no such layer in this model");
-    if (unused)
-        sd_die("--lora", "%zu of %zu layers do not belong to this model", unused, count);
-}
-
-/* -- noise ---------------------------------------------------------------------------------------------------------- */
-
-struct fresh {
-    struct run *run;
-    int64_t picture;
-    struct sd_torch_generator torch;
-};
-
-static void
-draw_fresh(void *user, int call, float *noise)
-{
-    struct fresh *f = user;
-    struct run *r = f->run;
-
-    if (r->file_step_noise)
-        memcpy(noise, r->file_step_noise + ((size_t)call * (size_t)r->pictures + (size_t)f->picture) * r->numel,
-               r->numel * sizeof *noise);
-    else if (strcmp(rng, "torch") == 0)
-        sd_torch_randn(&f->torch, noise, r->numel);
-    else
-        sd_random_normal(noise, r->numel, (uint64_t)(sd_shared.seed + f->picture), SD_FOR_SAMPLER, 0, (uint32_t)call);
-}
-
-/* The start of picture i: noise, or the encoded picture and noise mixed.  PyTorch's order: the posterior first. */
-static void
-start_of(struct run *r, struct fresh *f, struct sd_scope *s, float *start)
-{
-    uint64_t seed = (uint64_t)(sd_shared.seed + f->picture);
-    float *noise = sd_alloc_array(s, r->numel, sizeof *noise), *latents = NULL;
-    bool torch = strcmp(rng, "torch") == 0;
-
-    if (torch)
-        sd_torch_generator_seed(&f->torch, seed);
-    if (r->init_picture) {
-        latents = sd_alloc_array(s, r->numel, sizeof *latents);
-        if (torch)
-            sd_torch_randn(&f->torch, noise, r->numel);
-        else
-            sd_random_normal(noise, r->numel, seed, SD_FOR_POSTERIOR, 0, 0);
-        if (sd_draw_encode(r->draw, r->init_picture, noise, latents) < 0)
-            sd_die(init_image, "%s", sd_reason());
-    }
-    if (r->file_noise)
-        memcpy(noise, r->file_noise + (size_t)f->picture * r->numel, r->numel * sizeof *noise);
-    else if (torch)
-        sd_torch_randn(&f->torch, noise, r->numel);
-    else
-        sd_random_normal(noise, r->numel, seed, SD_FOR_NOISE, 0, 0);
-    sd_sampler_start(r->sampler, start, latents, noise, r->numel);
+    sd_on_close(r->scope, (void (*)(void *))json_decref, config);
+    if (*spacing)
+        json_object_set_new(config, "timestep_spacing", json_string(spacing));
+    r->sampler = sd_sampler_new(r->scope, config, sampler_name, (int)steps, init_image ? &strength : NULL);
+    for (size_t i = 0; !r->sampler && i < 2; i++)
+        if (strncmp(sd_reason(), of_options[i], strlen(of_options[i])) == 0)
+            sd_usage(sampler_name, "%s", sd_reason());
+    if (!r->sampler)
+        sd_die(sampler_name, "%s", sd_reason());
+    if (r->sampler->scheduler->unused)
+        sd_note(0, "%s: scheduler settings not known here: %s", model_name, r->sampler->scheduler->unused);
+    if (r->sampler->clamp == SD_CLAMP_RANGE && !json_object_get(config, "clip_sample"))
+        sd_warn(model_name, "its scheduler settings do not say clip_sample: %s clips x0 to +-%g, as its class does", sampler_name,
+                r->sampler->clamp_range);
 }
 
 static void
-load_noise(struct run *r)
+load_sizes(struct run *r)
 {
-    struct sd_safetensors *f;
-    struct sd_safetensor *t;
-    int64_t channels = r->model->vae_config.latent_channels;
+    int factor = sd_vae_factor(&r->model->vae_config), layers = r->model->text_config.num_hidden_layers;
 
-    if (!noise_file)
-        return;
-    if (!(f = sd_safetensors_open(r->scope, noise_file))
-        || !(t = sd_safetensors_get(f, "noise", 4, (int64_t[]){ r->pictures, channels, r->h, r->w }))
-        || !(r->file_noise = sd_safetensor_f32(r->scope, t)))
+    if (!width)
+        width = (int64_t)r->model->unet_config.sample_width * factor;
+    if (!height)
+        height = (int64_t)r->model->unet_config.sample_height * factor;
+    if (!width || !height)
+        sd_usage("--width", "the model does not say its size: give --width and --height");
+    if (clip_skip > layers)
+        sd_usage("--clip-skip", "%lld, the text encoder has %d layers", (long long)clip_skip, layers);
+    r->channels = r->model->vae_config.latent_channels;
+    r->h = height / factor;
+    r->w = width / factor;
+    r->start = (struct sd_start){ .sampler = r->sampler, .torch = strcmp(rng, "torch") == 0, .seed = (uint64_t)sd_shared.seed,
+                                  .pictures = r->pictures, .numel = (size_t)(r->channels * r->h * r->w) };
+}
+
+static void
+load(struct run *r)
+{
+    struct sd_model_options o = { .vae = vae };
+
+    if (!(r->model = sd_model_open(r->scope, model_name, &o)))
+        sd_die(model_name, "%s", sd_reason());
+    load_sampler(r);
+    if (!(r->tokenizer = sd_model_tokenizer(r->model, tokenizer)))
+        sd_die(tokenizer ? tokenizer : model_name, "%s", sd_reason());
+    load_sizes(r);
+    load_concepts(r);
+    if (!(r->draw = sd_draw_new(r->scope,
+                                &(struct sd_draw_model){ r->model, r->tokenizer, r->concepts->adapters, r->concepts->rows },
+                                &(struct sd_draw_options){ .width = width, .height = height, .sampler = r->sampler,
+                                                           .guidance_scale = guidance_scale, .guidance_rescale = guidance_rescale,
+                                                           .clip_skip = (int)clip_skip })))
+        sd_die(model_name, "%s", sd_reason());
+    r->start.draw = r->draw;
+    if (noise_file && sd_start_load(&r->start, r->scope, noise_file, r->channels, r->h, r->w) < 0)
         sd_die(noise_file, "%s", sd_reason());
-    if (!r->sampler->draws_noise)
-        return;
-    if (!(t = sd_safetensors_get(f, "step_noise", 5, (int64_t[]){ r->sampler->calls, r->pictures, channels, r->h, r->w }))
-        || !(r->file_step_noise = sd_safetensor_f32(r->scope, t)))
-        sd_die(noise_file, "%s needs the noise of its steps: %s", sampler_name, sd_reason());
 }
 
-/* -- drawing -------------------------------------------------------------------------------------------------------- */
+/* -- planning -------------------------------------------------------------------------------------------------------- */
+
+static struct text *
+tokenize(struct run *r, const char *given, const char *words)
+{
+    struct text *t = sd_alloc(r->scope, sizeof *t);
+
+    if (sd_prompt_encode(r->tokenizer, r->scope, strcmp(syntax, "plain") == 0 ? SD_PROMPT_PLAIN : SD_PROMPT_A1111, words,
+                         &t->tokens) < 0)
+        sd_die(given, "%s", sd_reason());
+    if (t->tokens.cut)
+        sd_warn(given, "%zu tokens do not fit and are cut off: %s", t->tokens.cut, t->tokens.cut_text);
+    sd_concepts_use(r->concepts, &t->tokens);
+    if (sd_draw_plan_text(r->draw, t->tokens.chunks) < 0)
+        sd_die(model_name, "%s", sd_reason());
+    return t;
+}
+
+static void
+tokenize_all(struct run *r)
+{
+    for (size_t i = 0; i < r->count; i++) {
+        struct job *job = &r->jobs[i], *before = i ? job - 1 : job;
+
+        job->text = tokenize(r, job->prompt, job->words);
+        if (guidance_scale > 1)
+            job->negative_text = i && strcmp(job->negative, before->negative) == 0 ? before->negative_text
+                                                                                  : tokenize(r, job->negative, job->negative);
+    }
+    for (size_t i = 0; i < r->concepts->count; i++)
+        if (r->concepts->concept[i].token && !r->concepts->concept[i].used)
+            sd_warn("--embedding", "no prompt says %s", r->concepts->concept[i].name);
+}
+
+/* The pictures from `at` on that are drawn together: --batch-size, cut where the lengths of texts change. */
+static struct sd_draw_batch
+batch_at(const struct run *r, int64_t at)
+{
+    const struct job *first = &r->jobs[at / num_images];
+    struct sd_draw_batch b = { .chunks = first->text->tokens.chunks };
+
+    b.negative_chunks = first->negative_text ? first->negative_text->tokens.chunks : 0;
+    for (b.count = 1; b.count < batch_size && at + b.count < r->pictures; b.count++) {
+        const struct job *job = &r->jobs[(at + b.count) / num_images];
+
+        if (job->text->tokens.chunks != b.chunks || (job->negative_text && job->negative_text->tokens.chunks != b.negative_chunks))
+            break;
+    }
+    return b;
+}
+
+static void
+plan_all(struct run *r)
+{
+    tokenize_all(r);
+    if (init_image && sd_draw_plan_encode(r->draw) < 0)
+        sd_die(model_name, "%s", sd_reason());
+    for (int64_t at = 0; at < r->pictures; ) {
+        struct sd_draw_batch b = batch_at(r, at);
+
+        if (sd_draw_plan_batch(r->draw, &b) < 0)
+            sd_die(model_name, "%s", sd_reason());
+        at += b.count;
+    }
+    if (sd_concepts_check(r->concepts) < 0)
+        sd_die("--lora", "%s", sd_reason());
+}
+
+/* Anonymous memory: packed weights, the arena, texts, latents of a batch (x, two predictions, noise ...), pictures. */
+static size_t
+peak_bytes(struct run *r)
+{
+    size_t states = 0, numel = r->start.numel * sizeof(float), batch = (size_t)(r->pictures < batch_size ? r->pictures : batch_size);
+    size_t picture = (size_t)(width * height * 3), kept = sheet ? (size_t)r->pictures * (size_t)(sheet_scale * sheet_scale) * 2 : 0;
+
+    for (size_t i = 0; i < r->count; i++)
+        states += (size_t)r->jobs[i].text->tokens.chunks
+                  + (r->jobs[i].negative_text && (!i || r->jobs[i].negative_text != r->jobs[i - 1].negative_text)
+                         ? (size_t)r->jobs[i].negative_text->tokens.chunks : 0);
+    states *= (size_t)(r->tokenizer->model_max_length * r->model->unet_config.cross_attention_dim) * sizeof(float);
+    return sd_param_bytes_reserved() + sd_draw_report(r->draw).arena_bytes + states
+           + ((save_latents ? (size_t)r->pictures : batch) + (size_t)(7 + r->sampler->history) * batch) * numel
+           + (kept + 2 + (init_image ? 2 : 0)) * picture;
+}
+
+static int
+print_plan(struct run *r)
+{
+    struct sd_draw_report p = sd_draw_report(r->draw);
+    int64_t elements = sd_weights_elements(sd_model_unet(r->model)->weights)
+                       + sd_weights_elements(sd_model_text_encoder(r->model)->weights)
+                       + sd_weights_elements(sd_model_vae(r->model)->weights);
+
+    printf("{\"peak_bytes\": %zu, \"weights_bytes\": %zu, \"packed_bytes\": %zu, \"activations_bytes\": %zu, \"arena_bytes\": %zu, "
+           "\"flops\": %.0f, \"decode_flops\": %.0f, \"text_flops\": %.0f, \"model_calls\": %d, \"pictures\": %lld}\n", peak_bytes(r),
+           (size_t)elements * sizeof(float), sd_param_bytes_reserved(), p.activations_bytes, p.arena_bytes, p.step_flops,
+           p.decode_flops, p.text_flops, r->sampler->calls, (long long)r->pictures);
+    return SD_OK;
+}
+
+static void
+check_memory(struct run *r)
+{
+    double peak = (double)peak_bytes(r) / (1 << 20), all = (double)sysconf(_SC_PHYS_PAGES) * (double)sysconf(_SC_PAGESIZE) / (1 << 20);
+
+    if (sd_shared.memory && peak * (1 << 20) > (double)sd_shared.memory)
+        sd_die("--memory", "%.1f MiB are needed, %.1f MiB allowed (a smaller --batch-size or picture needs less)", peak,
+               (double)sd_shared.memory / (1 << 20));
+    if (peak > all)
+        sd_die("memory", "%.0f MiB are needed, this machine has %.0f MiB", peak, all);
+}
+
+/* -- drawing --------------------------------------------------------------------------------------------------------- */
 
 struct progress {
     int64_t first, count, all;
@@ -374,310 +396,143 @@ show_progress(void *user, int call, int calls)
     struct progress *p = user;
 
     if (sd_verbosity >= 0 && isatty(STDERR_FILENO))
-        fprintf(stderr, "\r%s: picture %lld/%lld step %d/%d ", sd_program, (long long)(p->first + p->count), (long long)p->all, call,
-                calls);
+        fprintf(stderr, "\r%s: picture %lld/%lld step %d/%d %s", sd_program, (long long)(p->first + p->count), (long long)p->all, call,
+                calls, call == calls && p->first + p->count == p->all ? "\n" : "");
 }
 
 static void
-encode_texts(struct run *r)
+encode_text(struct run *r, const char *given, struct text *t)
 {
-    for (size_t i = 0; i < r->count; i++) {
-        struct job *job = &r->jobs[i];
+    if (t && !t->states.states && sd_draw_text(r->draw, r->scope, &t->tokens, &t->states) < 0)
+        sd_die(model_name, "%s: %s", given, sd_reason());
+}
 
-        if (sd_draw_text(r->draw, r->scope, job->text, &job->states) < 0)
-            sd_die(job->prompt, "%s", sd_reason());
-        if (job->states.cut)
-            sd_warn(job->prompt, "%zu tokens do not fit and are cut off: %s", job->states.cut, job->states.cut_text);
-        if (guidance_scale > 1 && sd_draw_text(r->draw, r->scope, job->negative, &job->negative_states) < 0)
-            sd_die(job->negative, "%s", sd_reason());
+static struct sd_draw_posterior *
+encode_init_image(struct run *r)
+{
+    struct sd_draw_posterior *p = sd_alloc(r->scope, sizeof *p);
+    struct sd_image *image = sd_image_load(r->scope, init_image);
+
+    if (!image)
+        sd_die(init_image, "%s", sd_reason());
+    if ((int64_t)image->width * height != (int64_t)image->height * width)
+        sd_warn(init_image, "%dx%d is stretched to %lldx%lld", image->width, image->height, (long long)width, (long long)height);
+    if (image->width != width || image->height != height)
+        image = sd_image_resize(r->scope, image, (int)width, (int)height, SD_FILTER_LANCZOS, NULL, NULL);
+    if (sd_draw_encode(r->draw, r->scope, image, p) < 0)
+        sd_die(model_name, "%s", sd_reason());
+    return p;
+}
+
+static const char *
+settings(struct run *r, struct sd_scope *s, int64_t i)
+{
+    const struct job *job = &r->jobs[i / num_images];
+    char hex[SD_SHA256_HEX];
+
+    if (!r->model_hash && (r->model->single_file ? sd_hash_file_cached(r->model->path, hex)
+                                                 : sd_weights_hash(sd_model_unet(r->model)->weights, hex)) == 0)
+        r->model_hash = sd_strdup(r->scope, hex);
+    return sd_infotext(s, &(struct sd_infotext){
+        .prompt = job->prompt, .negative = guidance_scale > 1 ? job->negative : NULL, .sampler = sampler_name, .steps = (int)steps,
+        .clip_skip = (int)clip_skip, .guidance_scale = guidance_scale, .guidance_rescale = guidance_scale > 1 ? guidance_rescale : 0,
+        .strength = init_image ? strength : 0, .seed = sd_shared.seed + i, .width = width, .height = height,
+        .torch = r->start.torch, .model_hash = r->model_hash, .concepts = r->concepts });
+}
+
+static void
+write_record(struct run *r, struct sd_scope *s, int64_t i, const struct sd_image *image, const char *text)
+{
+    const struct job *job = &r->jobs[i / num_images];
+    struct sd_record *record = job->record ? sd_record_copy(s, job->record) : sd_record_new(s);
+    struct sd_record_tensor pixels = { "U8", 3, { image->height, image->width, 3 }, image->data,
+                                       (size_t)image->height * (size_t)image->width * 3 };
+    char id[SD_SHA256_HEX];
+
+    sd_sha256_of(pixels.data, pixels.bytes, id);
+    sd_record_set_text(record, "id", id);
+    sd_record_set_text(record, "prompt", job->prompt);
+    sd_record_set_text(record, "parameters", text);
+    sd_record_set_int(record, "seed", sd_shared.seed + i);
+    if (output_dir)
+        sd_record_set_text(record, "picture", sd_gallery_name(s, i));
+    sd_record_set_tensor(record, "pixel_values", &pixels);
+    sd_record_write(record);
+}
+
+static void
+publish(struct run *r, struct sd_scope *s, int64_t i, const struct sd_image *image)
+{
+    const char *text = r->records || sd_gallery_wants_settings(&r->gallery) ? settings(r, s, i) : NULL;
+
+    sd_gallery_add(&r->gallery, i, image, text, r->jobs[i / num_images].prompt);
+    if (r->records)
+        write_record(r, s, i, image, text);
+    if (preview && sd_preview(image) < 0) {
+        sd_warn("--preview", "%s", sd_reason());
+        preview = false;
     }
 }
 
-static bool
-same_length(const struct job *a, const struct job *b)
+/* One batch: noise, the loop, and each picture decoded and published. */
+static void
+draw_batch(struct run *r, int64_t at, int count)
 {
-    return a->states.chunks == b->states.chunks && (guidance_scale <= 1 || a->negative_states.chunks == b->negative_states.chunks);
+    struct sd_scope *s = sd_scope_open();
+    struct sd_draw_picture *pictures = sd_alloc_array(s, (size_t)count, sizeof *pictures);
+    struct sd_start_picture *starts = sd_alloc_array(s, (size_t)count, sizeof *starts);
+    float *latents = r->latents + (save_latents ? (size_t)at * r->start.numel : 0);
+    struct progress p = { at, count, r->pictures };
+
+    for (int i = 0; i < count; i++) {
+        struct job *job = &r->jobs[(at + i) / num_images];
+        float *start = sd_alloc_array(s, r->start.numel, sizeof *start);
+
+        encode_text(r, job->prompt, job->text);
+        encode_text(r, job->negative, job->negative_text);
+        sd_start_picture(&starts[i], &r->start, at + i, start);
+        pictures[i] = (struct sd_draw_picture){ .prompt = &job->text->states,
+                                                .negative = job->negative_text ? &job->negative_text->states : NULL,
+                                                .start = start, .fresh = sd_start_fresh, .user = &starts[i],
+                                                .latents = latents + (size_t)i * r->start.numel };
+    }
+    if (sd_draw_pictures(r->draw, pictures, count, show_progress, &p) < 0)
+        sd_die(model_name, "%s", sd_reason());
+    for (int i = 0; i < count && (r->records || output || output_dir || sheet || preview); i++) {
+        struct sd_image *image = sd_draw_decode(r->draw, s, pictures[i].latents);
+
+        if (!image)
+            sd_die(model_name, "picture %lld: %s", (long long)(at + i), sd_reason());
+        publish(r, s, at + i, image);
+    }
+    sd_scope_close(s);
 }
 
 static void
 draw_all(struct run *r)
 {
-    struct progress p = { .all = r->pictures };
-
-    for (int64_t at = 0; at < r->pictures; at += p.count) {
-        struct sd_scope *s = sd_scope_open();
-        struct sd_draw_picture *batch = sd_alloc_array(s, (size_t)batch_size, sizeof *batch);
-        struct fresh *fresh = sd_alloc_array(s, (size_t)batch_size, sizeof *fresh);
-
-        p.first = at;
-        for (p.count = 0; p.count < batch_size && at + p.count < r->pictures; p.count++) {
-            struct job *job = &r->jobs[(at + p.count) / num_images];
-            float *start = sd_alloc_array(s, r->numel, sizeof *start);
-
-            if (!same_length(job, &r->jobs[at / num_images]))
-                break;
-            fresh[p.count] = (struct fresh){ .run = r, .picture = at + p.count };
-            start_of(r, &fresh[p.count], s, start);
-            batch[p.count] = (struct sd_draw_picture){ .prompt = &job->states,
-                                                       .negative = guidance_scale > 1 ? &job->negative_states : NULL,
-                                                       .start = start, .fresh = draw_fresh, .user = &fresh[p.count],
-                                                       .latents = r->latents + (size_t)(at + p.count) * r->numel };
-        }
-        if (sd_draw_pictures(r->draw, batch, (int)p.count, show_progress, &p) < 0)
-            sd_die(model_name, "%s", sd_reason());
-        sd_scope_close(s);
-        if (at == 0)
-            warn_unused_adapters(r);
-    }
-    for (int64_t i = 0; i < r->pictures; i++)
-        if (!(r->image[i] = sd_draw_decode(r->draw, r->scope, r->latents + (size_t)i * r->numel)))
-            sd_die(model_name, "picture %lld: %s", (long long)i, sd_reason());
-    if (sd_verbosity >= 0 && isatty(STDERR_FILENO))
-        fputc('\n', stderr);
-}
-
-/* -- publishing ----------------------------------------------------------------------------------------------------- */
-
-static const char *
-a1111_sampler(void)
-{
-    static const char *const names[][2] = { { "ddim", "DDIM" }, { "euler", "Euler" }, { "euler_a", "Euler a" },
-                                            { "dpmpp_2m", "DPM++ 2M" }, { "dpmpp_2m_karras", "DPM++ 2M Karras" },
-                                            { "unipc", "UniPC" }, { "pndm", "PLMS" } };
-
-    for (size_t i = 0; i < sizeof names / sizeof *names; i++)
-        if (strcmp(names[i][0], sampler_name) == 0)
-            return names[i][1];
-    return sampler_name;
-}
-
-/* A1111's text: what image viewers and web interfaces read back. */
-static const char *
-parameters(struct run *r, int64_t i)
-{
-    const struct job *job = &r->jobs[i / num_images];
-    char *text = sd_sprintf(r->scope, "%s\n", job->prompt);
-
-    if (guidance_scale > 1)
-        text = sd_sprintf(r->scope, "%sNegative prompt: %s\n", text, job->negative);
-    text = sd_sprintf(r->scope, "%sSteps: %lld, Sampler: %s, CFG scale: %g, Seed: %lld, Size: %lldx%lld", text, (long long)steps,
-                      a1111_sampler(), guidance_scale, (long long)(sd_shared.seed + i), (long long)width, (long long)height);
-    if (clip_skip)
-        text = sd_sprintf(r->scope, "%s, Clip skip: %lld", text, (long long)clip_skip + 1);
+    r->latents = sd_alloc_array(r->scope, (size_t)(save_latents || r->pictures < batch_size ? r->pictures : batch_size) * r->start.numel,
+                                sizeof *r->latents);
     if (init_image)
-        text = sd_sprintf(r->scope, "%s, Denoising strength: %g", text, strength);
-    if (guidance_rescale > 0)
-        text = sd_sprintf(r->scope, "%s, CFG Rescale: %g", text, guidance_rescale);
-    return sd_sprintf(r->scope, "%s, Version: sd-tools %s", text, SD_VERSION);
-}
+        r->start.posterior = encode_init_image(r);
+    if (r->records)
+        sd_writer_begin("pictures");
+    for (int64_t at = 0; at < r->pictures; ) {
+        int count = batch_at(r, at).count;
 
-static bool
-ends_with(const char *text, const char *end)
-{
-    size_t n = strlen(text), m = strlen(end);
-
-    return n >= m && strcasecmp(text + n - m, end) == 0;
-}
-
-static void
-save_picture(const char *path, const struct sd_image *image, const char *text)
-{
-    const char *const texts[] = { "parameters", text, NULL };
-    bool jpeg = ends_with(path, ".jpg") || ends_with(path, ".jpeg");
-
-    if ((jpeg ? sd_image_save_jpeg(path, image, 95, text) : sd_image_save_png(path, image, text ? texts : NULL)) < 0)
-        sd_die(path, "%s", sd_reason());
-}
-
-static struct sd_image *
-for_sheet(struct run *r, struct sd_image *image)
-{
-    return sheet_scale == 1 ? image : sd_image_resize(r->scope, image, image->width * (int)sheet_scale,
-                                                      image->height * (int)sheet_scale, SD_FILTER_BOX, NULL, NULL);
-}
-
-static void
-save_sheet(struct run *r)
-{
-    size_t others = sheet_with.count, count = others + (size_t)r->pictures;
-    struct sd_image **images = sd_alloc_array(r->scope, count, sizeof *images);
-    const char **labels = sd_alloc_array(r->scope, count, sizeof *labels);
-    int columns = sheet_columns ? (int)sheet_columns : num_images > 1 ? (int)num_images : count < 4 ? (int)count : 4;
-
-    for (size_t i = 0; i < others; i++) {
-        const char *slash = strrchr(sheet_with.item[i], '/');
-
-        if (!(images[i] = sd_image_load(r->scope, sheet_with.item[i])))
-            sd_die(sheet_with.item[i], "%s", sd_reason());
-        images[i] = for_sheet(r, images[i]);
-        labels[i] = slash ? slash + 1 : sheet_with.item[i];
+        draw_batch(r, at, count);
+        at += count;
     }
-    for (int64_t i = 0; i < r->pictures; i++) {
-        images[others + (size_t)i] = for_sheet(r, r->image[i]);
-        labels[others + (size_t)i] = r->jobs[i / num_images].prompt;
-    }
-    save_picture(sheet, sd_image_sheet(r->scope, images, (int)count, columns, labels), NULL);
-}
-
-static void
-write_records(struct run *r)
-{
-    sd_writer_begin("pictures");
-    for (int64_t i = 0; i < r->pictures; i++) {
-        struct sd_record *record = sd_record_new(r->scope);
-        struct sd_record_tensor pixels = { "U8", 3, { r->image[i]->height, r->image[i]->width, 3 }, r->image[i]->data,
-                                           (size_t)r->image[i]->height * (size_t)r->image[i]->width * 3 };
-        char id[SD_SHA256_HEX];
-        int64_t seed = sd_shared.seed + i;
-
-        sd_sha256_of(pixels.data, pixels.bytes, id);
-        sd_record_set_text(record, "id", id);
-        sd_record_set_text(record, "prompt", r->jobs[i / num_images].prompt);
-        sd_record_set_text(record, "parameters", parameters(r, i));
-        sd_record_set_ints(record, "seed", &seed, 1);
-        if (output_dir)
-            sd_record_set_text(record, "picture", sd_sprintf(r->scope, "%05lld.png", (long long)i));
-        sd_record_set_tensor(record, "pixel_values", &pixels);
-        sd_record_write(record);
-    }
-    sd_writer_end();
-}
-
-static void
-publish(struct run *r)
-{
     if (save_latents) {
         struct sd_safetensors_writer *w = sd_safetensors_writer_new(r->scope);
 
-        sd_safetensors_add(w, "latents", SD_F32, 4, (int64_t[]){ r->pictures, r->model->vae_config.latent_channels, r->h, r->w },
-                           r->latents);
+        sd_safetensors_add(w, "latents", SD_F32, 4, (int64_t[]){ r->pictures, r->channels, r->h, r->w }, r->latents);
         if (sd_safetensors_save(w, save_latents) < 0)
             sd_die(save_latents, "%s", sd_reason());
     }
-    if (output && strcmp(output, "-") != 0)
-        save_picture(output, r->image[0], parameters(r, 0));
-    for (int64_t i = 0; output_dir && i < r->pictures; i++)
-        save_picture(sd_sprintf(r->scope, "%s/%05lld.png", output_dir, (long long)i), r->image[i], parameters(r, i));
-    if (sheet)
-        save_sheet(r);
-    if (sd_shared.json_lines || (output && strcmp(output, "-") == 0))
-        write_records(r);
-    for (int64_t i = 0; preview && i < r->pictures; i++)
-        if (sd_preview(r->image[i]) < 0)
-            sd_warn("--preview", "%s", sd_reason());
-}
-
-/* -- before anything is loaded -------------------------------------------------------------------------------------- */
-
-static void
-check_outputs(struct run *r)
-{
-    if (!output && !output_dir && !sheet && !save_latents && !preview && !sd_shared.json_lines && !sd_shared.plan)
-        sd_usage(NULL, "nothing to do with the pictures: give --output, --output-dir, --sheet, --save-latents, --preview or -j");
-    if (output && strcmp(output, "-") != 0) {
-        if (r->pictures > 1)
-            sd_usage("--output", "%lld pictures need --output-dir", (long long)r->pictures);
-        if (!ends_with(output, ".png") && !ends_with(output, ".jpg") && !ends_with(output, ".jpeg"))
-            sd_usage("--output", "%s: expected .png or .jpg", output);
-        sd_output_refuse(output, sd_shared.overwrite);
-    }
-    if (!sheet && (sheet_with.count || sheet_columns || sheet_scale > 1))
-        sd_usage("--sheet", "the other --sheet options have no effect without it");
-    if (sheet && !ends_with(sheet, ".png") && !ends_with(sheet, ".jpg"))
-        sd_usage("--sheet", "%s: expected .png or .jpg", sheet);
-    if (sheet)
-        sd_output_refuse(sheet, sd_shared.overwrite);
-    if (save_latents)
-        sd_output_refuse(save_latents, sd_shared.overwrite);
-    for (int64_t i = 0; output_dir && i < r->pictures; i++)
-        sd_output_refuse(sd_sprintf(r->scope, "%s/%05lld.png", output_dir, (long long)i), sd_shared.overwrite);
-    if (output_dir && !sd_shared.plan && sd_make_folders(output_dir) < 0)
-        sd_die(output_dir, "%s", sd_reason());
-}
-
-static void
-load(struct run *r)
-{
-    struct sd_model_options o = { .vae = vae };
-    struct sd_draw_model m;
-    struct sd_draw_options draw = { .syntax = strcmp(syntax, "plain") == 0 ? SD_PROMPT_PLAIN : SD_PROMPT_A1111,
-                                    .guidance_scale = guidance_scale, .guidance_rescale = guidance_rescale,
-                                    .clip_skip = (int)clip_skip, .memory = sd_shared.memory };
-    json_t *scheduler;
-    int factor;
-
-    if (!(r->model = sd_model_open(r->scope, model_name, &o)))
-        sd_die(model_name, "%s", sd_reason());
-    if (!(r->tokenizer = sd_model_tokenizer(r->model, tokenizer)))
-        sd_die(tokenizer ? tokenizer : model_name, "%s", sd_reason());
-    factor = sd_vae_factor(&r->model->vae_config);
-    if (!width)
-        width = (int64_t)r->model->unet_config.sample_width * factor;
-    if (!height)
-        height = (int64_t)r->model->unet_config.sample_height * factor;
-    if (!width || !height)
-        sd_usage("--width", "the model does not say its size: give --width and --height");
-    if (clip_skip > r->model->text_config.num_hidden_layers)
-        sd_usage("--clip-skip", "%lld, the text encoder has %d layers", (long long)clip_skip, r->model->text_config.num_hidden_layers);
-    scheduler = json_deep_copy(r->model->scheduler);
-    sd_on_close(r->scope, (void (*)(void *))json_decref, scheduler);
-    if (*spacing)
-        json_object_set_new(scheduler, "timestep_spacing", json_string(spacing));
-    if (!(r->sampler = sd_sampler_new(r->scope, scheduler, sampler_name, (int)steps, init_image ? &strength : NULL)))
-        sd_die(sampler_name, "%s", sd_reason());
-    load_embeddings(r);
-    for (size_t i = 0; i < loras.count; i++) {
-        double scale;
-        const char *path = split_scale(r->scope, "--lora", loras.item[i], &scale);
-
-        add_lora(r, path, scale, scale);
-    }
-    prompt_networks(r);
-    r->h = height / factor;
-    r->w = width / factor;
-    r->numel = (size_t)(r->model->vae_config.latent_channels * r->h * r->w);
-    m = (struct sd_draw_model){ r->model, r->tokenizer, r->adapters, r->rows };
-    draw.width = width;
-    draw.height = height;
-    draw.sampler = r->sampler;
-    if (!(r->draw = sd_draw_new(r->scope, &m, &draw)))
-        sd_die(model_name, "%s", sd_reason());
-    load_noise(r);
-    if (init_image) {
-        if (!(r->init_picture = sd_image_load(r->scope, init_image)))
-            sd_die(init_image, "%s", sd_reason());
-        if (r->init_picture->width != width || r->init_picture->height != height)
-            r->init_picture = sd_image_resize(r->scope, r->init_picture, (int)width, (int)height, SD_FILTER_LANCZOS, NULL, NULL);
-    }
-}
-
-static int
-print_plan(struct run *r)
-{
-    int count = (int)(r->pictures < batch_size ? r->pictures : batch_size), chunks = 1;
-    struct sd_draw_plan p;
-    size_t weights = 0, peak;
-
-    for (size_t i = 0; i < r->count; i++) {
-        struct sd_prompt prompt;
-
-        if (sd_prompt_encode(r->tokenizer, r->scope, strcmp(syntax, "plain") == 0 ? SD_PROMPT_PLAIN : SD_PROMPT_A1111,
-                             r->jobs[i].text, &prompt) < 0)
-            sd_die(r->jobs[i].prompt, "%s", sd_reason());
-        chunks = prompt.chunks > chunks ? prompt.chunks : chunks;
-    }
-    if (sd_draw_plan(r->draw, count, chunks, r->init_picture != NULL, &p) < 0)
-        sd_die(model_name, "%s", sd_reason());
-    if (sd_model_unet(r->model))
-        weights += sizeof(float) * (size_t)sd_weights_elements(sd_model_unet(r->model)->weights);
-    weights += sizeof(float) * (size_t)(sd_weights_elements(sd_model_text_encoder(r->model)->weights)
-                                        + sd_weights_elements(sd_model_vae(r->model)->weights));
-    peak = sd_param_bytes_reserved() + p.arena_bytes + (size_t)r->pictures * (r->numel * sizeof(float) + (size_t)(width * height * 3));
-    printf("{\"peak_bytes\": %zu, \"weights_bytes\": %zu, \"packed_bytes\": %zu, \"activations_bytes\": %zu, \"arena_bytes\": %zu, "
-           "\"flops\": %.0f, \"decode_flops\": %.0f, \"text_flops\": %.0f, \"model_calls\": %d, \"pictures\": %lld}\n", peak, weights,
-           sd_param_bytes_reserved(), p.activations_bytes, p.arena_bytes, p.step_flops, p.decode_flops, p.text_flops,
-           r->sampler->calls, (long long)r->pictures);
-    return SD_OK;
+    sd_gallery_close(&r->gallery);
+    if (r->records)
+        sd_writer_end();
 }
 
 int
@@ -688,23 +543,16 @@ main(int argc, char **argv)
 
     sd_options(&argc, &argv, options, SD_OPT_RECORDS | SD_OPT_COMPUTE | SD_OPT_SEED | SD_OPT_OVERWRITE,
                "--model MODEL [--prompt TEXT] [file ...]", "draws pictures from prompts");
-    if (!model_name)
-        sd_usage("--model", "which model? a diffusers directory, a checkpoint file, or org/name");
-    if (init_image && strength == 0)
-        sd_usage("--strength", "0 draws nothing");
-    status = collect_prompts(&r, argc, argv);
-    if (!r.count)
-        sd_usage(NULL, "no prompt: give --prompt or a file of prompts");
-    r.pictures = (int64_t)r.count * num_images;
+    check_options();
+    status = collect_jobs(&r, argc, argv);
     check_outputs(&r);
     load(&r);
+    sd_gallery_open(&r.gallery, r.scope, width, height);
+    plan_all(&r);
     if (sd_shared.plan)
         return sd_finish(print_plan(&r));
-    r.latents = sd_alloc_array(r.scope, (size_t)r.pictures * r.numel, sizeof *r.latents);
-    r.image = sd_alloc_array(r.scope, (size_t)r.pictures, sizeof *r.image);
-    encode_texts(&r);
+    check_memory(&r);
     draw_all(&r);
-    publish(&r);
     sd_scope_close(r.scope);
     return sd_finish(status);
 }

@@ -1,28 +1,8 @@
-/* draw - prompts to pictures. */
-#include "draw.h"
+/* draw - prompts to pictures: networks planned, text states, the denoising loop.  Pixels are in draw_pixels.c. */
+#include "draw_private.h"
 
 #include <math.h>
 #include <string.h>
-
-/* A planned network with one or more inputs and one output. */
-struct net {
-    enum { TEXT, UNET, DECODE, ENCODE } kind;
-    int64_t batch, chunks;
-    struct sd_graph *graph;
-    struct sd_plan *plan;
-    struct sd_tensor *in[3], *out;
-    bool bound;
-    struct net *next;
-};
-
-struct sd_draw {
-    struct sd_scope *scope;
-    struct sd_draw_model m;
-    struct sd_draw_options o;
-    int64_t h, w, channels, length, state_width;
-    struct sd_arena *arena;
-    struct net *nets;
-};
 
 static void
 close_draw(void *argument)
@@ -105,16 +85,16 @@ describe(struct sd_draw *d, struct net *n)
         }
     }
     sd_keep(n->out);
-    return (n->plan = sd_plan_inference(g, d->o.memory)) ? 0 : -1;
+    return (n->plan = sd_plan_inference(g, 0)) ? 0 : -1;
 }
 
 static struct net *
-planned(struct sd_draw *d, int kind, int64_t batch, int64_t chunks)
+planned(struct sd_draw *d, enum net_kind kind, int64_t batch, int64_t chunks)
 {
     struct net *n;
 
     for (n = d->nets; n; n = n->next)
-        if ((int)n->kind == kind && n->batch == batch && n->chunks == chunks)
+        if (n->kind == kind && n->batch == batch && n->chunks == chunks)
             return n;
     n = sd_alloc(d->scope, sizeof *n);
     n->kind = kind;
@@ -129,8 +109,8 @@ planned(struct sd_draw *d, int kind, int64_t batch, int64_t chunks)
     return d->nets = n;
 }
 
-static struct net *
-ready(struct sd_draw *d, int kind, int64_t batch, int64_t chunks)
+struct net *
+draw_ready(struct sd_draw *d, enum net_kind kind, int64_t batch, int64_t chunks)
 {
     struct net *n = planned(d, kind, batch, chunks);
 
@@ -139,6 +119,69 @@ ready(struct sd_draw *d, int kind, int64_t batch, int64_t chunks)
         n->bound = true;
     }
     return n;
+}
+
+int
+draw_not_finite(struct net *n)
+{
+    const char *module = sd_run_scan(n->plan);
+
+    return sd_fail("%s: its result is not finite", module ? module : n->out->name);
+}
+
+bool
+draw_finite(const float *x, size_t n)
+{
+    for (size_t i = 0; i < n; i++)
+        if (!isfinite(x[i]))
+            return false;
+    return true;
+}
+
+int
+sd_draw_plan_text(struct sd_draw *d, int64_t chunks)
+{
+    return planned(d, TEXT, chunks, 1) ? 0 : -1;
+}
+
+int
+sd_draw_plan_encode(struct sd_draw *d)
+{
+    return planned(d, ENCODE, 1, 1) ? 0 : -1;
+}
+
+int
+sd_draw_plan_batch(struct sd_draw *d, const struct sd_draw_batch *b)
+{
+    bool guided = d->o.guidance_scale > 1, together = guided && b->chunks == b->negative_chunks;
+    struct net *nets[2] = { planned(d, UNET, together ? 2 * b->count : b->count, b->chunks), NULL };
+    double flops = 0;
+
+    if (!nets[0] || (guided && !together && !(nets[1] = planned(d, UNET, b->count, b->negative_chunks)))
+        || !planned(d, DECODE, 1, 1))
+        return -1;
+    for (int i = 0; i < 2; i++)
+        flops += nets[i] ? sd_plan_report(nets[i]->plan).flops : 0;
+    d->step_flops = flops > d->step_flops ? flops : d->step_flops;
+    return 0;
+}
+
+struct sd_draw_report
+sd_draw_report(const struct sd_draw *d)
+{
+    struct sd_draw_report sum = { .step_flops = d->step_flops };
+
+    for (const struct net *n = d->nets; n; n = n->next) {
+        struct sd_plan_report r = sd_plan_report(n->plan);
+
+        sum.arena_bytes = r.arena_bytes > sum.arena_bytes ? r.arena_bytes : sum.arena_bytes;
+        sum.activations_bytes = r.activations_bytes > sum.activations_bytes ? r.activations_bytes : sum.activations_bytes;
+        if (n->kind == TEXT && r.flops > sum.text_flops)
+            sum.text_flops = r.flops;
+        if (n->kind == DECODE)
+            sum.decode_flops = r.flops;
+    }
+    return sum;
 }
 
 /* -- text ----------------------------------------------------------------------------------------------------------- */
@@ -173,84 +216,77 @@ emphasise(struct sd_draw *d, const struct sd_prompt *p, float *states)
 }
 
 int
-sd_draw_text(struct sd_draw *d, struct sd_scope *s, const char *prompt, struct sd_draw_text *text)
+sd_draw_text(struct sd_draw *d, struct sd_scope *s, const struct sd_prompt *prompt, struct sd_draw_text *text)
 {
-    struct sd_prompt p;
-    struct net *n;
+    size_t numel = (size_t)(prompt->chunks * d->length * d->state_width);
+    float *states = sd_alloc_array(s, numel, sizeof *states);
+    struct net *n = draw_ready(d, TEXT, prompt->chunks, 1);
 
-    if (sd_prompt_encode(d->m.tokenizer, s, d->o.syntax, prompt, &p) < 0)
+    if (!n)
         return -1;
-    text->chunks = p.chunks;
-    text->cut = p.cut;
-    text->cut_text = p.cut_text;
-    text->states = sd_alloc_array(s, (size_t)(p.chunks * d->length * d->state_width), sizeof *text->states);
-    if (!(n = ready(d, TEXT, p.chunks, 1)))
-        return -1;
-    sd_feed(n->plan, n->in[0], p.input_ids);
+    sd_feed(n->plan, n->in[0], prompt->input_ids);
     sd_run(n->plan);
-    sd_fetch(n->plan, n->out, text->states);
-    if (p.weighted)
-        emphasise(d, &p, text->states);
+    sd_fetch(n->plan, n->out, states);
+    if (!draw_finite(states, numel)) {
+        sd_feed(n->plan, n->in[0], prompt->input_ids);
+        return draw_not_finite(n);
+    }
+    if (prompt->weighted)
+        emphasise(d, prompt, states);
+    *text = (struct sd_draw_text){ prompt->chunks, states };
     return 0;
 }
 
 /* -- the denoising loop --------------------------------------------------------------------------------------------- */
 
-static void
-to_nhwc(float *to, const float *from, int64_t channels, int64_t pixels)
-{
-    for (int64_t p = 0; p < pixels; p++)
-        for (int64_t c = 0; c < channels; c++)
-            to[p * channels + c] = from[c * pixels + p];
-}
-
-static void
-to_nchw(float *to, const float *from, int64_t channels, int64_t pixels)
-{
-    for (int64_t p = 0; p < pixels; p++)
-        for (int64_t c = 0; c < channels; c++)
-            to[c * pixels + p] = from[p * channels + c];
-}
-
 struct loop {
     struct sd_draw *d;
-    struct sd_scope *scope;
-    struct sd_draw_picture *pictures;
+    const struct sd_draw_picture *pictures;
     int count;
     size_t numel;               /* of one picture */
     bool guided, together;      /* both texts in one batch */
-    float *x, *scaled, *out, *uncond, *fresh;
+    float *x, *out, *uncond, *fresh, *nchw;
 };
 
-/* model_pred of all pictures under one of their two texts, or under both at once (negative first) */
-static int
-predict(struct loop *l, int call, int which, float *out)
-{
-    struct sd_draw *d = l->d;
-    const struct sd_sampler_step *step = &d->o.sampler->steps[call];
-    int halves = which == 2 ? 2 : 1, batch = l->count * halves;
-    const struct sd_draw_text *first = which == 0 ? l->pictures[0].negative : l->pictures[0].prompt;
-    struct net *n = ready(d, UNET, batch, first->chunks);
-    size_t states = (size_t)(first->chunks * d->length * d->state_width);
-    float *sample, *timesteps, *text;
+enum texts { NEGATIVE, POSITIVE, BOTH };        /* both: the negative ones first */
 
-    if (!n)
-        return -1;
-    sample = sd_data(n->plan, n->in[0]);
-    timesteps = sd_data(n->plan, n->in[1]);
-    text = sd_data(n->plan, n->in[2]);
-    for (int b = 0; b < batch; b++) {
+static void
+fill(struct loop *l, struct net *n, int call, enum texts which)
+{
+    const struct sd_sampler_step *step = &l->d->o.sampler->steps[call];
+    float *sample = sd_data(n->plan, n->in[0]), *timesteps = sd_data(n->plan, n->in[1]), *text = sd_data(n->plan, n->in[2]);
+    size_t states = (size_t)(n->chunks * l->d->length * l->d->state_width);
+
+    for (int b = 0; b < (int)n->batch; b++) {
         const struct sd_draw_picture *p = &l->pictures[b % l->count];
-        bool negative = which == 0 || (which == 2 && b < l->count);
+        bool negative = which == NEGATIVE || (which == BOTH && b < l->count);
 
         for (size_t i = 0; i < l->numel; i++)
             sample[(size_t)b * l->numel + i] = (float)step->input_scale * l->x[(size_t)(b % l->count) * l->numel + i];
         timesteps[b] = (float)step->timestep;
-        memcpy(text + (size_t)b * states, negative ? p->negative->states : p->prompt->states, states * sizeof *text);
+        memcpy(text + (size_t)b * states, (negative ? p->negative : p->prompt)->states, states * sizeof *text);
     }
+}
+
+/* model_pred of all pictures under one of their two texts, or under both at once */
+static int
+predict(struct loop *l, int call, enum texts which, float *out)
+{
+    struct sd_draw *d = l->d;
+    const struct sd_draw_text *first = which == NEGATIVE ? l->pictures[0].negative : l->pictures[0].prompt;
+    int batch = which == BOTH ? 2 * l->count : l->count;
+    struct net *n = draw_ready(d, UNET, batch, first->chunks);
+
+    if (!n)
+        return -1;
+    fill(l, n, call, which);
     sd_run(n->plan);
     sd_fetch(n->plan, n->out, out);
-    return 0;
+    if (draw_finite(out, (size_t)batch * l->numel))
+        return 0;
+    fill(l, n, call, which);    /* once more, looking at every module: the inputs may have been written over */
+    draw_not_finite(n);
+    return sd_fail_prefix("step %d of %d", call + 1, d->o.sampler->calls);
 }
 
 static int
@@ -262,34 +298,28 @@ denoise(struct loop *l, int call, struct sd_sampler_state *state)
     const float *cond = l->out;
 
     if (l->together) {
-        if (predict(l, call, 2, l->uncond) < 0)
+        if (predict(l, call, BOTH, l->uncond) < 0)
             return -1;
         cond = l->uncond + all;
-    } else if ((l->guided && predict(l, call, 0, l->uncond) < 0) || predict(l, call, 1, l->out) < 0)
+    } else if ((l->guided && predict(l, call, NEGATIVE, l->uncond) < 0) || predict(l, call, POSITIVE, l->out) < 0)
         return -1;
     sd_guidance(l->out, l->guided ? l->uncond : NULL, cond, (size_t)l->count, l->numel, d->o.guidance_scale,
                 d->o.guidance_rescale);
-    if (sampler->draws_noise) {
-        float *nchw = l->scaled;
-
-        for (int b = 0; b < l->count; b++) {
-            l->pictures[b].fresh(l->pictures[b].user, call, nchw);
-            to_nhwc(l->fresh + (size_t)b * l->numel, nchw, d->channels, d->h * d->w);
-        }
+    for (int b = 0; sampler->draws_noise && b < l->count; b++) {
+        l->pictures[b].fresh(l->pictures[b].user, call, l->nchw);
+        draw_to_nhwc(l->fresh + (size_t)b * l->numel, l->nchw, d->channels, d->h * d->w);
     }
     sd_sampler_apply(sampler, call, state, l->x, l->out, sampler->draws_noise ? l->fresh : NULL);
-    for (size_t i = 0; i < all; i++)
-        if (!isfinite(l->x[i]))
-            return sd_fail("latents are not finite after step %d", call + 1);
-    return 0;
+    return draw_finite(l->x, all) ? 0 : sd_fail("latents are not finite after step %d of %d", call + 1, sampler->calls);
 }
 
 int
-sd_draw_pictures(struct sd_draw *d, struct sd_draw_picture *pictures, int count, void (*progress)(void *, int, int), void *user)
+sd_draw_pictures(struct sd_draw *d, const struct sd_draw_picture *pictures, int count, void (*progress)(void *, int, int),
+                 void *user)
 {
     const struct sd_sampler *sampler = d->o.sampler;
     struct sd_scope *s = sd_scope_open();
-    struct loop l = { .d = d, .scope = s, .pictures = pictures, .count = count,
+    struct loop l = { .d = d, .pictures = pictures, .count = count,
                       .numel = (size_t)(d->h * d->w * d->channels), .guided = d->o.guidance_scale > 1 };
     size_t all = (size_t)count * l.numel;
     struct sd_sampler_state *state = sd_sampler_state_new(s, sampler, (size_t)count, l.numel);
@@ -297,103 +327,19 @@ sd_draw_pictures(struct sd_draw *d, struct sd_draw_picture *pictures, int count,
 
     l.together = l.guided && pictures[0].negative->chunks == pictures[0].prompt->chunks;
     l.x = sd_alloc_array(s, all, sizeof(float));
-    l.scaled = sd_alloc_array(s, all, sizeof(float));
+    l.nchw = sd_alloc_array(s, l.numel, sizeof(float));
     l.out = sd_alloc_array(s, all, sizeof(float));
     l.uncond = sd_alloc_array(s, 2 * all, sizeof(float));
     l.fresh = sd_alloc_array(s, all, sizeof(float));
     for (int b = 0; b < count; b++)
-        to_nhwc(l.x + (size_t)b * l.numel, pictures[b].start, d->channels, d->h * d->w);
+        draw_to_nhwc(l.x + (size_t)b * l.numel, pictures[b].start, d->channels, d->h * d->w);
     for (int call = 0; status == 0 && call < sampler->calls; call++) {
         status = denoise(&l, call, state);
         if (progress && status == 0)
             progress(user, call + 1, sampler->calls);
     }
     for (int b = 0; b < count; b++)
-        to_nchw(pictures[b].latents, l.x + (size_t)b * l.numel, d->channels, d->h * d->w);
+        draw_to_nchw(pictures[b].latents, l.x + (size_t)b * l.numel, d->channels, d->h * d->w);
     sd_scope_close(s);
     return status;
-}
-
-/* -- pixels --------------------------------------------------------------------------------------------------------- */
-
-struct sd_image *
-sd_draw_decode(struct sd_draw *d, struct sd_scope *s, const float *latents)
-{
-    struct net *n = ready(d, DECODE, 1, 1);
-    size_t numel = (size_t)(d->h * d->w * d->channels), pixels = (size_t)(d->o.width * d->o.height);
-    struct sd_image *image;
-    float *in;
-    const float *out;
-
-    if (!n)
-        return NULL;
-    in = sd_data(n->plan, n->in[0]);
-    to_nhwc(in, latents, d->channels, d->h * d->w);
-    for (size_t i = 0; i < numel; i++)
-        in[i] /= (float)d->m.model->vae_config.scaling_factor;
-    sd_run(n->plan);
-    out = sd_data(n->plan, n->out);
-    image = sd_image_new(s, (int)d->o.width, (int)d->o.height, 3);
-    for (size_t i = 0; i < pixels * 3; i++) {
-        float v = out[i] / 2 + 0.5f;
-
-        if (!isfinite(v))
-            return sd_fail_null("decoded pixels are not finite");
-        image->data[i] = (uint8_t)lrintf((v < 0 ? 0 : v > 1 ? 1 : v) * 255);
-    }
-    return image;
-}
-
-int
-sd_draw_encode(struct sd_draw *d, const struct sd_image *image, const float *noise, float *latents)
-{
-    struct net *n = ready(d, ENCODE, 1, 1);
-    int64_t pixels = d->h * d->w;
-    const float *moments;
-    float *in;
-
-    if (!n)
-        return -1;
-    if (image->width != d->o.width || image->height != d->o.height)
-        return sd_fail("picture of %dx%d, expected %lldx%lld", image->width, image->height, (long long)d->o.width,
-                       (long long)d->o.height);
-    in = sd_data(n->plan, n->in[0]);
-    for (size_t i = 0; i < n->in[0]->numel; i++)
-        in[i] = 2 * ((float)image->data[i] / 255.0f) - 1;       /* as diffusers rounds it */
-    sd_run(n->plan);
-    moments = sd_data(n->plan, n->out);
-    for (int64_t p = 0; p < pixels; p++)
-        for (int64_t c = 0; c < d->channels; c++) {
-            float logvar = moments[p * 2 * d->channels + d->channels + c];
-
-            logvar = logvar < -30 ? -30 : logvar > 20 ? 20 : logvar;
-            latents[c * pixels + p] = (moments[p * 2 * d->channels + c] + expf(0.5f * logvar) * noise[c * pixels + p])
-                                      * (float)d->m.model->vae_config.scaling_factor;
-        }
-    return 0;
-}
-
-int
-sd_draw_plan(struct sd_draw *d, int count, int chunks, bool encode, struct sd_draw_plan *p)
-{
-    struct net *nets[4] = { planned(d, TEXT, chunks, 1),
-                            planned(d, UNET, d->o.guidance_scale > 1 ? 2 * count : count, chunks),
-                            planned(d, DECODE, 1, 1), encode ? planned(d, ENCODE, 1, 1) : NULL };
-
-    memset(p, 0, sizeof *p);
-    if (!nets[0] || !nets[1] || !nets[2] || (encode && !nets[3]))
-        return -1;
-    for (int i = 0; i < 4; i++) {
-        struct sd_plan_report r;
-
-        if (!nets[i])
-            continue;
-        r = sd_plan_report(nets[i]->plan);
-        if (r.arena_bytes > p->arena_bytes)
-            p->arena_bytes = r.arena_bytes;
-        if (r.activations_bytes > p->activations_bytes)
-            p->activations_bytes = r.activations_bytes;
-        *(i == 0 ? &p->text_flops : i == 1 ? &p->step_flops : &p->decode_flops) += r.flops;
-    }
-    return 0;
 }

@@ -19,25 +19,37 @@ struct sd_draw_model {
 
 struct sd_draw_options {
     int64_t width, height;                      /* pixels */
-    enum sd_prompt_syntax syntax;
     const struct sd_sampler *sampler;
-    double guidance_scale, guidance_rescale;
+    double guidance_scale, guidance_rescale;    /* guidance_scale at most 1: no negative prompt */
     int clip_skip;
-    int64_t memory;                             /* bytes for activations; 0: no limit */
 };
 
 struct sd_draw;
 /* NULL with sd_fail: sizes that the VAE's factor does not divide, components that do not fit. */
 struct sd_draw *sd_draw_new(struct sd_scope *s, const struct sd_draw_model *m, const struct sd_draw_options *o);
 
-/* Text states of a prompt: [chunks * length, width], weights applied (A1111's emphasis "Original"). */
+/* sd_draw_plan - plan what is to be run, before anything is: the text encoder for prompts of so many chunks, the UNet for
+ * batches of `count` pictures with prompts and negative prompts of so many chunks, the decoder (count > 0), the encoder.
+ * -1 with sd_fail: a component is missing, or does not fit.  sd_draw_report - what all that was planned takes. */
+struct sd_draw_batch {
+    int count;
+    int64_t chunks, negative_chunks;
+};
+struct sd_draw_report {
+    size_t arena_bytes, activations_bytes;      /* of the largest */
+    double text_flops, step_flops, decode_flops;
+};
+int sd_draw_plan_text(struct sd_draw *d, int64_t chunks);
+int sd_draw_plan_batch(struct sd_draw *d, const struct sd_draw_batch *b);
+int sd_draw_plan_encode(struct sd_draw *d);
+struct sd_draw_report sd_draw_report(const struct sd_draw *d);
+
+/* sd_draw_text - states [chunks * length, width] of a prompt in scope s, weights applied (A1111's emphasis "Original"). */
 struct sd_draw_text {
     int64_t chunks;
-    float *states;
-    size_t cut;
-    const char *cut_text;
+    const float *states;
 };
-int sd_draw_text(struct sd_draw *d, struct sd_scope *s, const char *prompt, struct sd_draw_text *text);
+int sd_draw_text(struct sd_draw *d, struct sd_scope *s, const struct sd_prompt *prompt, struct sd_draw_text *text);
 
 /* Latents are NCHW at this border, as files have them: [4, h, w] a picture. */
 struct sd_draw_picture {
@@ -48,20 +60,21 @@ struct sd_draw_picture {
     void *user;
     float *latents;                             /* out */
 };
-/* sd_draw_pictures - `count` pictures in one batch; all texts have the same number of chunks.  -1 with sd_fail: not finite.
+/* sd_draw_pictures - `count` pictures in one batch; all prompts have the same number of chunks, all negative ones too (the
+ * two may differ: they are then run one after the other).  -1 with sd_fail that names the module that is not finite.
  * progress (or NULL) is called after each model call. */
-int sd_draw_pictures(struct sd_draw *d, struct sd_draw_picture *pictures, int count,
+int sd_draw_pictures(struct sd_draw *d, const struct sd_draw_picture *pictures, int count,
                      void (*progress)(void *user, int call, int calls), void *user);
 
-/* sd_draw_decode - latents to an RGB picture in scope s.  sd_draw_encode - a picture to scaled latents: mean + std * noise. */
+/* sd_draw_decode - latents to an RGB picture in scope s. */
 struct sd_image *sd_draw_decode(struct sd_draw *d, struct sd_scope *s, const float *latents);
-int sd_draw_encode(struct sd_draw *d, const struct sd_image *image, const float *noise, float *latents);
 
-/* sd_draw_plan - plan everything for batches of `count` without running; sizes for --plan. */
-struct sd_draw_plan {
-    size_t arena_bytes, activations_bytes;
-    double step_flops, decode_flops, text_flops;
+/* sd_draw_encode - the posterior of a picture of the size drawn: mean and deviation [4, h, w], in scope s.
+ * sd_draw_sample - a sample of it, scaled: latents = (mean + deviation * noise) * scaling_factor. */
+struct sd_draw_posterior {
+    float *mean, *deviation;
 };
-int sd_draw_plan(struct sd_draw *d, int count, int chunks, bool encode, struct sd_draw_plan *p);
+int sd_draw_encode(struct sd_draw *d, struct sd_scope *s, const struct sd_image *image, struct sd_draw_posterior *p);
+void sd_draw_sample(const struct sd_draw *d, const struct sd_draw_posterior *p, const float *noise, float *latents);
 
 #endif

@@ -1,0 +1,41 @@
+/* draw_private.h - what draw.c and draw_pixels.c share. */
+#ifndef SD_DRAW_PRIVATE_H
+#define SD_DRAW_PRIVATE_H
+
+#include "draw.h"
+
+enum net_kind { TEXT, UNET, DECODE, ENCODE };
+
+/* A planned network with one or more inputs and one output. */
+struct net {
+    enum net_kind kind;
+    int64_t batch, chunks;
+    struct sd_graph *graph;
+    struct sd_plan *plan;
+    struct sd_tensor *in[3], *out;
+    bool bound;
+    struct net *next;
+};
+
+struct sd_draw {
+    struct sd_scope *scope;
+    struct sd_draw_model m;
+    struct sd_draw_options o;
+    int64_t h, w, channels, length, state_width;
+    struct sd_arena *arena;
+    struct net *nets;
+    double step_flops;
+};
+
+/* draw_ready - planned (now, or before) and bound.  NULL with sd_fail. */
+struct net *draw_ready(struct sd_draw *d, enum net_kind kind, int64_t batch, int64_t chunks);
+
+/* draw_not_finite - run it again, its inputs filled anew, and fail with the name of the first module that is not finite. */
+int draw_not_finite(struct net *n);
+bool draw_finite(const float *x, size_t n);
+
+/* Latents of one picture: [channels, pixels] of files, [pixels, channels] in memory. */
+void draw_to_nhwc(float *to, const float *from, int64_t channels, int64_t pixels);
+void draw_to_nchw(float *to, const float *from, int64_t channels, int64_t pixels);
+
+#endif

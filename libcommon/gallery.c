@@ -1,0 +1,181 @@
+/* gallery - pictures in files and on sheets. */
+#include "gallery.h"
+
+#include "file.h"
+
+#include <string.h>
+#include <unistd.h>
+
+static bool
+ends_with(const char *text, const char *end)
+{
+    size_t n = strlen(text), m = strlen(end);
+
+    return n > m && strcasecmp(text + n - m, end) == 0;
+}
+
+/* PNG "parameters", or EXIF's UserComment */
+static void
+save(const char *path, const struct sd_image *image, const char *settings)
+{
+    const char *const texts[] = { "parameters", settings, NULL };
+    bool png = ends_with(path, ".png");
+
+    if ((png ? sd_image_save_png(path, image, settings ? texts : NULL) : sd_image_save_jpeg(path, image, 95, settings)) < 0)
+        sd_die(path, "%s", sd_reason());
+}
+
+/* -- before ---------------------------------------------------------------------------------------------------------- */
+
+static void
+check_folder(const char *path, const char *folder)
+{
+    if (sd_shared.plan || access(folder, W_OK | X_OK) == 0)
+        return;
+    sd_fail_errno("cannot be written");
+    sd_die(path, "%s", sd_reason());
+}
+
+void
+sd_gallery_check_file(const char *path)
+{
+    const char *slash = strrchr(path, '/');
+
+    sd_output_refuse(path, sd_shared.overwrite);
+    check_folder(path, !slash ? "." : slash == path ? "/" : sd_strndup(NULL, path, (size_t)(slash - path)));
+}
+
+static void
+check_picture(const char *option, const char *path)
+{
+    if (!ends_with(path, ".png") && !ends_with(path, ".jpg") && !ends_with(path, ".jpeg"))
+        sd_usage(option, "%s: expected .png or .jpg", path);
+    sd_gallery_check_file(path);
+}
+
+void
+sd_gallery_check(const struct sd_gallery *g)
+{
+    if (g->output && g->count > 1)
+        sd_usage("--output", "%lld pictures need --output-dir", (long long)g->count);
+    if (!g->sheet && (g->sheet_with->count || g->columns || g->scale > 1))
+        sd_usage("--sheet", "the other --sheet options have no effect without it");
+    if (g->output && g->sheet && strcmp(g->output, g->sheet) == 0)
+        sd_usage(g->output, "named for two outputs");
+    if (g->output)
+        check_picture("--output", g->output);
+    if (g->sheet)
+        check_picture("--sheet", g->sheet);
+    for (int64_t i = 0; g->output_dir && i < g->count; i++) {
+        struct sd_scope *s = sd_scope_open();
+
+        sd_output_refuse(sd_sprintf(s, "%s/%s", g->output_dir, sd_gallery_name(s, i)), sd_shared.overwrite);
+        sd_scope_close(s);
+    }
+    if (!g->output_dir || sd_shared.plan)
+        return;
+    if (sd_make_folders(g->output_dir) < 0)
+        sd_die(g->output_dir, "%s", sd_reason());
+    check_folder(g->output_dir, g->output_dir);
+}
+
+/* -- the sheet ------------------------------------------------------------------------------------------------------- */
+
+struct sd_sheet {
+    struct sd_scope *scope;
+    size_t count;
+    struct sd_image **image;    /* [sheet_with + pictures] */
+    const char **label;
+};
+
+static void
+add_to_sheet(struct sd_gallery *g, const struct sd_image *image, const char *label)
+{
+    struct sd_sheet *sheet = g->on_sheet;
+
+    sheet->image[sheet->count] = sd_image_resize(sheet->scope, image, image->width * (int)g->scale, image->height * (int)g->scale,
+                                                 SD_FILTER_BOX, NULL, NULL);
+    sheet->label[sheet->count++] = sd_strdup(sheet->scope, label);
+}
+
+/* Known before the first picture is drawn, as far as the sizes are. */
+static void
+check_sheet(const struct sd_gallery *g, int64_t width, int64_t height)
+{
+    const struct sd_sheet *sheet = g->on_sheet;
+    int64_t count = (int64_t)sheet->count + g->count, columns = g->columns < count ? g->columns : count, gap = 32;
+    int64_t rows = (count + columns - 1) / columns, wide = width * g->scale, high = height * g->scale;
+
+    for (size_t i = 0; i < sheet->count; i++) {
+        wide = sheet->image[i]->width > wide ? sheet->image[i]->width : wide;
+        high = sheet->image[i]->height > high ? sheet->image[i]->height : high;
+    }
+    if (columns * (wide + gap) > SD_IMAGE_SIDE_MAX || rows * (high + gap) > SD_IMAGE_SIDE_MAX
+        || columns * (wide + gap) * rows * (high + gap) > SD_IMAGE_PIXELS_MAX)
+        sd_usage("--sheet", "%lld pictures of %lldx%lld are too many for one sheet", (long long)count, (long long)wide,
+                 (long long)high);
+}
+
+void
+sd_gallery_open(struct sd_gallery *g, struct sd_scope *s, int64_t width, int64_t height)
+{
+    size_t front = g->sheet_with->count, all = front + (size_t)g->count;
+    struct sd_sheet *sheet;
+
+    if (!g->sheet)
+        return;
+    sheet = g->on_sheet = sd_alloc(s, sizeof *sheet);
+    *sheet = (struct sd_sheet){ s, 0, sd_alloc_array(s, all, sizeof *sheet->image), sd_alloc_array(s, all, sizeof *sheet->label) };
+    for (size_t i = 0; i < front; i++) {
+        const char *path = g->sheet_with->item[i], *slash = strrchr(path, '/');
+        struct sd_image *image = sd_image_load(s, path);
+
+        if (!image)
+            sd_die(path, "%s", sd_reason());
+        if (image->width > SD_IMAGE_SIDE_MAX / g->scale || image->height > SD_IMAGE_SIDE_MAX / g->scale)
+            sd_usage("--sheet-scale", "%s: %dx%d is too large for it", path, image->width, image->height);
+        add_to_sheet(g, image, slash ? slash + 1 : path);
+    }
+    check_sheet(g, width, height);
+}
+
+/* -- pictures -------------------------------------------------------------------------------------------------------- */
+
+const char *
+sd_gallery_name(struct sd_scope *s, int64_t i)
+{
+    return sd_sprintf(s, "%05lld.png", (long long)i);
+}
+
+bool
+sd_gallery_wants_settings(const struct sd_gallery *g)
+{
+    return g->output || g->output_dir;
+}
+
+void
+sd_gallery_add(struct sd_gallery *g, int64_t i, const struct sd_image *image, const char *settings, const char *label)
+{
+    struct sd_scope *s = sd_scope_open();
+
+    if (g->output)
+        save(g->output, image, settings);
+    if (g->output_dir)
+        save(sd_sprintf(s, "%s/%s", g->output_dir, sd_gallery_name(s, i)), image, settings);
+    if (g->on_sheet)
+        add_to_sheet(g, image, label);
+    sd_scope_close(s);
+}
+
+void
+sd_gallery_close(struct sd_gallery *g)
+{
+    struct sd_sheet *sheet = g->on_sheet;
+    struct sd_image *all;
+
+    if (!sheet)
+        return;
+    if (!(all = sd_image_sheet(sheet->scope, sheet->image, (int)sheet->count, (int)g->columns, sheet->label)))
+        sd_die(g->sheet, "%s", sd_reason());
+    save(g->sheet, all, NULL);
+}
