@@ -441,6 +441,9 @@ set_from_json(struct entry *e, const char *subject, const json_t *value)
     } else if ((o->kind == SD_OPT_TEXT || o->kind == SD_OPT_CHOICE || o->kind == SD_OPT_SIZE)
                && json_is_string(value)) {
         set(e, subject, json_string_value(value));
+    } else if (o->kind == SD_OPT_LIST && json_is_string(value)) {
+        *(struct sd_list *)o->value = (struct sd_list){ 0, NULL };
+        append_list(o->value, json_string_value(value));
     } else if (o->kind == SD_OPT_LIST && json_is_array(value)) {
         *(struct sd_list *)o->value = (struct sd_list){ 0, NULL };
         for (size_t i = 0; i < json_array_size(value); i++) {
@@ -452,7 +455,7 @@ set_from_json(struct entry *e, const char *subject, const json_t *value)
         }
     } else {
         static const char *const kinds[] = { "", "true or false", "an integer", "a number", "a string",
-                                             "an array of strings", "a string", "a size such as \"8G\"" };
+                                             "a string or an array of strings", "a string", "a size such as \"8G\"" };
 
         sd_usage(subject, "expected %s, found %s", kinds[o->kind], sd_json_kind(value));
     }

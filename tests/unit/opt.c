@@ -99,6 +99,7 @@ static const struct { const char *words; int status; const char *expected;
     { "--config range.json", 2, "range.json: resolution: expected 64 to 4096, found 5" },
     { "--config choice.json", 2, "choice.json: sampler: expected ddim|euler|euler_a, found \"x\"" },
     { "--config list.json", 2, "list.json: prompt: expected an array of strings, found an integer in it" },
+    { "--config one.json", 0, "{\"prompt\":[\"alone\"]," SETTINGS REST },
     { "--config help.json", 2, "help.json: help: belongs on the command line" },
     { "--config twice.json", 2, "twice.json: line 1: duplicate object key near '\"seed\"'" },
 };
@@ -129,6 +130,7 @@ main(void)
     put("range.json", "{\"resolution\":5}");
     put("choice.json", "{\"sampler\":\"x\"}");
     put("list.json", "{\"prompt\":[5]}");
+    put("one.json", "{\"prompt\":\"alone\"}");
     put("help.json", "{\"help\":true}");
     put("twice.json", "{\"seed\":1,\"seed\":2}");
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
