@@ -494,7 +494,7 @@ sd_lora_merge(const struct sd_lora_layer *l, double strength, float *values)
     enum { PIECE = 512 };
     int64_t row = l->in * l->kh * l->kw;
 
-#pragma omp parallel for schedule(static)
+#pragma omp parallel for schedule(static) if (l->out * row * l->rank > 1 << 18)
     for (int64_t o = 0; o < l->out; o++)
         for (int64_t at = 0; at < row; at += PIECE) {
             int64_t n = row - at < PIECE ? row - at : PIECE;

@@ -339,7 +339,7 @@ inner(const struct sd_lora_layer *a, const struct sd_lora_layer *b)
     int64_t row = a->in * a->kh * a->kw;
     double sum = 0;
 
-#pragma omp parallel for schedule(static) reduction(+ : sum)
+#pragma omp parallel for schedule(static) reduction(+ : sum) if (a->rank * b->rank * (a->out + row) > 1 << 18)
     for (int64_t i = 0; i < a->rank; i++)
         for (int64_t j = 0; j < b->rank; j++) {
             double u = 0, d = 0;

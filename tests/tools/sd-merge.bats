@@ -30,6 +30,8 @@ dtypes() { header "$1" | jq -r 'del(.__metadata__) | [.[].dtype] | unique | join
         [ "$(keys "$from.peft/text_encoder/adapter_model.safetensors" | grep -cv '^base_model\.model\.encoder\.layers\.')" = 0 ]
         [ "$(jq -r .peft_type "$from.peft/unet/adapter_config.json")" = LORA ]
         [ "$(jq '.target_modules | length' "$from.peft/unet/adapter_config.json")" = 14 ]
+        [ "$(jq -c '[.r, (.rank_pattern | length), .rank_pattern["mid_block.attentions.0.proj_out"]]' \
+            "$from.peft/unet/adapter_config.json")" = '[2,3,3]' ]
         [ "$(keys "$from.comfy" | grep -cvE '^(diffusion_model\.(in|out)put_blocks|diffusion_model\.middle_block|lora_te_)')" = 0 ]
     done
     nothing_left
