@@ -57,7 +57,7 @@ $(eval $(call settings,train,'model=$(MODEL)' 'trigger=$(TRIGGER)' 'token=$(TOKE
 $(eval $(call settings,sample,'model=$(MODEL)' 'prompts=$(PROMPTS)' 'prompt=$(BASE_PROMPT)' 'options=$(SAMPLE)'))
 
 $(RUN)/cropped.sd: $(photos) $(RUN)/crop.json
-	sd-crop $(quiet) $(CROP) --report $(RUN)/crop-report.json $(PHOTOS) > $@.part
+	sd-crop $(quiet) $(CROP) --overwrite --report $(RUN)/crop-report.json $(PHOTOS) > $@.part
 	mv $@.part $@
 
 $(RUN)/captioned.sd: $(RUN)/cropped.sd $(RUN)/caption.json
