@@ -120,7 +120,9 @@ def sheet(pictures, file, columns=20):
     from PIL import Image
     pictures = list(pictures) + [np.full_like(pictures[0], 255)] * (-len(pictures) % columns)
     rows = [np.concatenate(pictures[i:i + columns], 1) for i in range(0, len(pictures), columns)]
-    Image.fromarray(np.concatenate(rows, 0)).save(file, optimize=True)
+    whole = Image.fromarray(np.concatenate(rows, 0))
+    whole.resize((whole.width * 3 // 4, whole.height * 3 // 4), Image.LANCZOS).quantize(
+        96, dither=Image.Dither.NONE).save(file, optimize=True)
 
 
 if __name__ == "__main__":

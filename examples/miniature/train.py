@@ -1,6 +1,6 @@
 """Makes the miniature: python train.py [--work DIR] STAGE...
 
-Stages, in this order: draw, vae, clip, latents, unet, judge, export. Each goes on where it was stopped
+Stages, in this order: draw, vae, decoder, clip, latents, unet, judge, export. Each goes on where it was stopped
 (a checkpoint every --save-every steps) and does nothing when it is finished. `random` saves the same
 configuration with random weights. Data, noise and order are functions of (seed, stage, step).
 """
@@ -23,8 +23,8 @@ from judge import Judge, HEADS, labels
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 COUNT = {"world": 60000, "thing": 20000, "test": 1200, "testthing": 400}
-STEPS = {"vae": 2500, "clip": 1000, "unet": 3400, "judge": 900}
-SEED = {"world": 1, "thing": 2, "test": 3, "testthing": 4, "vae": 11, "clip": 12, "unet": 13, "judge": 14}
+STEPS = {"vae": 2500, "decoder": 900, "clip": 1000, "unet": 3400, "judge": 1500}
+SEED = {"world": 1, "thing": 2, "test": 3, "testthing": 4, "vae": 11, "clip": 12, "unet": 13, "judge": 14, "decoder": 15}
 
 
 def path(name):
@@ -318,6 +318,41 @@ def latents():
     torch.save({"mean": mean, "std": std, "scale": round(1 / s, 5)}, path("latents.pt"))
 
 
+def decoder():
+    """The decoder alone, longer: the latents, and so all that is cached and learned from them, stay as they are."""
+    torch.manual_seed(SEED["decoder"])
+    m = load_vae()
+    net.plain_attention(m)
+    m.encoder.requires_grad_(False)
+    m.quant_conv.requires_grad_(False)
+    w, t = pictures("world"), pictures("thing")
+
+    def loss_of(step, f, g, rank):
+        i = torch.randint(len(w), (4,), generator=g).numpy()
+        j = torch.randint(len(t), (4,), generator=g).numpy()
+        x = tensor(np.concatenate([w[np.sort(i)], t[np.sort(j)]]))
+        with torch.autocast("cpu", torch.bfloat16):
+            with torch.no_grad():
+                q = m.encode(x).latent_dist
+                z = q.mean.float() + q.std.float() * torch.randn(q.mean.shape, generator=g)
+            y = m.decode(z).sample
+        y = y.float()
+        mse = F.mse_loss(y, x)
+        loss = mse + 0.5 * F.l1_loss(y, x) + 0.5 * sum(F.l1_loss(y.diff(dim=d), x.diff(dim=d)) for d in (2, 3))
+        return loss, mse.item()
+
+    loop("decoder", {"decoder": m.decoder, "post": m.post_quant_conv}, loss_of, 1e-3, decay_from=0.0, warmup=50,
+         weight_decay=0, muon=True)
+
+
+def load_vae():
+    m = net.make_vae()
+    finished("vae", {"vae": m})
+    if os.path.exists(path("decoder.pt")):
+        finished("decoder", {"decoder": m.decoder, "post": m.post_quant_conv})
+    return m
+
+
 # ---- clip ------------------------------------------------------------------------------------------------
 
 def clip_models():
@@ -426,10 +461,9 @@ def judge():
         loss = sum(F.cross_entropy(out[h], y[h][i], ignore_index=-1, reduction="sum") for h in HEADS) / 32
         return loss, loss.item()
 
-    loop("judge", {"judge": m}, loss_of, 2e-3, ema=0.99, decay_from=0.2)
+    loop("judge", {"judge": m}, loss_of, 2e-3, ema=0.99, decay_from=0.2, muon=True)
     x, t = tensor(pictures("test")), labels(described("test")["specs"])
-    v = net.make_vae()
-    finished("vae", {"vae": v})
+    v = load_vae()
     with torch.no_grad():
         r = torch.cat([v.decode(v.encode(b).latent_dist.mean).sample for b in x.split(50)])
         for name, p in (("drawn", x), ("decoded", r)):
@@ -445,7 +479,7 @@ def export(random=False, folder=None):
     v, u = net.make_vae(), net.make_unet()
     scale = 1.0
     if not random:
-        finished("vae", {"vae": v})
+        v = load_vae()
         finished("clip", {"text": text, "image": image})
         print("unet: step %d, %.0f s" % finished("unet", {"unet": u}))
         scale = torch.load(path("latents.pt"))["scale"]
@@ -478,6 +512,6 @@ if __name__ == "__main__":
             torch.manual_seed(0)
             export(random=True)
         else:
-            {"draw": draw, "vae": vae, "clip": clip, "latents": latents, "unet": unet, "judge": judge,
+            {"draw": draw, "vae": vae, "decoder": decoder, "clip": clip, "latents": latents, "unet": unet, "judge": judge,
              "export": export}[stage]()
         print(f"{stage}: {time.time() - t:.0f} s", flush=True)
