@@ -80,7 +80,7 @@ def pipeline(model):
 
 
 def truth(model, pipe):
-    """component -> module -> (down, up, scale); up and down as floats with few digits, so that folding is exact or nearly"""
+    """component -> module -> (down, up, scale)"""
     out, seed = {}, 0
     for part in ("unet", "text_encoder"):
         out[part] = {}
