@@ -11,7 +11,8 @@ For each tiny model of tests/data/models: MODEL.expected.safetensors holds, by m
 UNet pass with these changes in the weights, in double.  Every other file says the same in its own way.  Where diffusers or
 PEFT read a dialect they have read the file here and found these changes; where one of them writes it, its own writer did.
 
-Pinned: torch 2.15, diffusers 0.42.1, transformers 5.23.0, peft 0.21.2, safetensors 0.8.0.  Same versions, same bytes."""
+Pinned: torch 2.15, diffusers 0.42.1, transformers 5.23.0, peft 0.21.2, safetensors 0.8.0.  Same versions, same bytes,
+but for the order of pairs in the metadata."""
 import hashlib
 import json
 import logging
