@@ -21,16 +21,17 @@ save(const char *path, const struct sd_image *image, const char *settings)
     const char *const texts[] = { "parameters", settings, NULL };
     bool png = ends_with(path, ".png");
 
-    if ((png ? sd_image_save_png(path, image, settings ? texts : NULL) : sd_image_save_jpeg(path, image, 95, settings)) < 0)
+    if ((png ? sd_image_save_png(path, image, settings ? texts : NULL) : sd_image_save_jpeg(path, image, 95, settings))
+        < 0)
         sd_die(path, "%s", sd_reason());
 }
 
-/* -- before ---------------------------------------------------------------------------------------------------------- */
+/* -- before -------------------------------------------------------------------------------------------------------- */
 
 static void
 check_folder(const char *path, const char *folder)
 {
-    if (sd_shared.plan || access(folder, W_OK | X_OK) == 0)
+    if (sd_shared.plan || access(sd_sprintf(NULL, "%s/.", folder), W_OK | X_OK) == 0)
         return;
     sd_fail_errno("cannot be written");
     sd_die(path, "%s", sd_reason());
@@ -79,7 +80,7 @@ sd_gallery_check(const struct sd_gallery *g)
     check_folder(g->output_dir, g->output_dir);
 }
 
-/* -- the sheet ------------------------------------------------------------------------------------------------------- */
+/* -- the sheet ----------------------------------------------------------------------------------------------------- */
 
 struct sd_sheet {
     struct sd_scope *scope;
@@ -93,8 +94,8 @@ add_to_sheet(struct sd_gallery *g, const struct sd_image *image, const char *lab
 {
     struct sd_sheet *sheet = g->on_sheet;
 
-    sheet->image[sheet->count] = sd_image_resize(sheet->scope, image, image->width * (int)g->scale, image->height * (int)g->scale,
-                                                 SD_FILTER_BOX, NULL, NULL);
+    sheet->image[sheet->count] = sd_image_resize(sheet->scope, image, image->width * (int)g->scale,
+                                                 image->height * (int)g->scale, SD_FILTER_BOX, NULL, NULL);
     sheet->label[sheet->count++] = sd_strdup(sheet->scope, label);
 }
 
@@ -125,7 +126,8 @@ sd_gallery_open(struct sd_gallery *g, struct sd_scope *s, int64_t width, int64_t
     if (!g->sheet)
         return;
     sheet = g->on_sheet = sd_alloc(s, sizeof *sheet);
-    *sheet = (struct sd_sheet){ s, 0, sd_alloc_array(s, all, sizeof *sheet->image), sd_alloc_array(s, all, sizeof *sheet->label) };
+    *sheet = (struct sd_sheet){ s, 0, sd_alloc_array(s, all, sizeof *sheet->image),
+                                sd_alloc_array(s, all, sizeof *sheet->label) };
     for (size_t i = 0; i < front; i++) {
         const char *path = g->sheet_with->item[i], *slash = strrchr(path, '/');
         struct sd_image *image = sd_image_load(s, path);
@@ -139,7 +141,7 @@ sd_gallery_open(struct sd_gallery *g, struct sd_scope *s, int64_t width, int64_t
     check_sheet(g, width, height);
 }
 
-/* -- pictures -------------------------------------------------------------------------------------------------------- */
+/* -- pictures ------------------------------------------------------------------------------------------------------ */
 
 const char *
 sd_gallery_name(struct sd_scope *s, int64_t i)

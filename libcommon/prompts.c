@@ -19,16 +19,29 @@ add(struct sd_prompts *p, const char *text, const char *negative, const struct s
         p->line = grown;
         p->room = 2 * p->room + 8;
     }
-    p->line[p->count++] = (struct sd_prompt_line){ .prompt = sd_strdup(p->scope, text), .negative = negative, .record = record };
+    p->line[p->count++] = (struct sd_prompt_line){ .prompt = sd_strdup(p->scope, text),
+                                                   .negative = negative,
+                                                   .record = record };
 }
 
 static int
 take_record(struct sd_scope *s SD_UNUSED, struct sd_record *record, void *user)
 {
     /* what told of the photo that the caption was of, and would be wrong of the picture drawn */
-    static const char *const of_the_photo[] = { "id", "source", "pixel_values", "mask", "original_size", "target_size",
-                                                "crop_top_left", "bucket", "pixels_hash", "latents_mean", "latents_logvar",
-                                                "latent_mask", "vae_hash", "encoder_hidden_states" };
+    static const char *const of_the_photo[] = { "id",
+                                                "source",
+                                                "pixel_values",
+                                                "mask",
+                                                "original_size",
+                                                "target_size",
+                                                "crop_top_left",
+                                                "bucket",
+                                                "pixels_hash",
+                                                "latents_mean",
+                                                "latents_logvar",
+                                                "latent_mask",
+                                                "vae_hash",
+                                                "encoder_hidden_states" };
     struct sd_prompts *p = user;
     const char *text = sd_record_text(record, "prompt"), *negative = sd_record_text(record, "negative_prompt");
 
@@ -73,11 +86,13 @@ something_on_stdin(void)
 {
     struct stat st;
 
-    return fstat(0, &st) == 0 && (S_ISFIFO(st.st_mode) || S_ISSOCK(st.st_mode) || (S_ISREG(st.st_mode) && st.st_size > 0));
+    return fstat(0, &st) == 0
+           && (S_ISFIFO(st.st_mode) || S_ISSOCK(st.st_mode) || (S_ISREG(st.st_mode) && st.st_size > 0));
 }
 
 int
-sd_prompts_collect(struct sd_prompts *p, const struct sd_list *given, const struct sd_list *negatives, int argc, char **argv)
+sd_prompts_collect(struct sd_prompts *p, const struct sd_list *given, const struct sd_list *negatives, int argc,
+                   char **argv)
 {
     static char *standard_input[] = { "", "-" };
     int status = SD_OK;
@@ -102,7 +117,8 @@ sd_prompts_collect(struct sd_prompts *p, const struct sd_list *given, const stru
     if (!p->count)
         sd_usage(NULL, "no prompt: give --prompt, a file of prompts, or records");
     if (negatives->count > 1 && negatives->count != p->count)
-        sd_usage("--negative-prompt", "%zu given for %zu prompts: give one, or one for each", negatives->count, p->count);
+        sd_usage("--negative-prompt", "%zu given for %zu prompts: give one, or one for each", negatives->count,
+                 p->count);
     for (size_t i = 0; i < p->count; i++)
         if (!p->line[i].negative)
             p->line[i].negative = negatives->count ? negatives->item[negatives->count > 1 ? i : 0] : "";

@@ -25,24 +25,29 @@ static double guidance_scale = 7.5, guidance_rescale, strength = 0.8;
 static bool preview;
 
 static const struct sd_opt options[] = {
-    { 0, "model", SD_OPT_TEXT, &model_name, 0, 0, "MODEL", "diffusers directory, checkpoint file, or org/name in the Hub's cache" },
+    { 0, "model", SD_OPT_TEXT, &model_name, 0, 0, "MODEL",
+      "diffusers directory, checkpoint file, or org/name in the Hub's cache" },
     { 0, "vae", SD_OPT_TEXT, &vae, 0, 0, "PATH", "VAE in place of the model's" },
     { 0, "tokenizer", SD_OPT_TEXT, &tokenizer, 0, 0, "PATH", "tokenizer folder, tokenizer.json or merge list" },
     { 0, "prompt", SD_OPT_LIST, &prompts, 0, 0, "TEXT", "what to draw; repeatable" },
     { 0, "negative-prompt", SD_OPT_LIST, &negatives, 0, 0, "TEXT", "what to keep away from (empty)" },
-    { 0, "prompt-syntax", SD_OPT_CHOICE, &syntax, 0, 0, "a1111|plain", "weights and long prompts, or as diffusers (a1111)" },
-    { 0, "sampler", SD_OPT_CHOICE, &sampler_name, 0, 0, "ddim|euler|euler_a|dpmpp_2m|dpmpp_2m_karras|unipc|pndm", "(ddim)" },
+    { 0, "prompt-syntax", SD_OPT_CHOICE, &syntax, 0, 0, "a1111|plain",
+      "weights and long prompts, or as diffusers (a1111)" },
+    { 0, "sampler", SD_OPT_CHOICE, &sampler_name, 0, 0, "ddim|euler|euler_a|dpmpp_2m|dpmpp_2m_karras|unipc|pndm",
+      "(ddim)" },
     { 0, "num-inference-steps", SD_OPT_INT, &steps, 1, 1000, "N", "denoising steps (30)" },
     { 0, "guidance-scale", SD_OPT_REAL, &guidance_scale, 0, 100, "X", "1 or less: no guidance (7.5)" },
     { 0, "guidance-rescale", SD_OPT_REAL, &guidance_rescale, 0, 1, "X", "(0)" },
     { 0, "timestep-spacing", SD_OPT_CHOICE, &spacing, 0, 0, "linspace|leading|trailing", "in place of the model's" },
-    { 0, "clip-skip", SD_OPT_INT, &clip_skip, 0, 64, "N", "layers of the text encoder left out, as diffusers counts (0)" },
+    { 0, "clip-skip", SD_OPT_INT, &clip_skip, 0, 64, "N",
+      "layers of the text encoder left out, as diffusers counts (0)" },
     { 0, "width", SD_OPT_INT, &width, 8, 16384, "PIXELS", "(the model's)" },
     { 0, "height", SD_OPT_INT, &height, 8, 16384, "PIXELS", "(the model's)" },
     { 0, "num-images", SD_OPT_INT, &num_images, 1, 100000, "N", "pictures of each prompt (1)" },
     { 0, "batch-size", SD_OPT_INT, &batch_size, 1, 256, "N", "pictures denoised together (1)" },
     { 0, "noise", SD_OPT_TEXT, &noise_file, 0, 0, "FILE", "start noise from a safetensors file: noise, step_noise" },
-    { 0, "rng", SD_OPT_CHOICE, &rng, 0, 0, "counter|torch", "our counter generator, or PyTorch's on the CPU (counter)" },
+    { 0, "rng", SD_OPT_CHOICE, &rng, 0, 0, "counter|torch",
+      "our counter generator, or PyTorch's on the CPU (counter)" },
     { 0, "save-latents", SD_OPT_TEXT, &save_latents, 0, 0, "FILE", "final latents as safetensors" },
     { 0, "init-image", SD_OPT_TEXT, &init_image, 0, 0, "FILE", "picture to start from" },
     { 0, "strength", SD_OPT_REAL, &strength, 0, 1, "X", "how far from the picture (0.8)" },
@@ -88,7 +93,7 @@ struct run {
     const char *model_hash;
 };
 
-/* -- before anything is loaded --------------------------------------------------------------------------------------- */
+/* -- before anything is loaded ------------------------------------------------------------------------------------- */
 
 static int
 collect_jobs(struct run *r, int argc, char **argv)
@@ -97,13 +102,15 @@ collect_jobs(struct run *r, int argc, char **argv)
     int status = sd_prompts_collect(&p, &prompts, &negatives, argc, argv);
 
     if ((int64_t)p.count > PICTURES_MAX / num_images)
-        sd_usage("--num-images", "%lld of %zu prompts, at most %d pictures are drawn in one run", (long long)num_images, p.count,
-                 PICTURES_MAX);
+        sd_usage("--num-images", "%lld of %zu prompts, at most %d pictures are drawn in one run", (long long)num_images,
+                 p.count, PICTURES_MAX);
     r->count = p.count;
     r->pictures = (int64_t)p.count * num_images;
     r->jobs = sd_alloc_array(r->scope, p.count, sizeof *r->jobs);
     for (size_t i = 0; i < p.count; i++)
-        r->jobs[i] = (struct job){ .prompt = p.line[i].prompt, .negative = p.line[i].negative, .record = p.line[i].record };
+        r->jobs[i] = (struct job){ .prompt = p.line[i].prompt,
+                                   .negative = p.line[i].negative,
+                                   .record = p.line[i].record };
     return status;
 }
 
@@ -113,10 +120,12 @@ check_outputs(struct run *r)
     bool records = output && strcmp(output, "-") == 0;
 
     if (!output && !output_dir && !sheet && !save_latents && !preview && !sd_shared.json_lines && !sd_shared.plan)
-        sd_usage(NULL, "nothing to do with the pictures: give --output, --output-dir, --sheet, --save-latents, --preview or -j");
+        sd_usage(
+            NULL,
+            "nothing to do with the pictures: give --output, --output-dir, --sheet, --save-latents, --preview or -j");
     r->records = records || sd_shared.json_lines;
-    r->gallery = (struct sd_gallery){ records ? NULL : output, output_dir, sheet, &sheet_with, sheet_columns, sheet_scale,
-                                      r->pictures, NULL };
+    r->gallery = (struct sd_gallery){ records ? NULL : output, output_dir,  sheet,       &sheet_with,
+                                      sheet_columns,           sheet_scale, r->pictures, NULL };
     sd_gallery_check(&r->gallery);
     if (!sheet_columns)
         r->gallery.columns = num_images > 1 ? num_images : 4;
@@ -143,7 +152,7 @@ check_options(void)
         sd_warn("--guidance-rescale", "has no effect with --guidance-scale %g", guidance_scale);
 }
 
-/* -- loading --------------------------------------------------------------------------------------------------------- */
+/* -- loading ------------------------------------------------------------------------------------------------------- */
 
 /* Networks named in prompts belong to the whole run: every prompt must ask for the same. */
 static void
@@ -177,7 +186,8 @@ prompt_networks(struct run *r)
                 || n[k].unet != first[k].unet || n[k].te != first[k].te)
                 sd_usage(job->prompt, "prompts with different <lora:...> need runs of their own");
         if (guidance_scale > 1 && sd_prompt_networks(r->scope, job->negative, &rest, &n, &count) == 0 && count)
-            sd_warn(job->negative, "<%s:%s> means nothing in a negative prompt, and is read as words", n[0].kind, n[0].name);
+            sd_warn(job->negative, "<%s:%s> means nothing in a negative prompt, and is read as words", n[0].kind,
+                    n[0].name);
     }
 }
 
@@ -225,8 +235,8 @@ load_sampler(struct run *r)
     if (r->sampler->scheduler->unused)
         sd_note(0, "%s: scheduler settings not known here: %s", model_name, r->sampler->scheduler->unused);
     if (r->sampler->clamp == SD_CLAMP_RANGE && !json_object_get(config, "clip_sample"))
-        sd_warn(model_name, "its scheduler settings do not say clip_sample: %s clips x0 to +-%g, as its class does", sampler_name,
-                r->sampler->clamp_range);
+        sd_warn(model_name, "its scheduler settings do not say clip_sample: %s clips x0 to +-%g, as its class does",
+                sampler_name, r->sampler->clamp_range);
 }
 
 static void
@@ -240,13 +250,18 @@ load_sizes(struct run *r)
         height = (int64_t)r->model->unet_config.sample_height * factor;
     if (!width || !height)
         sd_usage("--width", "the model does not say its size: give --width and --height");
+    if (sd_draw_size(r->model, width, height) < 0)
+        sd_usage("--width, --height", "%s", sd_reason());
     if (clip_skip > layers)
         sd_usage("--clip-skip", "%lld, the text encoder has %d layers", (long long)clip_skip, layers);
     r->channels = r->model->vae_config.latent_channels;
     r->h = height / factor;
     r->w = width / factor;
-    r->start = (struct sd_start){ .sampler = r->sampler, .torch = strcmp(rng, "torch") == 0, .seed = (uint64_t)sd_shared.seed,
-                                  .pictures = r->pictures, .numel = (size_t)(r->channels * r->h * r->w) };
+    r->start = (struct sd_start){ .sampler = r->sampler,
+                                  .torch = strcmp(rng, "torch") == 0,
+                                  .seed = (uint64_t)sd_shared.seed,
+                                  .pictures = r->pictures,
+                                  .numel = (size_t)(r->channels * r->h * r->w) };
 }
 
 static void
@@ -261,32 +276,36 @@ load(struct run *r)
         sd_die(tokenizer ? tokenizer : model_name, "%s", sd_reason());
     load_sizes(r);
     load_concepts(r);
-    if (!(r->draw = sd_draw_new(r->scope,
-                                &(struct sd_draw_model){ r->model, r->tokenizer, r->concepts->adapters, r->concepts->rows },
-                                &(struct sd_draw_options){ .width = width, .height = height, .sampler = r->sampler,
-                                                           .guidance_scale = guidance_scale, .guidance_rescale = guidance_rescale,
-                                                           .clip_skip = (int)clip_skip })))
+    if (!(r->draw = sd_draw_new(
+              r->scope, &(struct sd_draw_model){ r->model, r->tokenizer, r->concepts->adapters, r->concepts->rows },
+              &(struct sd_draw_options){ .width = width,
+                                         .height = height,
+                                         .sampler = r->sampler,
+                                         .guidance_scale = guidance_scale,
+                                         .guidance_rescale = guidance_rescale,
+                                         .clip_skip = (int)clip_skip })))
         sd_die(model_name, "%s", sd_reason());
     r->start.draw = r->draw;
     if (noise_file && sd_start_load(&r->start, r->scope, noise_file, r->channels, r->h, r->w) < 0)
         sd_die(noise_file, "%s", sd_reason());
 }
 
-/* -- planning -------------------------------------------------------------------------------------------------------- */
+/* -- planning ------------------------------------------------------------------------------------------------------ */
 
 static struct text *
 tokenize(struct run *r, const char *given, const char *words)
 {
     struct text *t = sd_alloc(r->scope, sizeof *t);
 
-    if (sd_prompt_encode(r->tokenizer, r->scope, strcmp(syntax, "plain") == 0 ? SD_PROMPT_PLAIN : SD_PROMPT_A1111, words,
-                         &t->tokens) < 0)
+    if (sd_prompt_encode(r->tokenizer, r->scope, strcmp(syntax, "plain") == 0 ? SD_PROMPT_PLAIN : SD_PROMPT_A1111,
+                         words, &t->tokens)
+        < 0)
         sd_die(given, "%s", sd_reason());
     if (t->tokens.cut)
         sd_warn(given, "%zu tokens do not fit and are cut off: %s", t->tokens.cut, t->tokens.cut_text);
     sd_concepts_use(r->concepts, &t->tokens);
     if (sd_draw_plan_text(r->draw, t->tokens.chunks) < 0)
-        sd_die(model_name, "%s", sd_reason());
+        sd_die(sd_concepts_blame(r->concepts, model_name), "%s", sd_reason());
     return t;
 }
 
@@ -298,8 +317,9 @@ tokenize_all(struct run *r)
 
         job->text = tokenize(r, job->prompt, job->words);
         if (guidance_scale > 1)
-            job->negative_text = i && strcmp(job->negative, before->negative) == 0 ? before->negative_text
-                                                                                  : tokenize(r, job->negative, job->negative);
+            job->negative_text = i && strcmp(job->negative, before->negative) == 0
+                                     ? before->negative_text
+                                     : tokenize(r, job->negative, job->negative);
     }
     for (size_t i = 0; i < r->concepts->count; i++)
         if (r->concepts->concept[i].token && !r->concepts->concept[i].used)
@@ -317,7 +337,8 @@ batch_at(const struct run *r, int64_t at)
     for (b.count = 1; b.count < batch_size && at + b.count < r->pictures; b.count++) {
         const struct job *job = &r->jobs[(at + b.count) / num_images];
 
-        if (job->text->tokens.chunks != b.chunks || (job->negative_text && job->negative_text->tokens.chunks != b.negative_chunks))
+        if (job->text->tokens.chunks != b.chunks
+            || (job->negative_text && job->negative_text->tokens.chunks != b.negative_chunks))
             break;
     }
     return b;
@@ -333,10 +354,10 @@ plan_all(struct run *r)
         struct sd_draw_batch b = batch_at(r, at);
 
         if (sd_draw_plan_batch(r->draw, &b) < 0)
-            sd_die(model_name, "%s", sd_reason());
+            sd_die(sd_concepts_blame(r->concepts, model_name), "%s", sd_reason());
         at += b.count;
     }
-    if (sd_concepts_check(r->concepts) < 0)
+    if (sd_concepts_check(r->concepts, r->model->text_config.num_hidden_layers - (int)clip_skip, (int)clip_skip) < 0)
         sd_die("--lora", "%s", sd_reason());
 }
 
@@ -344,8 +365,10 @@ plan_all(struct run *r)
 static size_t
 peak_bytes(struct run *r)
 {
-    size_t states = 0, numel = r->start.numel * sizeof(float), batch = (size_t)(r->pictures < batch_size ? r->pictures : batch_size);
-    size_t picture = (size_t)(width * height * 3), kept = sheet ? (size_t)r->pictures * (size_t)(sheet_scale * sheet_scale) * 2 : 0;
+    size_t states = 0, numel = r->start.numel * sizeof(float),
+           batch = (size_t)(r->pictures < batch_size ? r->pictures : batch_size);
+    size_t picture = (size_t)(width * height * 3),
+           kept = sheet ? (size_t)r->pictures * (size_t)(sheet_scale * sheet_scale) * 2 : 0;
 
     for (size_t i = 0; i < r->count; i++)
         states += (size_t)r->jobs[i].text->tokens.chunks
@@ -365,17 +388,19 @@ print_plan(struct run *r)
                        + sd_weights_elements(sd_model_text_encoder(r->model)->weights)
                        + sd_weights_elements(sd_model_vae(r->model)->weights);
 
-    printf("{\"peak_bytes\": %zu, \"weights_bytes\": %zu, \"packed_bytes\": %zu, \"activations_bytes\": %zu, \"arena_bytes\": %zu, "
-           "\"flops\": %.0f, \"decode_flops\": %.0f, \"text_flops\": %.0f, \"model_calls\": %d, \"pictures\": %lld}\n", peak_bytes(r),
-           (size_t)elements * sizeof(float), sd_param_bytes_reserved(), p.activations_bytes, p.arena_bytes, p.step_flops,
-           p.decode_flops, p.text_flops, r->sampler->calls, (long long)r->pictures);
+    printf("{\"peak_bytes\": %zu, \"weights_bytes\": %zu, \"packed_bytes\": %zu, \"activations_bytes\": %zu, "
+           "\"arena_bytes\": %zu, "
+           "\"flops\": %.0f, \"decode_flops\": %.0f, \"text_flops\": %.0f, \"model_calls\": %d, \"pictures\": %lld}\n",
+           peak_bytes(r), (size_t)elements * sizeof(float), sd_param_bytes_reserved(), p.activations_bytes,
+           p.arena_bytes, p.step_flops, p.decode_flops, p.text_flops, r->sampler->calls, (long long)r->pictures);
     return SD_OK;
 }
 
 static void
 check_memory(struct run *r)
 {
-    double peak = (double)peak_bytes(r) / (1 << 20), all = (double)sysconf(_SC_PHYS_PAGES) * (double)sysconf(_SC_PAGESIZE) / (1 << 20);
+    double peak = (double)peak_bytes(r) / (1 << 20),
+           all = (double)sysconf(_SC_PHYS_PAGES) * (double)sysconf(_SC_PAGESIZE) / (1 << 20);
 
     if (sd_shared.memory && peak * (1 << 20) > (double)sd_shared.memory)
         sd_die("--memory", "%.1f MiB are needed, %.1f MiB allowed (a smaller --batch-size or picture needs less)", peak,
@@ -384,7 +409,7 @@ check_memory(struct run *r)
         sd_die("memory", "%.0f MiB are needed, this machine has %.0f MiB", peak, all);
 }
 
-/* -- drawing --------------------------------------------------------------------------------------------------------- */
+/* -- drawing ------------------------------------------------------------------------------------------------------- */
 
 struct progress {
     int64_t first, count, all;
@@ -396,8 +421,8 @@ show_progress(void *user, int call, int calls)
     struct progress *p = user;
 
     if (sd_verbosity >= 0 && isatty(STDERR_FILENO))
-        fprintf(stderr, "\r%s: picture %lld/%lld step %d/%d %s", sd_program, (long long)(p->first + p->count), (long long)p->all, call,
-                calls, call == calls && p->first + p->count == p->all ? "\n" : "");
+        fprintf(stderr, "\r%s: picture %lld/%lld step %d/%d %s", sd_program, (long long)(p->first + p->count),
+                (long long)p->all, call, calls, call == calls && p->first + p->count == p->all ? "\n" : "");
 }
 
 static void
@@ -416,7 +441,8 @@ encode_init_image(struct run *r)
     if (!image)
         sd_die(init_image, "%s", sd_reason());
     if ((int64_t)image->width * height != (int64_t)image->height * width)
-        sd_warn(init_image, "%dx%d is stretched to %lldx%lld", image->width, image->height, (long long)width, (long long)height);
+        sd_warn(init_image, "%dx%d is stretched to %lldx%lld", image->width, image->height, (long long)width,
+                (long long)height);
     if (image->width != width || image->height != height)
         image = sd_image_resize(r->scope, image, (int)width, (int)height, SD_FILTER_LANCZOS, NULL, NULL);
     if (sd_draw_encode(r->draw, r->scope, image, p) < 0)
@@ -433,11 +459,20 @@ settings(struct run *r, struct sd_scope *s, int64_t i)
     if (!r->model_hash && (r->model->single_file ? sd_hash_file_cached(r->model->path, hex)
                                                  : sd_weights_hash(sd_model_unet(r->model)->weights, hex)) == 0)
         r->model_hash = sd_strdup(r->scope, hex);
-    return sd_infotext(s, &(struct sd_infotext){
-        .prompt = job->prompt, .negative = guidance_scale > 1 ? job->negative : NULL, .sampler = sampler_name, .steps = (int)steps,
-        .clip_skip = (int)clip_skip, .guidance_scale = guidance_scale, .guidance_rescale = guidance_scale > 1 ? guidance_rescale : 0,
-        .strength = init_image ? strength : 0, .seed = sd_shared.seed + i, .width = width, .height = height,
-        .torch = r->start.torch, .model_hash = r->model_hash, .concepts = r->concepts });
+    return sd_infotext(s, &(struct sd_infotext){ .prompt = job->prompt,
+                                                 .negative = guidance_scale > 1 ? job->negative : NULL,
+                                                 .sampler = sampler_name,
+                                                 .steps = (int)steps,
+                                                 .clip_skip = (int)clip_skip,
+                                                 .guidance_scale = guidance_scale,
+                                                 .guidance_rescale = guidance_scale > 1 ? guidance_rescale : 0,
+                                                 .strength = init_image ? strength : 0,
+                                                 .seed = sd_shared.seed + i,
+                                                 .width = width,
+                                                 .height = height,
+                                                 .torch = r->start.torch,
+                                                 .model_hash = r->model_hash,
+                                                 .concepts = r->concepts });
 }
 
 static void
@@ -511,8 +546,9 @@ draw_batch(struct run *r, int64_t at, int count)
 static void
 draw_all(struct run *r)
 {
-    r->latents = sd_alloc_array(r->scope, (size_t)(save_latents || r->pictures < batch_size ? r->pictures : batch_size) * r->start.numel,
-                                sizeof *r->latents);
+    r->latents = sd_alloc_array(
+        r->scope, (size_t)(save_latents || r->pictures < batch_size ? r->pictures : batch_size) * r->start.numel,
+        sizeof *r->latents);
     if (init_image)
         r->start.posterior = encode_init_image(r);
     if (r->records)

@@ -16,16 +16,26 @@ close_draw(void *argument)
     sd_arena_free(d->arena);
 }
 
+int
+sd_draw_size(const struct sd_model *m, int64_t width, int64_t height)
+{
+    int factor = sd_vae_factor(&m->vae_config), least = factor << (m->unet_config.levels - 1);
+
+    if (width % factor || height % factor)
+        return sd_fail("%lldx%lld: sides must be multiples of %d", (long long)width, (long long)height, factor);
+    if (width < least || height < least)
+        return sd_fail("%lldx%lld: sides must be at least %d", (long long)width, (long long)height, least);
+    return 0;
+}
+
 struct sd_draw *
 sd_draw_new(struct sd_scope *s, const struct sd_draw_model *m, const struct sd_draw_options *o)
 {
     struct sd_draw *d = sd_alloc(s, sizeof *d);
-    int factor = sd_vae_factor(&m->model->vae_config), least = 1 << (m->model->unet_config.levels - 1);
+    int factor = sd_vae_factor(&m->model->vae_config);
 
-    if (o->width % factor || o->height % factor)
-        return sd_fail_null("%lldx%lld: sides must be multiples of %d", (long long)o->width, (long long)o->height, factor);
-    if (o->width / factor < least || o->height / factor < least)
-        return sd_fail_null("%lldx%lld: sides must be at least %d", (long long)o->width, (long long)o->height, factor * least);
+    if (sd_draw_size(m->model, o->width, o->height) < 0)
+        return NULL;
     d->scope = s;
     d->m = *m;
     d->o = *o;
@@ -45,7 +55,7 @@ sd_draw_new(struct sd_scope *s, const struct sd_draw_model *m, const struct sd_d
     return d;
 }
 
-/* -- networks ------------------------------------------------------------------------------------------------------- */
+/* -- networks ------------------------------------------------------------------------------------------------------ */
 
 static int
 describe(struct sd_draw *d, struct net *n)
@@ -175,7 +185,8 @@ sd_draw_report(const struct sd_draw *d)
         struct sd_plan_report r = sd_plan_report(n->plan);
 
         sum.arena_bytes = r.arena_bytes > sum.arena_bytes ? r.arena_bytes : sum.arena_bytes;
-        sum.activations_bytes = r.activations_bytes > sum.activations_bytes ? r.activations_bytes : sum.activations_bytes;
+        sum.activations_bytes = r.activations_bytes > sum.activations_bytes ? r.activations_bytes
+                                                                            : sum.activations_bytes;
         if (n->kind == TEXT && r.flops > sum.text_flops)
             sum.text_flops = r.flops;
         if (n->kind == DECODE)
@@ -184,7 +195,7 @@ sd_draw_report(const struct sd_draw *d)
     return sum;
 }
 
-/* -- text ----------------------------------------------------------------------------------------------------------- */
+/* -- text ---------------------------------------------------------------------------------------------------------- */
 
 static double
 mean(const float *x, size_t n)
@@ -237,7 +248,7 @@ sd_draw_text(struct sd_draw *d, struct sd_scope *s, const struct sd_prompt *prom
     return 0;
 }
 
-/* -- the denoising loop --------------------------------------------------------------------------------------------- */
+/* -- the denoising loop -------------------------------------------------------------------------------------------- */
 
 struct loop {
     struct sd_draw *d;
@@ -254,7 +265,8 @@ static void
 fill(struct loop *l, struct net *n, int call, enum texts which)
 {
     const struct sd_sampler_step *step = &l->d->o.sampler->steps[call];
-    float *sample = sd_data(n->plan, n->in[0]), *timesteps = sd_data(n->plan, n->in[1]), *text = sd_data(n->plan, n->in[2]);
+    float *sample = sd_data(n->plan, n->in[0]), *timesteps = sd_data(n->plan, n->in[1]),
+          *text = sd_data(n->plan, n->in[2]);
     size_t states = (size_t)(n->chunks * l->d->length * l->d->state_width);
 
     for (int b = 0; b < (int)n->batch; b++) {
@@ -314,8 +326,8 @@ denoise(struct loop *l, int call, struct sd_sampler_state *state)
 }
 
 int
-sd_draw_pictures(struct sd_draw *d, const struct sd_draw_picture *pictures, int count, void (*progress)(void *, int, int),
-                 void *user)
+sd_draw_pictures(struct sd_draw *d, const struct sd_draw_picture *pictures, int count,
+                 void (*progress)(void *, int, int), void *user)
 {
     const struct sd_sampler *sampler = d->o.sampler;
     struct sd_scope *s = sd_scope_open();

@@ -1,6 +1,7 @@
 /* draw.h - prompts to pictures: text states, the denoising loop, the decoder, as plans over one arena.
  *
- * One rule: picture i of a batch is picture i alone: its noise comes from its own seed, and nothing is averaged over a batch. */
+ * One rule: picture i of a batch is picture i alone: its noise comes from its own seed, and nothing is averaged over a
+ * batch. */
 #ifndef SD_DRAW_H
 #define SD_DRAW_H
 
@@ -24,13 +25,18 @@ struct sd_draw_options {
     int clip_skip;
 };
 
+/* sd_draw_size - can the model draw that size?  -1 with sd_fail: the VAE's factor must divide it, and leave the UNet
+ * something. */
+int sd_draw_size(const struct sd_model *m, int64_t width, int64_t height);
+
 struct sd_draw;
-/* NULL with sd_fail: sizes that the VAE's factor does not divide, components that do not fit. */
+/* NULL with sd_fail: such a size, components that do not fit. */
 struct sd_draw *sd_draw_new(struct sd_scope *s, const struct sd_draw_model *m, const struct sd_draw_options *o);
 
-/* sd_draw_plan - plan what is to be run, before anything is: the text encoder for prompts of so many chunks, the UNet for
- * batches of `count` pictures with prompts and negative prompts of so many chunks, the decoder (count > 0), the encoder.
- * -1 with sd_fail: a component is missing, or does not fit.  sd_draw_report - what all that was planned takes. */
+/* sd_draw_plan - plan what is to be run, before anything is: the text encoder for prompts of so many chunks, the UNet
+ * for batches of `count` pictures with prompts and negative prompts of so many chunks, the decoder (count > 0), the
+ * encoder. -1 with sd_fail: a component is missing, or does not fit.  sd_draw_report - what all that was planned takes.
+ */
 struct sd_draw_batch {
     int count;
     int64_t chunks, negative_chunks;
@@ -44,7 +50,8 @@ int sd_draw_plan_batch(struct sd_draw *d, const struct sd_draw_batch *b);
 int sd_draw_plan_encode(struct sd_draw *d);
 struct sd_draw_report sd_draw_report(const struct sd_draw *d);
 
-/* sd_draw_text - states [chunks * length, width] of a prompt in scope s, weights applied (A1111's emphasis "Original"). */
+/* sd_draw_text - states [chunks * length, width] of a prompt in scope s, weights applied (A1111's emphasis "Original").
+ */
 struct sd_draw_text {
     int64_t chunks;
     const float *states;
@@ -54,15 +61,15 @@ int sd_draw_text(struct sd_draw *d, struct sd_scope *s, const struct sd_prompt *
 /* Latents are NCHW at this border, as files have them: [4, h, w] a picture. */
 struct sd_draw_picture {
     const struct sd_draw_text *prompt, *negative;   /* negative NULL where guidance_scale <= 1 */
-    const float *start;                         /* [4, h, w]: noise, or a picture's latents and noise mixed (sd_sampler_start) */
+    const float *start; /* [4, h, w]: noise, or a picture's latents and noise mixed (sd_sampler_start) */
     /* fresh noise of call i into noise[4 * h * w], for samplers that draw some */
     void (*fresh)(void *user, int call, float *noise);
     void *user;
     float *latents;                             /* out */
 };
-/* sd_draw_pictures - `count` pictures in one batch; all prompts have the same number of chunks, all negative ones too (the
- * two may differ: they are then run one after the other).  -1 with sd_fail that names the module that is not finite.
- * progress (or NULL) is called after each model call. */
+/* sd_draw_pictures - `count` pictures in one batch; all prompts have the same number of chunks, all negative ones too
+ * (the two may differ: they are then run one after the other).  -1 with sd_fail that names the module that is not
+ * finite. progress (or NULL) is called after each model call. */
 int sd_draw_pictures(struct sd_draw *d, const struct sd_draw_picture *pictures, int count,
                      void (*progress)(void *user, int call, int calls), void *user);
 

@@ -30,7 +30,8 @@ struct sd_draw {
 /* draw_ready - planned (now, or before) and bound.  NULL with sd_fail. */
 struct net *draw_ready(struct sd_draw *d, enum net_kind kind, int64_t batch, int64_t chunks);
 
-/* draw_not_finite - run it again, its inputs filled anew, and fail with the name of the first module that is not finite. */
+/* draw_not_finite - run it again, its inputs filled anew, and fail with the name of the first module that is not
+ * finite. */
 int draw_not_finite(struct net *n);
 bool draw_finite(const float *x, size_t n);
 

@@ -56,7 +56,8 @@ sd_infotext(struct sd_scope *s, const struct sd_infotext *i)
     if (i->negative && *i->negative)
         text = sd_sprintf(s, "%sNegative prompt: %s\n", text, i->negative);
     text = sd_sprintf(s, "%sSteps: %d, Sampler: %s, CFG scale: %g, Seed: %lld, Size: %lldx%lld", text, i->steps,
-                      sampler_name(i->sampler), i->guidance_scale, (long long)i->seed, (long long)i->width, (long long)i->height);
+                      sampler_name(i->sampler), i->guidance_scale, (long long)i->seed, (long long)i->width,
+                      (long long)i->height);
     if (i->model_hash)
         text = sd_sprintf(s, "%s, Model hash: %.10s", text, i->model_hash);
     if (i->strength > 0)

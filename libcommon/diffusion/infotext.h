@@ -1,4 +1,5 @@
-/* infotext.h - the settings of a picture as text inside it: A1111's "parameters", which viewers and web interfaces read back. */
+/* infotext.h - the settings of a picture as text inside it: A1111's "parameters", which viewers and web interfaces read
+ * back. */
 #ifndef SD_INFOTEXT_H
 #define SD_INFOTEXT_H
 

@@ -58,7 +58,7 @@ stem(struct sd_scope *s, const char *path)
     return dot && dot > base ? sd_strndup(s, base, (size_t)(dot - base)) : sd_strdup(s, base);
 }
 
-/* -- adapters ------------------------------------------------------------------------------------------------------- */
+/* -- adapters ------------------------------------------------------------------------------------------------------ */
 
 static const char *
 region_hash(struct sd_scope *s, const char *path)
@@ -84,7 +84,10 @@ sd_concepts_lora(struct sd_concepts *c, const char *path, double unet, double te
     if (!c->adapters)
         c->adapters = sd_adapters_new(c->scope);
     sd_lora_adapters(lora, c->adapters, unet, text);
-    add(c, &(struct sd_concept){ .name = stem(c->scope, path), .hash = region_hash(c->scope, path), .scale = unet });
+    add(c, &(struct sd_concept){ .path = sd_strdup(c->scope, path),
+                                 .name = stem(c->scope, path),
+                                 .hash = region_hash(c->scope, path),
+                                 .scale = unet });
     return 0;
 }
 
@@ -105,19 +108,46 @@ sd_concepts_named(struct sd_concepts *c, const char *folder, const struct sd_pro
     return sd_concepts_lora(c, path, n->unet, n->te) < 0 ? sd_fail_prefix("%s", path) : 0;
 }
 
+static bool
+skipped(const char *path, int text_layers, int clip_skip)
+{
+    int layer = -1;
+
+    return sscanf(path, "text_encoder.text_model.encoder.layers.%d.", &layer) == 1 && layer >= text_layers
+           && layer < text_layers + clip_skip;
+}
+
 int
-sd_concepts_check(const struct sd_concepts *c)
+sd_concepts_check(const struct sd_concepts *c, int text_layers, int clip_skip)
 {
     size_t unused = 0, count = c->adapters ? sd_adapters_count(c->adapters) : 0;
     const char *first = NULL;
 
-    for (size_t i = 0; i < count; i++)
-        if (!sd_adapters_at(c->adapters, i)->used && unused++ == 0)
-            first = sd_adapters_at(c->adapters, i)->path;
-    return unused ? sd_fail("%zu of %zu adapted layers are not in this model, the first is %s", unused, count, first) : 0;
+    for (size_t i = 0; i < count; i++) {
+        const struct sd_adapter *a = sd_adapters_at(c->adapters, i);
+
+        if (!a->used && !skipped(a->path, text_layers, clip_skip) && unused++ == 0)
+            first = a->path;
+    }
+    if (!unused)
+        return 0;
+    return sd_fail("%zu of %zu adapted layers are not in this model, the first is %s", unused, count, first);
 }
 
-/* -- tokens --------------------------------------------------------------------------------------------------------- */
+const char *
+sd_concepts_blame(const struct sd_concepts *c, const char *model)
+{
+    const char *path = NULL;
+
+    if (!strstr(sd_reason(), ".lora_"))
+        return model;
+    for (size_t i = 0; i < c->count; i++)
+        if (!c->concept[i].token)
+            path = path ? "--lora" : c->concept[i].path;
+    return path ? path : model;
+}
+
+/* -- tokens -------------------------------------------------------------------------------------------------------- */
 
 int
 sd_concepts_embedding(struct sd_concepts *c, struct sd_tokenizer *t, int64_t width, const char *path, const char *token)
@@ -131,12 +161,13 @@ sd_concepts_embedding(struct sd_concepts *c, struct sd_tokenizer *t, int64_t wid
     if (!token)
         token = e->token;
     if (e->width != width)
-        return sd_fail("vectors of %lld numbers, this model's text encoder is %lld wide", (long long)e->width, (long long)width);
+        return sd_fail("vectors of %lld numbers, this model's text encoder is %lld wide", (long long)e->width,
+                       (long long)width);
     if (!*token)
         return sd_fail("a token without a name");
     if ((id = sd_tokenizer_add(t, token, (int)e->vectors)) < 0 || sd_hash_file(path, hex) < 0)
         return -1;
-    add(c, &(struct sd_concept){ .token = true, .name = token, .hash = sd_strdup(c->scope, hex), .id = id,
+    add(c, &(struct sd_concept){ .token = true, .path = path, .name = token, .hash = sd_strdup(c->scope, hex), .id = id,
                                  .vectors = (int32_t)e->vectors, .values = e->values });
     return 0;
 }

@@ -1,6 +1,8 @@
-/* concepts.h - learned concepts as options and prompts name them: adapters FILE[:SCALE] and <lora:NAME:SCALE>, tokens FILE[:TOKEN].
+/* concepts.h - learned concepts as options and prompts name them: adapters FILE[:SCALE] and <lora:NAME:SCALE>, tokens
+ * FILE[:TOKEN].
  *
- * One rule: what is asked for is used, or named: an adapter none of whose layers the model has, a token that exists already. */
+ * One rule: what is asked for is used, or named: an adapter none of whose layers the model has, a token that exists
+ * already. */
 #ifndef SD_MODEL_CONCEPTS_H
 #define SD_MODEL_CONCEPTS_H
 
@@ -15,8 +17,10 @@ struct sd_concepts {
     size_t count, room;
     struct sd_concept {
         bool token;                 /* else an adapter */
+        const char *path;
         const char *name;           /* the file's stem, or the token */
-        const char *hash;           /* adapters: SHA-256 of the file's data region, as A1111 counts; tokens: of the file; NULL: a folder */
+        const char *hash; /* adapters: SHA-256 of the file's data region, as A1111 counts; tokens: of the file; NULL: a
+                             folder */
         double scale;               /* adapters: of the UNet */
         int32_t id, vectors;        /* tokens */
         const float *values;
@@ -26,22 +30,27 @@ struct sd_concepts {
 
 struct sd_concepts *sd_concepts_new(struct sd_scope *s);
 
-/* sd_concept_file - the file in "FILE:REST" (in scope s) and *rest, NULL where the whole value is the name: when a file of that
- * name exists, or nothing before any of its colons does. */
+/* sd_concept_file - the file in "FILE:REST" (in scope s) and *rest, NULL where the whole value is the name: when a file
+ * of that name exists, or nothing before any of its colons does. */
 const char *sd_concept_file(struct sd_scope *s, const char *value, const char **rest);
 
-/* sd_concepts_lora - an adapter with strengths for UNet and text encoder.  sd_concepts_named - the one that <lora:NAME> means: NAME.safetensors,
- * else NAME, in a folder.  sd_concepts_embedding - a learned token of the text encoder's width; token NULL: what the file says.
- * -1 with sd_fail. */
+/* sd_concepts_lora - an adapter with strengths for UNet and text encoder.  sd_concepts_named - the one that <lora:NAME>
+ * means: NAME.safetensors, else NAME, in a folder.  sd_concepts_embedding - a learned token of the text encoder's
+ * width; token NULL: what the file says. -1 with sd_fail. */
 int sd_concepts_lora(struct sd_concepts *c, const char *path, double unet, double text);
 int sd_concepts_named(struct sd_concepts *c, const char *folder, const struct sd_prompt_network *network);
-int sd_concepts_embedding(struct sd_concepts *c, struct sd_tokenizer *t, int64_t width, const char *path, const char *token);
+int sd_concepts_embedding(struct sd_concepts *c, struct sd_tokenizer *t, int64_t width, const char *path,
+                          const char *token);
 /* sd_concepts_rows - after the last token: makes `rows`. */
 void sd_concepts_rows(struct sd_concepts *c, int64_t width);
 
-/* sd_concepts_use - mark the tokens that a prompt says.  sd_concepts_check - once all networks are described: -1 with sd_fail when adapters
- * have layers that this model does not. */
+/* sd_concepts_use - mark the tokens that a prompt says.  sd_concepts_check - once all networks are described: -1 with
+ * sd_fail when adapters have layers that this model does not; the text encoder's from `text_layers` to text_layers +
+ * clip_skip - 1 are there, and left out. */
 void sd_concepts_use(struct sd_concepts *c, const struct sd_prompt *prompt);
-int sd_concepts_check(const struct sd_concepts *c);
+int sd_concepts_check(const struct sd_concepts *c, int text_layers, int clip_skip);
+/* sd_concepts_blame - whose fault sd_reason() is after networks could not be described: the adapter's file where an
+ * adapter does not fit (several adapters: "--lora"), else `model`. */
+const char *sd_concepts_blame(const struct sd_concepts *c, const char *model);
 
 #endif

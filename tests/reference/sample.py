@@ -250,7 +250,6 @@ def tiny():
         print(f"    emphasis: mean {z.mean():.6f} -> factor {(z.mean() / (z * torch.tensor(w)[None, :, None]).mean()):.4f}")
         latents = torch.cat([apart(pipe, "euler", weighted, uncond, n[None], 7.5) for n in noise[name]])
         cases.add(f"{name}.weights", name, common(name, "euler", prompt="a (red:1.5)[ dog] and box") + two, latents)
-        cases.tensors[f"{name}.weights.states"] = weighted.contiguous()
     g = torch.Generator().manual_seed(5)
     cases.tensors["torch.noise"] = torch.randn((1, 4, 10, 14), generator=g)
     cases.save("")
