@@ -44,7 +44,7 @@ read_row(real *out, const struct sd_tensor *x, int64_t row)
 {
     int64_t D = sd_cols(x);
 
-    if (x->param)
+    if (x->param && !x->base)
         sd_param_convert(out, x->param, (size_t)(row * D), (size_t)D);
     else
         memcpy(out, (const real *)x->data + row * D, (size_t)D * sizeof *out);

@@ -36,9 +36,6 @@ group_norm_prepare(struct sd_node *n)
     const struct sd_tensor *x = n->in[0];
     int64_t chunks = x->shape[0] ? group_norm_chunks(sd_rows(x) / x->shape[0]) : 0;
 
-    for (int i = 1; i < 3; i++)
-        if (n->in[i] && n->in[i]->param)
-            sd_param_reserve_values(n->in[i]->param);
     n->scratch_bytes = (size_t)(x->shape[0] * (chunks * 2 + GROUP_NORM_TERMS) * sd_cols(x)) * sizeof(float);
 }
 

@@ -25,9 +25,6 @@ layer_norm_shape(struct sd_node *n)
 void
 layer_norm_prepare(struct sd_node *n)
 {
-    for (int i = 1; i < 3; i++)
-        if (n->in[i] && n->in[i]->param)
-            sd_param_reserve_values(n->in[i]->param);
     if (n->din[1] || n->din[2])
         n->scratch_bytes = (size_t)(layer_norm_chunks(sd_rows(n->in[0])) * 2 * sd_cols(n->in[0])) * sizeof(float);
 }

@@ -52,13 +52,14 @@ struct sd_node {
 #define R_IN(i)  (1u << (i))
 #define R_OUT    (1u << 8)
 #define R_SAVED  (1u << 9)
+#define R_NONE   (1u << 10)     /* there is no such gradient: sd_bug() when it is wanted */
 
 /* Flags */
 #define F_CHEAP    1u       /* output is worth recomputing rather than keeping for the backward pass */
 #define F_NO_GRAD  2u       /* no gradient flows through (schedules, noise) */
 #define I_IN(i)    (65536u << (i))  /* output may take the bytes of in[i] when that dies here: n->out->data == n->in[i]->data */
 #define P_IN(i)    (16u << (i))     /* in[i] (and its gradient) may be pitched */
-#define P_OUT      (16u << 8)       /* out (and dout) may be pitched */
+#define W_IN(i)    (1u << (24 + (i)))   /* in[i], when it is a whole parameter, is read in a form that the kernel asks for itself */
 
 struct sd_op_info {
     const char *name;

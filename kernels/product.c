@@ -252,7 +252,7 @@ pack_param(void *out, const struct sd_param *p, const void *arg)
 static bool
 frozen(const struct sd_tensor *w)
 {
-    return w->param && !w->param->trainable;
+    return w->param && !w->base && !w->param->trainable;
 }
 
 static size_t

@@ -32,6 +32,17 @@ sd_array_push(struct sd_scope *s, struct sd_array *a, void *item)
     a->item[a->count++] = item;
 }
 
+static const char *
+shape_text(char *text, size_t room, int ndim, const int64_t *shape)
+{
+    size_t n = 0;
+
+    text[0] = 0;
+    for (int i = 0; i < ndim && n < room; i++)
+        n += (size_t)snprintf(text + n, room - n, shape[i] < 0 ? "%s*" : "%s%lld", i ? ", " : "", (long long)shape[i]);
+    return text;
+}
+
 struct sd_graph *
 sd_graph_new(void)
 {
@@ -62,6 +73,22 @@ sd_graph_scope(struct sd_graph *g)
     return g->scope;
 }
 
+/* The product of the sides; false, and 0, when a side is negative or there are more elements than any machine holds: sides
+ * come from configuration files. */
+static bool
+count_elements(size_t *numel, int ndim, const int64_t *shape)
+{
+    enum { MOST_BITS = 44 };
+
+    *numel = 1;
+    for (int i = 0; i < ndim; i++)
+        if (shape[i] < 0 || __builtin_mul_overflow(*numel, (size_t)shape[i], numel) || *numel >> MOST_BITS) {
+            *numel = 0;
+            return false;
+        }
+    return true;
+}
+
 struct sd_tensor *
 sd_tensor_new(struct sd_graph *g, const char *name, enum sd_dtype dtype, int ndim, const int64_t *shape)
 {
@@ -73,10 +100,11 @@ sd_tensor_new(struct sd_graph *g, const char *name, enum sd_dtype dtype, int ndi
     x->name = name;
     x->dtype = dtype;
     x->ndim = ndim;
-    x->numel = 1;
-    for (int i = 0; i < ndim; i++) {
-        x->shape[i] = shape[i];
-        x->numel *= (size_t)shape[i];
+    memcpy(x->shape, shape, (size_t)ndim * sizeof *shape);
+    if (!count_elements(&x->numel, ndim, shape)) {
+        char text[128];
+
+        sd_graph_fault(g, "%s [%s]: too large", name, shape_text(text, sizeof text, ndim, shape));
     }
     x->pitch = sd_cols(x);
     sd_array_push(g->scope, &g->tensors, x);
@@ -153,6 +181,10 @@ sd_slice(struct sd_tensor *x, int axis, int64_t begin, int64_t length)
     int64_t shape[SD_MAX_DIMS], offset;
 
     memcpy(shape, x->shape, sizeof shape);
+    if (x->graph->fault && axis >= 0 && axis < x->ndim) {       /* x may have any shape by now; nothing will be run */
+        shape[axis] = length;
+        return sd_tensor_new(x->graph, x->name, x->dtype, x->ndim, shape);
+    }
     if (axis < 0 || axis >= x->ndim || begin < 0 || length < 0 || begin + length > x->shape[axis])
         sd_bug("slice", "axis %d, %lld..%lld of %s", axis, (long long)begin, (long long)(begin + length), x->name);
     if (axis == x->ndim - 1)
@@ -168,10 +200,11 @@ sd_slice(struct sd_tensor *x, int axis, int64_t begin, int64_t length)
 struct sd_tensor *
 sd_reshape(struct sd_tensor *x, int ndim, const int64_t *shape)
 {
-    size_t numel = 1;
+    size_t numel;
 
-    for (int i = 0; i < ndim; i++)
-        numel *= (size_t)shape[i];
+    if (x->graph->fault)
+        return sd_tensor_new(x->graph, x->name, x->dtype, ndim, shape);
+    count_elements(&numel, ndim, shape);
     if (numel != x->numel || (!sd_dense(x) && shape[ndim - 1] != sd_cols(x)))
         sd_bug("reshape", "%s: %zu elements, asked for %zu", x->name, x->numel, numel);
     return view(x, 0, ndim, shape, sd_dense(x) ? shape[ndim - 1] : x->pitch);
@@ -295,17 +328,6 @@ sd_save(struct sd_node *n, int index, enum sd_dtype dtype, int ndim, const int64
 {
     n->saved[index] = sd_tensor_new(n->graph, n->path, dtype, ndim, shape);
     n->saved[index]->node = n;
-}
-
-static const char *
-shape_text(char *text, size_t room, int ndim, const int64_t *shape)
-{
-    size_t n = 0;
-
-    text[0] = 0;
-    for (int i = 0; i < ndim && n < room; i++)
-        n += (size_t)snprintf(text + n, room - n, shape[i] < 0 ? "%s*" : "%s%lld", i ? ", " : "", (long long)shape[i]);
-    return text;
 }
 
 bool

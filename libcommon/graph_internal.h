@@ -39,6 +39,7 @@ struct sd_storage {
     bool redone;
     bool is_gradient;
     bool written;               /* a gradient: an earlier step has stored into it */
+    bool values;                /* a parameter: read as row-major numbers, so that it gets an address */
     struct sd_life *life;       /* the one being built */
 };
 

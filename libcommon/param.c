@@ -14,6 +14,12 @@ struct sd_pack {
 
 static size_t bytes_reserved, bytes_made;
 
+static void
+drop(void *p)
+{
+    sd_param_drop(p);
+}
+
 struct sd_param *
 sd_param_new(struct sd_scope *s, const char *path, enum sd_dtype dtype, int ndim, const int64_t *shape, const void *raw)
 {
@@ -28,7 +34,7 @@ sd_param_new(struct sd_scope *s, const char *path, enum sd_dtype dtype, int ndim
         p->numel *= (size_t)shape[i];
     }
     p->raw = raw;
-    sd_on_close(s, (void (*)(void *))sd_param_drop, p);
+    sd_on_close(s, drop, p);
     return p;
 }
 

@@ -88,8 +88,8 @@ gradient(struct sd_tensor *x)
         d->storage = sd_alloc(x->graph->scope, sizeof *d->storage);
         d->storage->is_gradient = true;
         base->storage->grad = d;
-        if (base->param)
-            d->data = base->param->grad;
+        if (base->param && !(d->data = base->param->grad))
+            sd_bug("plan", "%s: trainable, but its gradient has no place yet", base->name);
     }
     if (x == base)
         return d;
@@ -116,8 +116,11 @@ make_gradients(struct sd_graph *g, const bool *needed, struct sd_tensor *loss)
         n->training = true;
         n->dout = gradient(n->out);
         for (int a = 0; a < n->n_in; a++)
-            if (n->in[a] && n->in[a]->dtype == SD_F32 && storage(n->in[a])->wanted)
+            if (n->in[a] && n->in[a]->dtype == SD_F32 && storage(n->in[a])->wanted) {
+                if (sd_ops[n->op].reads[a] & R_NONE)
+                    sd_bug(n->path, "%s has no gradient for input %d, and a trainable lies upstream of it", sd_ops[n->op].name, a);
                 n->din[a] = gradient(n->in[a]);
+            }
     }
 }
 
@@ -256,9 +259,9 @@ redo(struct sd_plan *p, struct sd_tensor *x)
     p->report.flops += n->flops;
 }
 
-/* Column or row range of the base that a use covers, for the question "store or add". */
+/* Column or row range of the base that a use covers, for the question "store or add".  Scattered: neither. */
 struct range {
-    bool whole, columns;
+    bool whole, columns, scattered;
     int64_t begin, end;
 };
 
@@ -266,7 +269,7 @@ static struct range
 range_of(const struct sd_tensor *x)
 {
     const struct sd_tensor *base = x->base ? x->base : x;
-    struct range r = { true, false, 0, 0 };
+    struct range r = { .whole = true };
 
     if (x->numel == base->numel)
         return r;
@@ -277,6 +280,7 @@ range_of(const struct sd_tensor *x)
         r.begin = x->offset;
         r.end = x->offset + sd_cols(x);
     } else {
+        r.scattered = !sd_dense(x);
         r.begin = x->offset;
         r.end = x->offset + (int64_t)x->numel;
     }
@@ -286,7 +290,8 @@ range_of(const struct sd_tensor *x)
 static bool
 ranges_apart(struct range a, struct range b)
 {
-    return !a.whole && !b.whole && a.columns == b.columns && (a.end <= b.begin || b.end <= a.begin);
+    return !a.whole && !b.whole && !a.scattered && !b.scattered && a.columns == b.columns
+           && (a.end <= b.begin || b.end <= a.begin);
 }
 
 /* All uses of base x that write its gradient are apart and cover it: every one may store. */
@@ -447,6 +452,8 @@ make_lives(struct sd_plan *p, struct sd_tensor *loss)
     struct sd_graph *g = p->graph;
     int last = (int)p->steps.count - 1;
 
+    if (last < 0)
+        sd_bug("plan", "nothing to compute: no kept tensor has a node");
     for (size_t i = 0; i < g->tensors.count; i++) {     /* inputs stay for the whole run, so that they may be fed once */
         struct sd_tensor *x = g->tensors.item[i];
 
@@ -501,10 +508,10 @@ make_lives(struct sd_plan *p, struct sd_tensor *loss)
         struct sd_tensor *x = base_of(g->kept.item[k]);
 
         if (x->storage->life)
-            x->storage->life->end = last;
+            x->storage->life->end = last + 1;       /* beyond the last step, which may not have its bytes either */
     }
     if (loss && storage(loss)->life)
-        storage(loss)->life->end = last;
+        storage(loss)->life->end = last + 1;
 }
 
 /* Second pass: now that ends are known, hand over bytes where an op allows it. */
@@ -604,6 +611,23 @@ peak_of_activations(const struct sd_plan *p)
     return peak;
 }
 
+/* -- parameters ----------------------------------------------------------------------------------------------------- */
+
+/* Parameters that n reads as ordinary numbers, and those it reads a part of, are wanted as values; a weight (W_IN) is asked
+ * for by its kernel, in the form it likes. */
+static void
+mark_operands(struct sd_node *n)
+{
+    for (int a = 0; a < n->n_in; a++) {
+        struct sd_tensor *x = n->in[a];
+
+        if (!x || !x->param || (!x->base && sd_ops[n->op].flags & W_IN(a)))
+            continue;
+        storage(x)->values = true;
+        sd_param_reserve_values(x->param);
+    }
+}
+
 /* -- entries -------------------------------------------------------------------------------------------------------- */
 
 static void
@@ -661,13 +685,18 @@ plan_within(struct sd_graph *g, struct sd_tensor *loss, enum sd_recompute least,
     mark_needed(needed, g, loss);
     mark_wanted(g);
     if (loss) {
+        if (loss->numel != base_of(loss)->numel)
+            sd_bug("plan", "the loss %s is a part of a tensor", loss->name);
         if (!storage(loss)->wanted)
             return sd_fail_null("nothing to train: no trainable parameter lies upstream of the loss");
         make_gradients(g, needed, loss);
     }
     for (size_t i = 0; i < g->nodes.count; i++)
-        if (needed[i] && sd_ops[node_at(g, i)->op].prepare)
-            sd_ops[node_at(g, i)->op].prepare(node_at(g, i));
+        if (needed[i]) {
+            mark_operands(node_at(g, i));
+            if (sd_ops[node_at(g, i)->op].prepare)
+                sd_ops[node_at(g, i)->op].prepare(node_at(g, i));
+        }
     for (enum sd_recompute level = least;; level++) {
         p = plan(g, loss, needed, level);
         if (!budget || (int64_t)p->arena_bytes <= budget)

@@ -72,10 +72,7 @@ sd_plan_bind(struct sd_plan *p, struct sd_arena *arena)
     for (size_t i = 0; i < g->tensors.count; i++) {
         struct sd_tensor *x = g->tensors.item[i];
 
-        /* only what needs no conversion: kernels ask sd_values() for the rest */
-        if (x->param && !x->base && (x->param->trainable || (x->param->dtype == SD_F32 && SD_REAL_IS_FLOAT)))
-            address(x, (char *)(uintptr_t)sd_param_values(x->param));
-        else if (x->param && !x->base && x->param->ndim <= 1)
+        if (x->param && !x->base && (x->param->trainable || x->storage->values))
             address(x, (char *)(uintptr_t)sd_param_values(x->param));
     }
 }

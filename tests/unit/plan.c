@@ -180,6 +180,55 @@ faults(void)
     sd_scope_close(n.scope);
 }
 
+/* Sides from a configuration file whose product no integer holds, and views of what does not fit: a reason, no abort. */
+static void
+hostile_sizes(void)
+{
+    struct sd_graph *g = sd_graph_new();
+    struct sd_tensor *x = sd_input(g, "x", SD_F32, 3, (int64_t[]){ 1LL << 31, 1LL << 31, 4 });
+
+    x = sd_reshape(sd_slice(x, 2, 1, 5), 2, (int64_t[]){ 7, 3 });
+    sd_keep(sd_op_silu(g, x));
+    CHECK(!sd_plan_inference(g, 0) && strcmp(sd_reason(), "x [2147483648, 2147483648, 4]: too large") == 0, "%s", sd_reason());
+    sd_graph_free(g);
+}
+
+/* What --plan adds up is what running makes: half-precision and unaligned parameters, whole, sliced, as ordinary operands. */
+static void
+reservations(void)
+{
+    static unsigned char bytes[4 * 64 + 1], halves[2 * 64];
+    struct sd_scope *s = sd_scope_open();
+    struct sd_graph *g = sd_graph_new();
+    struct sd_param *half = sd_param_new(s, "half", SD_F16, 2, (int64_t[]){ 8, 8 }, halves);
+    struct sd_param *odd = sd_param_new(s, "odd", SD_F32, 2, (int64_t[]){ 8, 8 }, bytes + 1);
+    struct sd_param *bias = sd_param_new(s, "bias", SD_F16, 1, (int64_t[]){ 8 }, halves);
+    struct sd_tensor *input = sd_input(g, "x", SD_F32, 2, (int64_t[]){ 8, 8 }), *x;
+    size_t before = sd_param_bytes_made(), reserved = sd_param_bytes_reserved(), made;
+    float in[64], out[64];
+    struct sd_plan *p;
+
+    for (size_t i = 0; i < 64; i++) {
+        memcpy(bytes + 1 + 4 * i, &(float){ (float)i }, 4);
+        in[i] = 1;
+    }
+    x = sd_op_add(g, sd_op_linear(g, input, sd_slice(sd_use(g, odd), 0, 0, 8), sd_use(g, bias), NULL), sd_use(g, odd));
+    x = sd_op_concat(g, x, sd_op_silu(g, sd_use(g, half)));
+    x = sd_keep(sd_slice(x, 1, 0, 8));
+    p = sd_plan_inference(g, 0);
+    reserved = sd_param_bytes_reserved() - reserved;
+    sd_plan_bind(p, NULL);
+    sd_feed(p, input, in);
+    sd_run(p);
+    made = sd_param_bytes_made() - before;
+    CHECK(made == reserved && made > 0, "parameters: %zu bytes reserved, %zu made", reserved, made);
+    sd_fetch(p, x, out);
+    CHECK(out[9] == 8 * 8 + 28 + 9, "the sum of row 1 of an unaligned weight, plus one of its elements: %g", (double)out[9]);
+    sd_plan_free(p);
+    sd_graph_free(g);
+    sd_scope_close(s);
+}
+
 static void
 non_finite(void)
 {
@@ -206,6 +255,8 @@ main(void)
     redoing_changes_nothing();
     budgets();
     faults();
+    hostile_sizes();
+    reservations();
     non_finite();
     return check_done();
 }
