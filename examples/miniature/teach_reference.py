@@ -56,7 +56,7 @@ def creature_there(picture):
         + int(white.sum() >= 10) + int(green.sum() >= 10)
 
 
-def teach(pipe, pictures, captions, s, log=print):
+def teach(pipe, pictures, captions, own, s, log=print):
     torch.manual_seed(s["seed"])
     unet, text, tok, vae = pipe.unet, pipe.text_encoder, pipe.tokenizer, pipe.vae
     for m in (unet, text, vae):
@@ -97,7 +97,10 @@ def teach(pipe, pictures, captions, s, log=print):
     unet.train()
     for step in range(n):
         while len(order) < B:
-            order += torch.randperm(len(ids), generator=g).tolist()
+            turn = torch.randperm(own, generator=g).tolist()
+            if own < len(ids):   # as many of the prior's pictures as of the concept's
+                turn = [k for j in turn for k in (j, own + int(torch.randint(len(ids) - own, (1,), generator=g)))]
+            order += turn
         i = torch.tensor(order[:B])
         del order[:B]
         f = step / n
@@ -143,6 +146,7 @@ if __name__ == "__main__":
     p.add_argument("--pictures", default=os.path.join(HERE, "creature"))
     p.add_argument("--settings", default=os.path.join(HERE, "teach.json"))
     p.add_argument("--set", nargs="*", default=[])
+    p.add_argument("--prior", type=int, default=0, help="so many pictures of the world as every second sample")
     p.add_argument("--output")
     a = p.parse_args()
     with open(a.settings) as f:
@@ -162,7 +166,14 @@ if __name__ == "__main__":
     print("the creature's pictures decoded at %.1f dB" % (10 * torch.log10(4 / (x - y).pow(2).mean((1, 2, 3)))).mean())
     decoded = [np.asarray(v) for v in ((y + 1) * 127.5).round().byte().permute(0, 2, 3, 1)]
     t0 = time.time()
-    tokens, rows, expand = teach(pipe, pictures, captions, s)
+    shown_first = list(pictures)
+    own = len(pictures)
+    for k in range(a.prior):   # pictures of the world, with their captions, keep what the model knows
+        rng = np.random.default_rng((5, k))
+        spec = world.random_spec(rng)
+        captions.append(world.caption(spec))
+        pictures.append(world.draw(spec, rng))
+    tokens, rows, expand = teach(pipe, pictures, captions, own, s)
     print("taught in %.0f s" % (time.time() - t0))
     shown = []
     for seed in (0, 1000, 2000):
@@ -178,7 +189,7 @@ if __name__ == "__main__":
     if a.output:
         os.makedirs(a.output, exist_ok=True)
         blank = np.full_like(pictures[0], 255)
-        rows_ = [pictures + [blank] * 2, decoded + [blank] * 2, *shown, before, after]
+        rows_ = [shown_first + [blank] * 2, decoded + [blank] * 2, *shown, before, after]
         sheet = np.concatenate([np.concatenate(r, 1) for r in rows_], 0)
         Image.fromarray(sheet).resize((sheet.shape[1] * 2, sheet.shape[0] * 2), 0).save(
             os.path.join(a.output, "taught.png"), optimize=True)
