@@ -82,7 +82,8 @@ add_adapters(struct sd_run *x)
         return;
     if (S.train_text_encoder)
         patterns = sd_sprintf(x->scope, "%s%ste:q_proj,te:k_proj,te:v_proj,te:out_proj", patterns, *patterns ? "," : "");
-    x->targets = (struct sd_targets){ patterns, S.rank, S.conv_rank, S.alpha, S.conv_alpha, (uint64_t)sd_shared.seed };
+    x->targets = (struct sd_targets){ .patterns = patterns, .rank = S.rank, .conv_rank = S.conv_rank, .alpha = S.alpha,
+                                      .conv_alpha = S.conv_alpha, .seed = (uint64_t)sd_shared.seed };
     x->adapters = sd_adapters_new(x->scope);
     if (sd_targets_add(&x->targets, x->m.unet->weights, x->m.text->weights, x->t, x->adapters, &with_text) < 0)
         sd_usage("--target-modules", "%s", sd_reason());
@@ -310,21 +311,15 @@ static int
 print_plan(struct sd_run *x)
 {
     struct sd_trainer_plan p;
-    size_t weights, trained, sums;
+    size_t weights;
 
     if (sd_trainer_plan(x->trainer, &p) < 0)
         sd_die(S.replay ? S.replay : S.model, "%s", sd_reason());
-    trained = x->t->count * sizeof(float) * (size_t)(2 + sd_trainer_optimizer(x->trainer)->buffers);
-    sums = x->t->count * sizeof(float);     /* the accumulation tree: log2 K + 1 buffers */
-    for (uint32_t k = (uint32_t)S.accumulation; k > 1; k >>= 1)
-        sums += x->t->count * sizeof(float);
     weights = sizeof(float) * (size_t)(sd_weights_elements(x->m.unet->weights) + sd_weights_elements(x->m.text->weights));
     printf("{\"peak_bytes\": %zu, \"weights_bytes\": %zu, \"packed_bytes\": %zu, \"activations_bytes\": %zu, \"arena_bytes\": %zu, "
-           "\"trainable_bytes\": %zu, \"data_bytes\": %zu, \"flops\": %.0f, \"updates\": %lld, \"samples\": %zu, "
-           "\"buckets\": %d}\n",
-           sd_param_bytes_reserved() + p.arena_bytes + p.data_bytes + trained + sums, weights, sd_param_bytes_reserved(),
-           p.activations_bytes, p.arena_bytes, trained + sums, p.data_bytes, p.flops, (long long)S.max_train_steps,
-           x->data ? x->data->count : 0, p.buckets);
+           "\"flops\": %.0f, \"updates\": %lld, \"samples\": %zu, \"buckets\": %d}\n",
+           p.peak_bytes, weights, sd_param_bytes_reserved(), p.activations_bytes, p.arena_bytes, p.flops,
+           (long long)S.max_train_steps, x->data ? x->data->count : 0, p.buckets);
     return SD_OK;
 }
 

@@ -25,6 +25,15 @@ on_stop(int number)             /* reset by then: a second signal ends the progr
     stop_signal = number;
 }
 
+static void
+catch(int number)
+{
+    struct sigaction action = { .sa_handler = on_stop, .sa_flags = (int)SA_RESETHAND | SA_RESTART }, old;
+
+    if (!sigaction(number, NULL, &old) && old.sa_handler != SIG_IGN)        /* nohup stays nohup */
+        sigaction(number, &action, NULL);
+}
+
 static double
 now(void)
 {
@@ -244,12 +253,11 @@ void
 sd_run_train(struct sd_run *x)
 {
     struct loop l = { .run = x, .first = take_up(x) };
-    struct sigaction action = { .sa_handler = on_stop, .sa_flags = (int)SA_RESETHAND | SA_RESTART };
     int64_t done = l.first;
 
     open_log(&l);
-    sigaction(SIGINT, &action, NULL);
-    sigaction(SIGTERM, &action, NULL);
+    catch(SIGINT);
+    catch(SIGTERM);
     l.started = now();
     while (done < S.max_train_steps) {
         update(&l, done++);

@@ -212,7 +212,7 @@ save_tokens(struct sd_run *x, struct sd_scope *s, const struct sd_outputs *to, i
 static void
 save_lora(struct sd_run *x, struct sd_scope *s, const char *path, const char *format, int64_t step)
 {
-    struct sd_lora *lora = sd_targets_lora(s, x->adapters);
+    struct sd_lora *lora = sd_targets_lora(s, &x->targets, x->adapters);
     double worst, r = lora_rounding(lora);
 
     if (sd_lora_save(lora, path, sd_lora_format(format), save_dtype(), metadata(x, s, true, path, step)) < 0)

@@ -43,7 +43,8 @@ struct pattern {
 };
 
 struct walk {
-    const struct sd_targets *o;
+    struct sd_targets *o;
+    struct sd_weights *weights;
     struct pattern *pattern;
     size_t patterns;
     bool text_encoder;
@@ -52,7 +53,8 @@ struct walk {
     struct sd_adapters *adapters;
     struct sd_scope *scope;
     int64_t added;
-    const char *fault;
+    int64_t wasteful;               /* layers whose rank is more than theirs */
+    const char *first;
 };
 
 /* The module path of a weight that a low-rank product can be added to; NULL for biases, norms, embeddings. */
@@ -72,7 +74,8 @@ consider(struct sd_param *p, void *user)
     struct walk *w = user;
     const char *path = layer_of(p, w->scope), *inner;
     bool conv = p->ndim == 4, wide = conv && (p->shape[2] > 1 || p->shape[3] > 1), hit = false;
-    int64_t rank = wide && w->o->conv_rank ? w->o->conv_rank : w->o->rank, least;
+    struct sd_weights_place place;
+    int64_t rank = wide && w->o->conv_rank ? w->o->conv_rank : w->o->rank, least, fan_in;
     double alpha = wide && w->o->conv_rank ? w->o->conv_alpha : w->o->alpha;
     struct sd_adapter a = { .kind = wide ? SD_ADAPTER_CONV : SD_ADAPTER_LINEAR };
     float *scale;
@@ -87,9 +90,10 @@ consider(struct sd_param *p, void *user)
         }
     if (!hit)
         return;
-    least = p->shape[0] < p->shape[1] ? p->shape[0] : p->shape[1];
-    if (rank > least && !w->fault)
-        w->fault = sd_sprintf(w->scope, "%s: rank %lld, the layer has only %lld", path, (long long)rank, (long long)least);
+    fan_in = (int64_t)p->numel / p->shape[0];
+    least = p->shape[0] < fan_in ? p->shape[0] : fan_in;
+    if (rank > least && !w->wasteful++)
+        w->first = sd_sprintf(w->scope, "%s: a rank of %lld, where %lld is all there is", path, (long long)rank, (long long)least);
     a.path = path;
     a.down = sd_trainables_add(w->t, w->component, sd_sprintf(w->scope, "%s.lora_down", path), p->ndim,
                                (int64_t[]){ rank, p->shape[1], conv ? p->shape[2] : 1, conv ? p->shape[3] : 1 });
@@ -99,11 +103,12 @@ consider(struct sd_param *p, void *user)
     *scale = (float)((alpha > 0 ? alpha : (double)rank) / (double)rank);
     a.scale = sd_param_new(w->t->scope, sd_sprintf(w->scope, "%s.scale", path), SD_F32, 1, (int64_t[]){ 1 }, scale);
     sd_adapters_add(w->adapters, &a);
-    w->added++;
+    /* UNets of SD1 hold projections as 1x1 convolutions: readers want their factors with four dimensions too */
+    w->o->conv[w->added++] = conv || (sd_weights_place(w->weights, p->path + strlen(w->component) + 1, &place) && place.tensor->ndim == 4);
 }
 
 int64_t
-sd_targets_add(const struct sd_targets *o, struct sd_weights *unet, struct sd_weights *text, struct sd_trainables *t,
+sd_targets_add(struct sd_targets *o, struct sd_weights *unet, struct sd_weights *text, struct sd_trainables *t,
                struct sd_adapters *adapters, bool *with_text)
 {
     struct walk w = { .o = o, .t = t, .adapters = adapters, .scope = t->scope };
@@ -116,10 +121,13 @@ sd_targets_add(const struct sd_targets *o, struct sd_weights *unet, struct sd_we
 
         w.pattern[w.patterns++] = (struct pattern){ te ? word + 3 : word, te, 0 };
     }
+    o->conv = sd_alloc_array(t->scope, sd_weights_count(unet) + (text ? sd_weights_count(text) : 0), sizeof *o->conv);
     w.component = "unet";
+    w.weights = unet;
     sd_weights_each(unet, consider, &w);
     in_unet = w.added;
     w.component = "text_encoder";
+    w.weights = text;
     w.text_encoder = true;
     if (text)
         sd_weights_each(text, consider, &w);
@@ -127,7 +135,9 @@ sd_targets_add(const struct sd_targets *o, struct sd_weights *unet, struct sd_we
     for (size_t i = 0; i < w.patterns; i++)
         if (!w.pattern[i].matched)
             return sd_fail("%s%s: matches no layer", w.pattern[i].text_encoder ? "te:" : "", w.pattern[i].text);
-    return w.fault ? sd_fail("%s", w.fault) : w.added;
+    if (w.wasteful)
+        sd_warn("--rank", "%s%s", w.first, w.wasteful > 1 ? sd_sprintf(t->scope, ", and %lld more layers", (long long)w.wasteful - 1) : "");
+    return w.added;
 }
 
 static const struct sd_lora_layer *
@@ -190,7 +200,7 @@ by_path(const void *a, const void *b)
 }
 
 struct sd_lora *
-sd_targets_lora(struct sd_scope *s, const struct sd_adapters *adapters)
+sd_targets_lora(struct sd_scope *s, const struct sd_targets *o, const struct sd_adapters *adapters)
 {
     struct sd_lora *lora = sd_alloc(s, sizeof *lora);
 
@@ -203,7 +213,7 @@ sd_targets_lora(struct sd_scope *s, const struct sd_adapters *adapters)
 
         lora->layer[i] = (struct sd_lora_layer){ .path = a->path, .rank = a->down->shape[0], .in = a->down->shape[1],
                                                  .out = a->up->shape[0], .kh = a->down->ndim == 4 ? a->down->shape[2] : 1,
-                                                 .kw = a->down->ndim == 4 ? a->down->shape[3] : 1, .conv = a->down->ndim == 4,
+                                                 .kw = a->down->ndim == 4 ? a->down->shape[3] : 1, .conv = o->conv[i],
                                                  .down = (const float *)a->down->value, .up = (const float *)a->up->value,
                                                  .scale = *(const float *)a->scale->raw };
     }

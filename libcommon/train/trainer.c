@@ -374,6 +374,39 @@ replay_micro(struct sd_trainer *x, int64_t index, struct micro *k, struct sd_sco
 
 /* -- running -------------------------------------------------------------------------------------------------------- */
 
+/* What is there beside the step: packed weights, what is trained with its moments and sums, samples. */
+static size_t
+held_bytes(const struct sd_trainer *x)
+{
+    size_t buffers = 3 + (size_t)x->optimizer->buffers, bytes;
+
+    for (uint32_t k = x->options.accumulation; k > 1; k >>= 1)
+        buffers++;
+    bytes = sd_param_bytes_reserved() + x->t->count * buffers * sizeof(float);
+    for (size_t i = 0; x->data && i < x->data->count; i++) {
+        const struct sd_sample *k = &x->data->sample[i];
+
+        bytes += (size_t)(k->height * k->width * (2 * x->data->channels + (k->mask != NULL))) * sizeof(float);
+    }
+    return bytes;
+}
+
+/* The step as it is, where memory allows, else with what may be done twice done twice. */
+static struct sd_train_step *
+step_within(struct sd_trainer *x, const struct sd_step_shape *shape)
+{
+    struct sd_train_step *step = sd_train_step_new(x->scope, &x->model, shape, x->options.clip_skip, 0);
+    size_t held, limit = (size_t)x->options.memory;
+
+    if (!step || !limit || (held = held_bytes(x)) + sd_plan_report(step->plan).arena_bytes <= limit)
+        return step;
+    sd_train_step_free(step);
+    if (held >= limit)
+        return sd_fail_null("--memory %.1f MiB: weights, samples and what is trained take %.1f already", (double)limit / (1 << 20),
+                            (double)held / (1 << 20));
+    return sd_train_step_new(x->scope, &x->model, shape, x->options.clip_skip, (int64_t)(limit - held));
+}
+
 static struct sd_train_step *
 step_for(struct sd_trainer *x, const struct sd_step_shape *shape)
 {
@@ -383,7 +416,7 @@ step_for(struct sd_trainer *x, const struct sd_step_shape *shape)
         step = step->next;
     if (step)
         return step;
-    if (!(step = sd_train_step_new(x->scope, &x->model, shape, x->options.clip_skip, x->options.memory)))
+    if (!(step = step_within(x, shape)))
         return NULL;
     sd_note(1, "plan for %lldx%lld latents, batch %lld: %.2f GiB", (long long)shape->height, (long long)shape->width,
             (long long)shape->batch, (double)sd_plan_report(step->plan).arena_bytes / (1 << 30));
@@ -522,6 +555,7 @@ plan_bucket(struct sd_trainer *x, const struct sd_bucket *k, struct sd_trainer_p
 {
     struct sd_step_shape shape = { k->count < x->options.batch_size ? k->count : x->options.batch_size, x->data->channels,
                                    k->height, k->width, 1, x->length, x->options.masked };
+    size_t states = p->states_bytes;
 
     for (uint32_t i = 0; i < k->count; i++) {
         const struct sd_sample *sample = &x->data->sample[k->sample[i]];
@@ -531,10 +565,10 @@ plan_bucket(struct sd_trainer *x, const struct sd_bucket *k, struct sd_trainer_p
             return sd_fail_prefix("%s", sample->source);
         if (e->prompt.chunks > shape.chunks)
             shape.chunks = e->prompt.chunks;
-        p->data_bytes += (size_t)(k->height * k->width * (2 * x->data->channels + (sample->mask != NULL))) * sizeof(float);
-        if (!x->model.text_trains && p->data_bytes < STATES_BYTES)
-            p->data_bytes += (size_t)(e->prompt.chunks * x->length * x->width) * sizeof(float);
+        if (!x->model.text_trains)
+            states += (size_t)(e->prompt.chunks * x->length * x->width) * sizeof(float);
     }
+    p->states_bytes = states < STATES_BYTES ? states : STATES_BYTES;
     return plan_shape(x, &shape, p);
 }
 
@@ -557,5 +591,6 @@ sd_trainer_plan(struct sd_trainer *x, struct sd_trainer_plan *p)
     }
     for (struct sd_train_step *step = x->steps; step; step = step->next)
         p->buckets++;
+    p->peak_bytes = held_bytes(x) + p->states_bytes + p->arena_bytes;
     return 0;
 }

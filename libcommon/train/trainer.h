@@ -46,7 +46,7 @@ struct sd_trainer_options {
     const char *lr_scheduler;
     int64_t warmup;
     struct sd_optimizer_options optimizer;
-    int64_t memory;                             /* bytes for activations, 0: no limit */
+    int64_t memory;                             /* bytes for everything but the mapped weights, 0: no limit */
 };
 
 struct sd_update {                              /* what an update did */
@@ -66,12 +66,13 @@ struct sd_optimizer *sd_trainer_optimizer(struct sd_trainer *t);
 
 /* sd_trainer_plan - describe and plan the largest step without running it, for --plan; -1 with sd_fail. */
 struct sd_trainer_plan {
+    size_t peak_bytes;                          /* of everything but the mapped weights */
     size_t arena_bytes, activations_bytes;
-    size_t data_bytes;                          /* latents, masks, states of frozen texts */
+    size_t states_bytes;                        /* states of frozen texts */
     double flops;                               /* of one update */
     int buckets;                                /* different shapes of a step */
 };
-int sd_trainer_plan(struct sd_trainer *t, struct sd_trainer_plan *p);
+int sd_trainer_plan(struct sd_trainer *t, struct sd_trainer_plan *p);      /* needs the dataset or the replay */
 
 /* sd_trainer_update - the update after `done` (0: the first).  -1 with sd_fail when loss or gradient is not finite, with the
  * samples and the first bad module in the reason; the trainables are then untouched. */

@@ -13,6 +13,7 @@ Everything in single precision, as those scripts run, on the tiny models of test
     MODEL[.ROWS].replay.safetensors   step_%04d.latents, .noise, .timesteps, .input_ids, by micro-batch (--replay)
     START.start.safetensors           first factors (--init-lora), as diffusers saves them; with alphas, as kohya does
     MODEL.ROWS.token.safetensors      first rows (--init-embedding)
+    text_encoder/                     for tests with captions
     CASE.safetensors                  losses [20]; final factors under the names of the start; final rows as "rows"
 
 Pinned: torch 2.15, diffusers 0.42.1, transformers 5.23.0, peft 0.21.2, prodigyopt 1.1.2."""
@@ -30,7 +31,7 @@ from diffusers.training_utils import compute_snr
 from peft import LoraConfig, PeftModel
 from prodigyopt import Prodigy
 from safetensors.torch import load_file, save_file
-from transformers import CLIPTextModel
+from transformers import CLIPTextConfig, CLIPTextModel
 
 MODELS, DATA, STEPS = "tests/data/models", "tests/data/train", 20
 ATTENTION = ["to_q", "to_k", "to_v", "to_out.0"]
@@ -229,11 +230,23 @@ def check(name, form, path):
     print(f"{name} as {form}: {used} factors, worst difference of a weight's change {worst:.1e}")
 
 
+def text_encoder():
+    """For tests that read captions: an encoder as wide as sd1's, that fits the tokenizer in tests/data/tokenizer/tiny."""
+    torch.manual_seed(21)
+    model = CLIPTextModel(CLIPTextConfig(vocab_size=664, hidden_size=24, intermediate_size=40, num_hidden_layers=2,
+                                         num_attention_heads=2, max_position_embeddings=16, hidden_act="quick_gelu",
+                                         projection_dim=24, bos_token_id=662, eos_token_id=663))
+    for p in model.parameters():
+        p.data = (p.data + 0.02 * torch.randn(p.shape)).half()
+    model.half().save_pretrained(f"{DATA}/text_encoder")
+
+
 def main():
     if len(sys.argv) > 1:
         check(*sys.argv[2:5])
         return
     os.makedirs(DATA, exist_ok=True)
+    text_encoder()
     batches = {}
     for model, count, seed in (("sd1", 2 * STEPS, 1), ("sd2", STEPS, 2)):
         batches[model] = replay(model, load(model)[1], count, seed)
