@@ -433,6 +433,11 @@ poison() {
     L=$DATA/lora/sd1.kohya.safetensors
     run -3 --separate-stderr sample --prompt a --output a.png --lora "$L"
     [[ $stderr == "sd-sample: $L: "* && ${#stderr_lines[@]} == 1 && ! -e a.png ]]
+    # layers that a larger model has
+    LC_ALL=C sed 's/text_encoder\([a-z_.]*\)layers\.1\./text_encoder\1layers.9./g' "$DATA/lora/sd2.diffusers.safetensors" > deep.safetensors
+    run -1 cmp -s deep.safetensors "$DATA/lora/sd2.diffusers.safetensors"
+    run -3 --separate-stderr sample --prompt a --output a.png --lora deep.safetensors
+    [[ $stderr == "sd-sample: --lora: "*" adapted layers are not in this model, the first is text_encoder.text_model.encoder.layers.9."* ]]
     head -c 5000 "$L" > cut.safetensors
     run -3 --separate-stderr sample --prompt a -j --lora cut.safetensors
     [[ $stderr == "sd-sample: cut.safetensors: "* && ${#stderr_lines[@]} == 1 ]]
