@@ -1,0 +1,111 @@
+#!/usr/bin/env bats
+# pipelines/lora.mk: photos to pictures on the embedded miniature; what is made again, and what is not.
+
+load ../helper
+
+setup() {
+    cd "$BATS_TEST_TMPDIR" || exit 1
+    export XDG_CACHE_HOME=$BATS_TEST_TMPDIR/.cache
+    MODEL=$ROOT/examples/miniature/model
+    need "$MODEL/unet/diffusion_pytorch_model.safetensors"
+    mkdir rex
+    cp "$ROOT"/examples/miniature/creature/creature[123].png rex
+    TRAIN='--rank 2 --max-train-steps 2 --seed 1'
+}
+# pipeline [make's words]: the whole chain; its messages in $stderr
+pipeline() {
+    make --no-print-directory -f "$ROOT/pipelines/lora.mk" PHOTOS=rex RUN=run MODEL="$MODEL" TRIGGER='<rex>' CROP='--resolution 64' \
+        SAMPLE='--num-inference-steps 2 --seed 1' THREADS=1 quiet= TRAIN="$TRAIN" "$@"
+}
+# made RUN TARGET ...: exactly these targets are younger than the file `mark`
+made() {
+    local run=$1 target wanted found
+    shift
+    wanted=$(printf '%s\n' "$@" | sort | tr '\n' ' ')
+    found=$(for target in cropped.sd captioned.sd latents.sd lora.safetensors sheet.png; do
+                [ ! "$run/$target" -nt mark ] || echo "$target"; done | sort | tr '\n' ' ')
+    if [ "${found# }" != "${wanted# }" ]; then
+        printf 'made again  %s\nexpected    %s\n' "$found" "$wanted"
+        return 1
+    fi
+}
+mark() { sleep 0.02; touch mark; sleep 0.02; }
+
+@test "photos become a sheet; a second make does nothing; other settings make only what hangs on them" {
+    run -0 --separate-stderr pipeline
+    [[ $stderr == *"3 encoded, 0 from the cache"* ]]
+    [ -s run/sheet.png ] && [ -s run/lora.safetensors ] && [ -s run/embedding.safetensors ] && [ -s run/train.log ]
+    [ ! -e run/lora.safetensors.state ]
+    nothing_left
+    first=$(sha256sum < run/sheet.png)
+
+    mark
+    run -0 --separate-stderr pipeline
+    [ -z "$(find run -newer mark -name '*.s*')" ]
+    [ -z "$(find run -newer mark -name '*.json')" ]
+
+    # another rank: only the training and the pictures
+    TRAIN='--rank 3 --max-train-steps 2 --seed 1'
+    run -0 --separate-stderr pipeline
+    made run lora.safetensors sheet.png
+    [ "$(sha256sum < run/sheet.png)" != "$first" ]
+
+    # back again: the same bytes
+    TRAIN='--rank 2 --max-train-steps 2 --seed 1'
+    run -0 --separate-stderr pipeline
+    [ "$(sha256sum < run/sheet.png)" = "$first" ]
+
+    # other pictures: only those
+    mark
+    run -0 --separate-stderr pipeline BASE_PROMPT='<rex> at night'
+    made run sheet.png
+
+    # an edited photo goes through the chain; the cache knows the other two
+    mark
+    cp "$ROOT/examples/miniature/creature/creature4.png" rex/creature2.png
+    touch rex/creature2.png
+    run -0 --separate-stderr pipeline
+    [[ $stderr == *"1 encoded, 2 from the cache"* ]]
+    made run cropped.sd captioned.sd latents.sd lora.safetensors sheet.png
+
+    # one that is taken away, too
+    mark
+    rm rex/creature3.png
+    run -0 --separate-stderr pipeline latents
+    [[ $stderr == *"2 records"*"0 encoded, 2 from the cache"* ]]
+    made run cropped.sd captioned.sd latents.sd
+}
+
+@test "a training that fails leaves its log and no target; the next make goes on" {
+    TRAIN='--rank 2 --max-train-steps 20 --seed 1 --learning-rate 1e6'
+    run ! --separate-stderr pipeline
+    [ -s run/train.log ]
+    [ ! -e run/lora.safetensors ] && [ ! -e run/sheet.png ]
+    nothing_left
+    [ -s run/latents.sd ]
+    mark
+    TRAIN='--rank 2 --max-train-steps 2 --seed 1'
+    run -0 --separate-stderr pipeline
+    made run lora.safetensors sheet.png
+}
+
+@test "a bad photo ends the chain at the first stage, by name" {
+    echo 'no picture' > rex/creature2.png
+    run ! --separate-stderr pipeline
+    [[ $stderr == *"sd-crop: rex/creature2.png: "* ]]
+    [ ! -e run/cropped.sd ] && [ ! -e run/latents.sd ]
+}
+
+@test "a sweep: two runs at once share the cache and give what they give alone" {
+    cat > sweep.mk <<'END'
+runs/%/lora.safetensors:
+	$(MAKE) --no-print-directory -f $(LORA) train PHOTOS=rex RUN=runs/$* MODEL=$(MODEL) TRIGGER='<rex>' CROP='--resolution 64' \
+	  JOBS=2 TRAIN='--rank $* --max-train-steps 2 --seed 1'
+END
+    run -0 --separate-stderr make --no-print-directory -j2 -f sweep.mk LORA="$ROOT/pipelines/lora.mk" MODEL="$MODEL" \
+        runs/2/lora.safetensors runs/3/lora.safetensors
+    cmp runs/2/latents.sd runs/3/latents.sd
+    run -0 --separate-stderr pipeline train
+    [[ $stderr == *"0 encoded, 3 from the cache"* ]]
+    cmp run/lora.safetensors runs/2/lora.safetensors
+}
