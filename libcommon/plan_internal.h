@@ -40,11 +40,50 @@ struct sd_plan {
     struct sd_plan_report report;
 };
 
-enum { SD_GUARD = 64 };         /* bytes behind every buffer in tests */
+enum { SD_ALIGN = 64, SD_GUARD = 64 };      /* SD_GUARD: bytes behind every buffer in tests */
 
 struct sd_arena {
     char *base;
     size_t bytes;
 };
+
+static inline struct sd_tensor *
+base_of(struct sd_tensor *x)
+{
+    return x->base ? x->base : x;
+}
+
+static inline struct sd_storage *
+storage(struct sd_tensor *x)
+{
+    return base_of(x)->storage;
+}
+
+static inline struct sd_node *
+node_at(const struct sd_graph *g, size_t i)
+{
+    return g->nodes.item[i];
+}
+
+static inline size_t
+tensor_bytes(const struct sd_tensor *x)
+{
+    return (x->numel * sd_element_size(x->dtype) + SD_ALIGN - 1) / SD_ALIGN * SD_ALIGN + (sd_guard ? SD_GUARD : 0);
+}
+
+/* What the backward step of n reads, from the table: inputs, output, saved. */
+static inline unsigned
+backward_reads(const struct sd_node *n)
+{
+    unsigned reads = 0;
+
+    for (int a = 0; a < n->n_in; a++)
+        if (n->din[a])
+            reads |= sd_ops[n->op].reads[a];
+    return reads;
+}
+
+/* sd_plan_place - the steps are made: lives, places, and their sums in the report.  plan_lives.c */
+void sd_plan_place(struct sd_plan *p, struct sd_tensor *loss);
 
 #endif

@@ -1,7 +1,7 @@
 /* plan, on random small graphs: views of views, tensors used twice, shared parameters, kept tensors, blocks.
- * The reference keeps every tensor, so that none shares bytes and nothing is redone.  At every level of recomputation, with
- * guards and poisoned buffers, in the first run and in the second: kept tensors and gradients have the same bits; so have the
- * kept tensors of an inference plan.  In the f64 build gradients are compared with central differences too. */
+ * The reference keeps every tensor, so that none shares bytes and nothing is redone.  At every level of recomputation,
+ * with guards and poisoned buffers, in the first run and in the second: kept tensors and gradients have the same bits;
+ * so have the kept tensors of an inference plan.  In the f64 build central differences are compared with, too. */
 #include "check.h"
 #include "op.h"
 #include "ops.h"
@@ -202,7 +202,7 @@ reshaped(struct net *n, struct sd_tensor *x)
     }
 }
 
-/* Two or three views of one tensor, each through an op, side by side: do their gradients tile it, overlap, leave a gap? */
+/* Two or three views of one tensor, each through an op, side by side: their gradients tile it, overlap or leave gaps. */
 static struct sd_tensor *
 gathered(struct net *n, struct sd_tensor *x)
 {
@@ -239,7 +239,8 @@ another(struct net *n)
     case 2:
         y = alike(n, x, 2);
         width = sd_cols(y);
-        return sd_op_linear(g, x, weight(n, width, C), below(n, 2) ? parameter(n, 1, 1, width, 1) : NULL, below(n, 2) ? y : NULL);
+        return sd_op_linear(g, x, weight(n, width, C), below(n, 2) ? parameter(n, 1, 1, width, 1) : NULL,
+                            below(n, 2) ? y : NULL);
     case 3:
         y = alike(n, x, 3);
         return sd_op_add(g, x, y);
@@ -440,11 +441,13 @@ struct outcome {
 };
 
 static void
-compare(struct outcome *o, int way, uint64_t seed, const struct values *found, const struct values *expected, bool gradients)
+compare(struct outcome *o, int way, uint64_t seed, const struct values *found, const struct values *expected,
+        bool gradients)
 {
     size_t count = gradients ? expected->count : expected->outputs;
 
-    if ((gradients ? found->count : found->outputs) == count && memcmp(found->data, expected->data, count * sizeof(real)) == 0)
+    if ((gradients ? found->count : found->outputs) == count
+        && memcmp(found->data, expected->data, count * sizeof(real)) == 0)
         return;
     if (!o->wrong[way]++)
         o->first[way] = seed;
@@ -510,7 +513,8 @@ try_graph(struct outcome *o, uint64_t seed)
 int
 main(int argc, char **argv)
 {
-    static const char *const names[] = { "nothing redone", "cheap ops redone", "feed-forwards redone", "blocks redone", "inference" };
+    static const char *const names[] = { "nothing redone", "cheap ops redone", "feed-forwards redone", "blocks redone",
+                                         "inference" };
     struct outcome o = { 0 };
 
     if (argc > 1)               /* one graph, to look into it */
@@ -518,14 +522,15 @@ main(int argc, char **argv)
     else
         for (uint64_t seed = 1; seed <= GRAPHS; seed++)
             try_graph(&o, seed);
-    CHECK((argc > 1 || o.graphs > 3 * o.untrained) && o.infinite == 0, "%d graphs, %d without a trainable left out, all values finite but of %d",
-          o.graphs, o.untrained, o.infinite);
+    CHECK((argc > 1 || o.graphs > 3 * o.untrained) && o.infinite == 0,
+          "%d graphs, %d without a trainable left out, all values finite but of %d", o.graphs, o.untrained, o.infinite);
     for (int way = 0; way <= SD_REDO_BLOCKS + 1; way++)
-        CHECK(o.wrong[way] == 0, "%s: the bits of the reference, but for %d runs, the first of graph %llu", names[way], o.wrong[way],
-              (unsigned long long)o.first[way]);
-    CHECK(argc > 1 || (!o.redone[0] && o.redone[1] > o.graphs / 10 && o.redone[3] > o.redone[1] / 2), "graphs with something redone: %d, %d, %d",
-          o.redone[1], o.redone[2], o.redone[3]);
+        CHECK(o.wrong[way] == 0, "%s: the bits of the reference, but for %d runs, the first of graph %llu", names[way],
+              o.wrong[way], (unsigned long long)o.first[way]);
+    CHECK(argc > 1 || (!o.redone[0] && o.redone[1] > o.graphs / 10 && o.redone[3] > o.redone[1] / 2),
+          "graphs with something redone: %d, %d, %d", o.redone[1], o.redone[2], o.redone[3]);
     if (!SD_REAL_IS_FLOAT)
-        CHECK(o.worst <= 1e-5, "central differences: worst %.1e, graph %llu", o.worst, (unsigned long long)o.worst_seed);
+        CHECK(o.worst <= 1e-5, "central differences: worst %.1e, graph %llu", o.worst,
+              (unsigned long long)o.worst_seed);
     return check_done();
 }

@@ -189,11 +189,12 @@ hostile_sizes(void)
 
     x = sd_reshape(sd_slice(x, 2, 1, 5), 2, (int64_t[]){ 7, 3 });
     sd_keep(sd_op_silu(g, x));
-    CHECK(!sd_plan_inference(g, 0) && strcmp(sd_reason(), "x [2147483648, 2147483648, 4]: too large") == 0, "%s", sd_reason());
+    CHECK(!sd_plan_inference(g, 0) && strcmp(sd_reason(), "x [2147483648, 2147483648, 4]: too large") == 0, "%s",
+          sd_reason());
     sd_graph_free(g);
 }
 
-/* What --plan adds up is what running makes: half-precision and unaligned parameters, whole, sliced, as ordinary operands. */
+/* What --plan adds up is what running makes: half-precision and unaligned parameters, whole, sliced, as operands. */
 static void
 reservations(void)
 {
@@ -223,7 +224,8 @@ reservations(void)
     made = sd_param_bytes_made() - before;
     CHECK(made == reserved && made > 0, "parameters: %zu bytes reserved, %zu made", reserved, made);
     sd_fetch(p, x, out);
-    CHECK(out[9] == 8 * 8 + 28 + 9, "the sum of row 1 of an unaligned weight, plus one of its elements: %g", (double)out[9]);
+    CHECK(out[9] == 8 * 8 + 28 + 9, "the sum of row 1 of an unaligned weight, plus one of its elements: %g",
+          (double)out[9]);
     sd_plan_free(p);
     sd_graph_free(g);
     sd_scope_close(s);
