@@ -203,6 +203,9 @@ set(struct entry *e, const char *subject, const char *text)
 static void
 print_help(const char *synopsis, const char *purpose)
 {
+    static char all[1 << 16];       /* written at once, by sd_finish: a full disk is then named */
+
+    setvbuf(stdout, all, _IOFBF, sizeof all);
     printf("usage: %s %s\n%s\n\noptions:\n", sd_program, synopsis, purpose);
     for (size_t i = 0; i < entry_count; i++) {
         const struct sd_opt *o = entries[i].opt;

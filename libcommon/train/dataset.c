@@ -51,7 +51,8 @@ sample(struct loader *l, const struct sd_record *r)
     struct sd_dataset *d = l->d;
     struct sd_sample x = { 0 };
     struct sd_record_tensor mean, logvar, mask;
-    const char *id = sd_record_text(r, "id"), *caption = sd_record_text(r, "caption"), *vae = sd_record_text(r, "vae_hash");
+    const char *id = sd_record_text(r, "id"), *caption = sd_record_text(r, "caption"),
+               *vae = sd_record_text(r, "vae_hash");
     const char *source = sd_record_text(r, "source");
     int has_mask;
 
@@ -70,7 +71,8 @@ sample(struct loader *l, const struct sd_record *r)
     if (has_mask && (!is_reals(&mask, 2) || mask.shape[0] != x.height || mask.shape[1] != x.width))
         return sd_fail("latent_mask must be F32 [%lld, %lld]", (long long)x.height, (long long)x.width);
     if (d->count && mean.shape[0] != d->channels)
-        return sd_fail("latents of %lld channels among latents of %lld", (long long)mean.shape[0], (long long)d->channels);
+        return sd_fail("latents of %lld channels among latents of %lld", (long long)mean.shape[0],
+                       (long long)d->channels);
     if (vae && d->vae_hash && strcmp(vae, d->vae_hash) != 0)
         return sd_fail("encoded by another VAE (%.12s) than the samples before (%.12s)", vae, d->vae_hash);
     d->channels = mean.shape[0];
@@ -189,10 +191,12 @@ sd_batches_per_epoch(const struct sd_dataset *d, uint32_t size)
 }
 
 struct sd_batch *
-sd_epoch_batches(const struct sd_dataset *d, struct sd_scope *s, uint64_t seed, uint32_t epoch, uint32_t size, uint32_t *count)
+sd_epoch_batches(const struct sd_dataset *d, struct sd_scope *s, uint64_t seed, uint32_t epoch, uint32_t size,
+                 uint32_t *count)
 {
     uint32_t n = sd_batches_per_epoch(d, size), made = 0;
-    struct sd_batch *in_order = sd_alloc_array(s, n, sizeof *in_order), *batches = sd_alloc_array(s, n, sizeof *batches);
+    struct sd_batch *in_order = sd_alloc_array(s, n, sizeof *in_order),
+                    *batches = sd_alloc_array(s, n, sizeof *batches);
     uint32_t *order = sd_alloc_array(s, n, sizeof *order);
 
     for (int b = 0; b < d->buckets; b++) {
@@ -228,4 +232,15 @@ sd_posterior_sample(const struct sd_dataset *d, const struct sd_sample *x, uint6
             latents[p * channels + c] = (x->mean[i] + expf(0.5f * x->logvar[i]) * noise[i]) * scale;
         }
     sd_scope_close(s);
+}
+
+bool
+sd_caption_dropped(const struct sd_sample *x, uint64_t seed, uint32_t visit, double probability)
+{
+    float u;
+
+    if (probability <= 0)
+        return false;
+    sd_random_uniform(&u, 1, seed, SD_FOR_CAPTION, x->hash, visit);
+    return u < probability;
 }

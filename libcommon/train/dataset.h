@@ -1,7 +1,8 @@
-/* dataset.h - what is trained on: samples from record streams, in buckets, in an order that is a function of (seed, epoch).
+/* dataset.h - what is trained on: samples from record streams, in buckets, in an order that is a function of (seed,
+ * epoch).
  *
- * One rule: a sample is itself wherever it stands.  Its latents, caption, mask and noise are found by its id, never by its
- * position, and a stream that contradicts itself (another VAE, another shape, a caption missing) is refused. */
+ * One rule: a sample is itself wherever it stands.  Its latents, caption, mask and noise are found by its id, never by
+ * its position, and a stream that contradicts itself (another VAE, another shape, a caption missing) is refused. */
 #ifndef SD_DATASET_H
 #define SD_DATASET_H
 
@@ -36,8 +37,8 @@ struct sd_dataset {
  * named and left out (counted in *bad); NULL with sd_fail when nothing is left or streams contradict each other. */
 struct sd_dataset *sd_dataset_load(struct sd_scope *s, int argc, char **argv, int *bad);
 
-/* A batch: up to `size` samples of one bucket.  sd_epoch_batches - the batches of an epoch in order: every sample once; the
- * last batch of a bucket may be short.  (seed, epoch) decide alone. */
+/* A batch: up to `size` samples of one bucket.  sd_epoch_batches - the batches of an epoch in order: every sample once;
+ * the last batch of a bucket may be short.  (seed, epoch) decide alone. */
 struct sd_batch {
     int bucket;
     uint32_t count;
@@ -47,8 +48,12 @@ struct sd_batch *sd_epoch_batches(const struct sd_dataset *d, struct sd_scope *s
                                   uint32_t size, uint32_t *count);
 uint32_t sd_batches_per_epoch(const struct sd_dataset *d, uint32_t size);
 
-/* sd_posterior_sample - latents = (mean + exp(logvar / 2) noise) * scale, NHWC [h, w, 4], noise from (seed, sample, visit). */
-void sd_posterior_sample(const struct sd_dataset *d, const struct sd_sample *x, uint64_t seed, uint32_t visit, float scale,
-                         float *latents);
+/* sd_posterior_sample - latents = (mean + exp(logvar / 2) noise) * scale, NHWC [h, w, 4], noise from (seed, sample,
+ * visit). */
+void sd_posterior_sample(const struct sd_dataset *d, const struct sd_sample *x, uint64_t seed, uint32_t visit,
+                         float scale, float *latents);
+
+/* sd_caption_dropped - does the sample come without its caption at this visit? */
+bool sd_caption_dropped(const struct sd_sample *x, uint64_t seed, uint32_t visit, double probability);
 
 #endif

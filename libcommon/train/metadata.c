@@ -39,7 +39,10 @@ put_model(struct pairs *p, const struct sd_metadata *m)
 {
     bool sd2 = m->model->family == SD_FAMILY_SD2;
 
-    put(p, "ss_base_model_version", sd2 ? m->model->v_prediction ? "sd_v2_v" : "sd_v2" : m->model->v_prediction ? "sd_v1_v" : "sd_v1");
+    put(p, "ss_base_model_version",
+        sd2                      ? m->model->v_prediction ? "sd_v2_v" : "sd_v2"
+        : m->model->v_prediction ? "sd_v1_v"
+                                 : "sd_v1");
     put(p, "ss_v2", sd2 ? "True" : "False");
     put(p, "ss_new_sd_model_hash", m->model_hash);
     put(p, "ss_new_vae_hash", m->vae_hash);
@@ -52,8 +55,12 @@ put_modelspec(struct pairs *p, const struct sd_metadata *m)
     const char *epoch = getenv("SOURCE_DATE_EPOCH");
 
     put(p, "modelspec.sai_model_spec", "1.0.1");
-    put(p, "modelspec.architecture", sd_sprintf(p->s, "%s/%s", !sd2 ? "stable-diffusion-v1" : v ? "stable-diffusion-v2-768-v"
-                                                : "stable-diffusion-v2-512", m->lora ? "lora" : "textual-inversion"));
+    put(p, "modelspec.architecture",
+        sd_sprintf(p->s, "%s/%s",
+                   !sd2 ? "stable-diffusion-v1"
+                   : v  ? "stable-diffusion-v2-768-v"
+                        : "stable-diffusion-v2-512",
+                   m->lora ? "lora" : "textual-inversion"));
     put(p, "modelspec.implementation", m->lora ? "diffusers" : "https://github.com/Stability-AI/generative-models");
     put(p, "modelspec.title", m->name);
     put(p, "modelspec.resolution", sd_sprintf(p->s, "%lldx%lld", (long long)m->width, (long long)m->height));
@@ -95,8 +102,10 @@ sd_metadata_pairs(struct sd_scope *s, const struct sd_metadata *m)
         put(&p, "ss_network_module", "networks.lora");
         put(&p, "ss_network_dim", integer(&p, m->rank));
         put(&p, "ss_network_alpha", number(&p, m->alpha));
-        put(&p, "ss_network_args", !m->conv_rank ? "{}" : sd_sprintf(s, "{\"conv_dim\": \"%lld\", \"conv_alpha\": \"%s\"}",
-                                                                     (long long)m->conv_rank, number(&p, m->conv_alpha)));
+        put(&p, "ss_network_args",
+            !m->conv_rank ? "{}"
+                          : sd_sprintf(s, "{\"conv_dim\": \"%lld\", \"conv_alpha\": \"%s\"}", (long long)m->conv_rank,
+                                       number(&p, m->conv_alpha)));
     }
     put(&p, "ss_steps", integer(&p, m->steps));
     put(&p, "ss_max_train_steps", integer(&p, m->steps));

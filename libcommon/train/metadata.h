@@ -1,4 +1,5 @@
-/* metadata.h - what a trained file says about itself: kohya's ss_ keys, modelspec, the run's settings.  No clock, host, path. */
+/* metadata.h - what a trained file says about itself: kohya's ss_ keys, modelspec, the run's settings.  No clock, host,
+ * path. */
 #ifndef SD_METADATA_H
 #define SD_METADATA_H
 

@@ -9,8 +9,13 @@
 static struct sd_prodigy
 prodigy_of(const struct sd_optimizer_options *o)
 {
-    return (struct sd_prodigy){ .beta1 = o->beta1, .beta2 = o->beta2, .eps = o->eps, .weight_decay = o->weight_decay, .d0 = o->d0,
-                                .d_coef = o->d_coef, .use_bias_correction = o->use_bias_correction,
+    return (struct sd_prodigy){ .beta1 = o->beta1,
+                                .beta2 = o->beta2,
+                                .eps = o->eps,
+                                .weight_decay = o->weight_decay,
+                                .d0 = o->d0,
+                                .d_coef = o->d_coef,
+                                .use_bias_correction = o->use_bias_correction,
                                 .safeguard_warmup = o->safeguard_warmup };
 }
 
@@ -49,14 +54,20 @@ sd_optimizer_step(struct sd_optimizer *o, int group, double lr, double grad_scal
     if (o->options.kind == SD_PRODIGY) {
         struct sd_prodigy a = prodigy_of(&o->options);
         struct sd_prodigy_state state;
-        struct sd_prodigy_buffers b = { t->value + at, t->grad + at, o->buffer[0] + at, o->buffer[1] + at, o->buffer[2] + at,
-                                        o->buffer[3] + at, n };
+        struct sd_prodigy_buffers b = {
+            t->value + at, t->grad + at, o->buffer[0] + at, o->buffer[1] + at, o->buffer[2] + at, o->buffer[3] + at, n
+        };
 
         memcpy(&state, o->scalar[group], sizeof state);
         sd_prodigy_step(&state, &a, lr, grad_scale, &b, 1);
         memcpy(o->scalar[group], &state, sizeof state);
     } else {
-        struct sd_adamw a = { lr, o->options.beta1, o->options.beta2, o->options.eps, o->options.weight_decay, grad_scale,
+        struct sd_adamw a = { lr,
+                              o->options.beta1,
+                              o->options.beta2,
+                              o->options.eps,
+                              o->options.weight_decay,
+                              grad_scale,
                               (int64_t)++o->scalar[group][0] };
 
         sd_adamw_step(t->value + at, t->grad + at, o->buffer[0] + at, o->buffer[1] + at, n, &a);

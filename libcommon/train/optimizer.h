@@ -27,7 +27,8 @@ struct sd_optimizer {
 };
 
 struct sd_optimizer *sd_optimizer_new(struct sd_trainables *t, const struct sd_optimizer_options *o);
-/* sd_optimizer_step - one step of one group with t->grad * grad_scale (clipping); lr is the rate of AdamW, the multiplier of Prodigy. */
+/* sd_optimizer_step - one step of one group with t->grad * grad_scale (clipping); lr is the rate of AdamW, the
+ * multiplier of Prodigy. */
 void sd_optimizer_step(struct sd_optimizer *o, int group, double lr, double grad_scale);
 
 #endif

@@ -31,18 +31,23 @@ sd_replay_step(const struct sd_replay *r, struct sd_scope *s, int64_t index, str
 {
     struct sd_safetensor *latents = find(r, index, "latents", SD_F32, 4), *noise, *timesteps, *ids;
 
-    if (!latents || !(noise = find(r, index, "noise", SD_F32, 4)) || !(timesteps = find(r, index, "timesteps", SD_I64, 1))
-        || !(ids = find(r, index, "input_ids", SD_I64, 2)))
+    if (!latents || !(noise = find(r, index, "noise", SD_F32, 4))
+        || !(timesteps = find(r, index, "timesteps", SD_I64, 1)) || !(ids = find(r, index, "input_ids", SD_I64, 2)))
         return -1;
     if (memcmp(latents->shape, noise->shape, 4 * sizeof *noise->shape) != 0)
         return sd_fail("step_%04lld: latents and noise differ in shape", (long long)index);
     if (timesteps->shape[0] != latents->shape[0] || ids->shape[0] != latents->shape[0] || !latents->numel)
-        return sd_fail("step_%04lld: %lld latents, %lld timesteps, %lld texts", (long long)index, (long long)latents->shape[0],
-                       (long long)timesteps->shape[0], (long long)ids->shape[0]);
-    *step = (struct sd_replay_step){ .batch = latents->shape[0], .channels = latents->shape[1], .height = latents->shape[2],
-                                     .width = latents->shape[3], .length = ids->shape[1],
-                                     .latents = sd_safetensor_f32(s, latents), .noise = sd_safetensor_f32(s, noise),
-                                     .timesteps = integers(s, timesteps), .input_ids = integers(s, ids) };
+        return sd_fail("step_%04lld: %lld latents, %lld timesteps, %lld texts", (long long)index,
+                       (long long)latents->shape[0], (long long)timesteps->shape[0], (long long)ids->shape[0]);
+    *step = (struct sd_replay_step){ .batch = latents->shape[0],
+                                     .channels = latents->shape[1],
+                                     .height = latents->shape[2],
+                                     .width = latents->shape[3],
+                                     .length = ids->shape[1],
+                                     .latents = sd_safetensor_f32(s, latents),
+                                     .noise = sd_safetensor_f32(s, noise),
+                                     .timesteps = integers(s, timesteps),
+                                     .input_ids = integers(s, ids) };
     return step->latents && step->noise ? 0 : -1;
 }
 

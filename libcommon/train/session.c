@@ -4,10 +4,11 @@
 #include "op.h"
 
 #include <errno.h>
+#include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
-/* -- the model's identity ------------------------------------------------------------------------------------------ */
+/* -- the model's identity ---------------------------------------------------------------------------------------- */
 
 /* Found beside the work: a file of gigabytes takes seconds the first time, then it is remembered. */
 static void *
@@ -41,7 +42,7 @@ sd_run_wait_for_hash(struct sd_run *x)
     json_object_set_new(x->made_from, "text-encoder-hash", json_string(x->text_hash));
 }
 
-/* -- opening ------------------------------------------------------------------------------------------------------- */
+/* -- opening ----------------------------------------------------------------------------------------------------- */
 
 /* Recorded batches are ids already: only words to start from need a tokenizer then. */
 static bool
@@ -81,7 +82,8 @@ add_adapters(struct sd_run *x)
     if (x->kind == SD_SESSION_TI)
         return;
     if (S.train_text_encoder)
-        patterns = sd_sprintf(x->scope, "%s%ste:q_proj,te:k_proj,te:v_proj,te:out_proj", patterns, *patterns ? "," : "");
+        patterns =
+            sd_sprintf(x->scope, "%s%ste:q_proj,te:k_proj,te:v_proj,te:out_proj", patterns, *patterns ? "," : "");
     x->targets = (struct sd_targets){ .patterns = patterns, .rank = S.rank, .conv_rank = S.conv_rank, .alpha = S.alpha,
                                       .conv_alpha = S.conv_alpha, .seed = (uint64_t)sd_shared.seed };
     x->adapters = sd_adapters_new(x->scope);
@@ -166,7 +168,20 @@ check_masks(struct sd_run *x)
     if (!masks)
         sd_usage("--masked-loss", "no record has a mask");
     if (masks < x->data->count)
-        sd_warn("--masked-loss", "%zu of %zu records have no mask and count whole", x->data->count - masks, x->data->count);
+        sd_warn("--masked-loss", "%zu of %zu records have no mask and count whole", x->data->count - masks,
+                x->data->count);
+}
+
+/* Latents of another VAE than the model's may be meant (a finer decoder of the same latents), and must be said. */
+static void
+check_vae(struct sd_run *x)
+{
+    struct sd_vae *vae = x->data->vae_hash ? sd_model_vae(x->model) : NULL;
+    char hex[SD_SHA256_HEX];
+
+    if (vae && sd_weights_hash(vae->weights, hex) == 0 && strcmp(hex, x->data->vae_hash) != 0)
+        sd_warn(NULL, "the records were encoded by another VAE (%.12s) than the model's (%.12s)", x->data->vae_hash,
+                hex);
 }
 
 static void
@@ -182,6 +197,7 @@ open_data(struct sd_run *x, int argc, char **argv)
     if (!(x->data = sd_dataset_load(x->scope, argc, argv, &x->bad)))
         sd_die(NULL, "%s", sd_reason());
     check_masks(x);
+    check_vae(x);
     if (S.epochs) {
         int64_t batches = (int64_t)sd_batches_per_epoch(x->data, (uint32_t)S.batch_size) * S.epochs;
 
@@ -195,15 +211,25 @@ trainer_options(struct sd_run *x)
     struct sd_trainer_options *o = &x->o;
 
     *o = (struct sd_trainer_options){
-        .seed = (uint64_t)sd_shared.seed, .batch_size = (uint32_t)S.batch_size, .accumulation = (uint32_t)S.accumulation,
-        .updates = S.max_train_steps, .snr_gamma = S.snr_gamma, .noise_offset = S.noise_offset, .masked = S.masked_loss,
+        .seed = (uint64_t)sd_shared.seed,
+        .batch_size = (uint32_t)S.batch_size,
+        .accumulation = (uint32_t)S.accumulation,
+        .updates = S.max_train_steps,
+        .snr_gamma = S.snr_gamma,
+        .noise_offset = S.noise_offset,
+        .masked = S.masked_loss,
         .mask_normalize = strcmp(S.mask_normalize, "none") == 0 ? SD_MASK_NONE : SD_MASK_AREA,
-        .unmasked_weight = S.unmasked_weight, .caption_dropout = S.caption_dropout,
+        .unmasked_weight = S.unmasked_weight,
+        .caption_dropout = S.caption_dropout,
         .dropped_caption = strcmp(S.caption_dropout_to, "trigger") == 0 ? x->tokens->token[0].name : "",
-        .clip_skip = (int)S.clip_skip, .max_grad_norm = S.max_grad_norm, .lr_scheduler = S.lr_scheduler, .warmup = S.warmup,
-        .optimizer = { strcmp(S.optimizer, "prodigy") == 0 ? SD_PRODIGY : SD_ADAMW, S.beta1, S.beta2, S.epsilon, S.weight_decay,
-                       S.d0, S.d_coef, S.safeguard_warmup, S.use_bias_correction },
-        .memory = sd_shared.memory };
+        .clip_skip = (int)S.clip_skip,
+        .max_grad_norm = S.max_grad_norm,
+        .lr_scheduler = S.lr_scheduler,
+        .warmup = S.warmup,
+        .optimizer = { strcmp(S.optimizer, "prodigy") == 0 ? SD_PRODIGY : SD_ADAMW, S.beta1, S.beta2, S.epsilon,
+                       S.weight_decay, S.d0, S.d_coef, S.safeguard_warmup, S.use_bias_correction },
+        .memory = sd_shared.memory
+    };
     for (int g = 0; g < x->t->groups; g++) {
         const char *name = x->t->group[g].name;
 
@@ -213,7 +239,7 @@ trainer_options(struct sd_run *x)
     }
 }
 
-/* -- what a run is made from ------------------------------------------------------------------------------------------ */
+/* -- what a run is made from ------------------------------------------------------------------------------------- */
 
 /* What is trained on: pictures, and captions as the ids they have with this tokenizer. */
 static void
@@ -230,7 +256,8 @@ hash_data(struct sd_run *x, char hex[SD_SHA256_HEX])
         if (sd_tokenizer_encode(x->m.tokenizer, s, k->caption, strlen(k->caption), &ids) < 0)
             sd_die(k->source, "%s", sd_reason());
         sd_sha256_update(h, k->id, strlen(k->id) + 1);
-        sd_sha256_update(h, (int64_t[]){ k->height, k->width, (int64_t)ids.count, k->mask != NULL }, 4 * sizeof(int64_t));
+        sd_sha256_update(h, (int64_t[]){ k->height, k->width, (int64_t)ids.count, k->mask != NULL },
+                         4 * sizeof(int64_t));
         sd_sha256_update(h, ids.id, ids.count * sizeof *ids.id);
         sd_sha256_update(h, k->mean, all * sizeof *k->mean);
         sd_sha256_update(h, k->logvar, all * sizeof *k->logvar);
@@ -269,12 +296,14 @@ put_start_hash(struct sd_run *x)
     sd_scope_close(s);
 }
 
-/* settings: what the user chose, usable as --config.  made_from: that and everything else a resumed run must have alike. */
+/* settings: what the user chose, usable as --config.  made_from: that and everything else a resumed run must have
+ * alike. */
 static void
 make_settings(struct sd_run *x)
 {
-    static const char *const except[] = { "overwrite", "resume", "keep-going", "checkpointing-steps", "validation-prompt",
-                                          "sample-every", "name", NULL };
+    static const char *const except[] = { "overwrite",         "resume",       "keep-going", "checkpointing-steps",
+                                          "validation-prompt", "sample-every", "name",       NULL };
+    const char *winograd = getenv("SD_WINOGRAD");       /* other bits, see kernels/winograd.h */
     char hex[SD_SHA256_HEX];
 
     x->settings = sd_options_json(except);
@@ -303,9 +332,10 @@ make_settings(struct sd_run *x)
     json_object_set_new(x->made_from, "scaling-factor", json_real(x->m.scaling_factor));
     json_object_set_new(x->made_from, "numeric-contract", json_string("1 " SD_VERSION));
     json_object_set_new(x->made_from, "isa", json_string(sd_isa_name()));
+    json_object_set_new(x->made_from, "winograd", json_boolean(!winograd || *winograd != '0'));
 }
 
-/* -- --plan ----------------------------------------------------------------------------------------------------------- */
+/* -- --plan ------------------------------------------------------------------------------------------------------ */
 
 static int
 print_plan(struct sd_run *x)
@@ -315,15 +345,17 @@ print_plan(struct sd_run *x)
 
     if (sd_trainer_plan(x->trainer, &p) < 0)
         sd_die(S.replay ? S.replay : S.model, "%s", sd_reason());
-    weights = sizeof(float) * (size_t)(sd_weights_elements(x->m.unet->weights) + sd_weights_elements(x->m.text->weights));
-    printf("{\"peak_bytes\": %zu, \"weights_bytes\": %zu, \"packed_bytes\": %zu, \"activations_bytes\": %zu, \"arena_bytes\": %zu, "
+    weights =
+        sizeof(float) * (size_t)(sd_weights_elements(x->m.unet->weights) + sd_weights_elements(x->m.text->weights));
+    printf("{\"peak_bytes\": %zu, \"weights_bytes\": %zu, \"packed_bytes\": %zu, \"activations_bytes\": %zu, "
+           "\"arena_bytes\": %zu, "
            "\"flops\": %.0f, \"updates\": %lld, \"samples\": %zu, \"buckets\": %d}\n",
            p.peak_bytes, weights, sd_param_bytes_reserved(), p.activations_bytes, p.arena_bytes, p.flops,
            (long long)S.max_train_steps, x->data ? x->data->count : 0, p.buckets);
     return SD_OK;
 }
 
-/* -- main ------------------------------------------------------------------------------------------------------------- */
+/* -- main -------------------------------------------------------------------------------------------------------- */
 
 /* The folder of an output must be there and take files: better known now than after the last step. */
 static void

@@ -1,6 +1,6 @@
 /* session.h - a training run from options to published files: what sd-train-lora and sd-train-ti share.
  *
- * One rule: the last good state is always on disk under its name, and an output appears only when the run is complete. */
+ * One rule: the last good state is on disk under its name, and an output appears only when the run is complete. */
 #ifndef SD_SESSION_H
 #define SD_SESSION_H
 

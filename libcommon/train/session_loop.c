@@ -43,7 +43,7 @@ now(void)
     return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
 }
 
-/* -- log ------------------------------------------------------------------------------------------------------------- */
+/* -- log --------------------------------------------------------------------------------------------------------- */
 
 /* Keep the whole lines up to `step`; later ones belong to updates that will be made again. */
 static void
@@ -99,7 +99,7 @@ write_log(struct loop *l, const struct sd_update *u, double seconds)
         sd_die(S.log, "%s", strerror(errno));
 }
 
-/* -- state ----------------------------------------------------------------------------------------------------------- */
+/* -- state ------------------------------------------------------------------------------------------------------- */
 
 static void
 save_state(struct sd_run *x, int64_t step)
@@ -139,10 +139,10 @@ take_up(struct sd_run *x)
     return step;
 }
 
-/* -- reports ------------------------------------------------------------------------------------------------------------ */
+/* -- reports ----------------------------------------------------------------------------------------------------- */
 
-/* The update by which a group must have had a gradient.  Adapters: the first.  Tokens: once every caption was seen; with
- * captions dropped, or recorded ids, the last. */
+/* The update by which a group must have had a gradient.  Adapters: the first.  Tokens: once every caption was seen;
+ * with captions dropped, or recorded ids, the last. */
 static int64_t
 due(const struct sd_run *x, int group)
 {
@@ -172,6 +172,21 @@ check_gradients(struct loop *l, const struct sd_update *u)
     }
 }
 
+/* Adapters that no layer asked for: behind --clip-skip, they would be written as they began. */
+static void
+check_adapters(const struct sd_run *x)
+{
+    const char *first = NULL;
+    size_t unused = 0;
+
+    for (size_t i = 0; x->adapters && i < sd_adapters_count(x->adapters); i++)
+        if (!sd_adapters_at(x->adapters, i)->used && !unused++)
+            first = sd_adapters_at(x->adapters, i)->path;
+    if (unused)
+        sd_warn(first, "its adapter learns nothing%s, for --clip-skip leaves it out",
+                unused > 1 ? sd_sprintf(x->scope, ", nor do %zu others", unused - 1) : "");
+}
+
 static void
 report(struct loop *l, const struct sd_update *u, double seconds)
 {
@@ -183,8 +198,8 @@ report(struct loop *l, const struct sd_update *u, double seconds)
         fprintf(stderr, "\r%s: step %lld/%lld loss %.4f lr %.2e %.2f s/step ", sd_program, (long long)u->step,
                 (long long)S.max_train_steps, u->loss, u->lr[0], seconds);
     else if (u->step % 50 == 0 || u->step == S.max_train_steps)
-        sd_note(0, "step %lld/%lld loss %.4f lr %.2e %.2f s/step", (long long)u->step, (long long)S.max_train_steps, u->loss,
-                u->lr[0], seconds);
+        sd_note(0, "step %lld/%lld loss %.4f lr %.2e %.2f s/step", (long long)u->step, (long long)S.max_train_steps,
+                u->loss, u->lr[0], seconds);
 }
 
 static void
@@ -194,7 +209,7 @@ end_progress(void)
         fputc('\n', stderr);
 }
 
-/* -- the loop ----------------------------------------------------------------------------------------------------------- */
+/* -- the loop ---------------------------------------------------------------------------------------------------- */
 
 static void
 stop(struct sd_run *x, int64_t step)
@@ -232,6 +247,8 @@ update(struct loop *l, int64_t done)
     if (sd_trainer_update(l->run->trainer, done, &u) < 0)
         give_up(l->run, done);
     seconds = now() - start;
+    if (done == l->first)
+        check_adapters(l->run);
     check_gradients(l, &u);
     report(l, &u, seconds);
     write_log(l, &u, seconds);

@@ -9,21 +9,24 @@ struct sd_session_options sd_session = {
     .format = "", .save_dtype = "", .rank = 16, .target_modules = "to_q,to_k,to_v,to_out.0", .num_vectors = 1,
     .ti_learning_rate = 1e-3, .ti_until = 0.7, .learning_rate = 1e-4, .lr_scheduler = "constant", .optimizer = "adamw",
     .max_train_steps = 1000, .batch_size = 1, .accumulation = 1, .beta1 = 0.9, .beta2 = 0.999, .epsilon = 1e-8,
-    .weight_decay = 0.01, .d0 = 1e-6, .d_coef = 1, .max_grad_norm = 1, .mask_normalize = "area", .caption_dropout_to = "empty",
-    .checkpointing_steps = 100
+    .weight_decay = 0.01, .d0 = 1e-6, .d_coef = 1, .max_grad_norm = 1, .mask_normalize = "area",
+    .caption_dropout_to = "empty", .checkpointing_steps = 100
 };
 #define S sd_session
 
 #define COMMON_OPTIONS \
-    { 0, "model", SD_OPT_TEXT, &S.model, 0, 0, "MODEL", "diffusers directory, checkpoint file, or org/name in the Hub's cache" }, \
+    { 0, "model", SD_OPT_TEXT, &S.model, 0, 0, "MODEL", \
+      "diffusers directory, checkpoint file, or org/name in the Hub's cache" }, \
     { 0, "tokenizer", SD_OPT_TEXT, &S.tokenizer, 0, 0, "PATH", "tokenizer folder, tokenizer.json or merge list" }, \
     { 0, "output", SD_OPT_TEXT, &S.output, 0, 0, "FILE", "what was learned, safetensors" }, \
     { 0, "name", SD_OPT_TEXT, &S.name, 0, 0, "TEXT", "name in the metadata (the output's stem)" }, \
     { 0, "save-dtype", SD_OPT_CHOICE, &S.save_dtype, 0, 0, "f16|bf16|f32", "(f16; f32 with --replay)" }, \
-    { 0, "placeholder-token", SD_OPT_LIST, &S.tokens, 0, 0, "TOK[=WORDS]", "new token, started from words or at random; repeatable" }, \
+    { 0, "placeholder-token", SD_OPT_LIST, &S.tokens, 0, 0, "TOK[=WORDS]", \
+      "new token, started from words or at random; repeatable" }, \
     { 0, "num-vectors", SD_OPT_INT, &S.num_vectors, 1, 64, "N", "rows of each new token (1)" }, \
     { 0, "init-embedding", SD_OPT_TEXT, &S.init_embedding, 0, 0, "FILE", "start the token from a file" }, \
-    { 0, "lr-scheduler", SD_OPT_CHOICE, &S.lr_scheduler, 0, 0, "constant|linear|cosine|polynomial|constant_with_warmup", "(constant)" }, \
+    { 0, "lr-scheduler", SD_OPT_CHOICE, &S.lr_scheduler, 0, 0, \
+      "constant|linear|cosine|polynomial|constant_with_warmup", "(constant)" }, \
     { 0, "lr-warmup-steps", SD_OPT_INT, &S.warmup, 0, 1e9, "N", "(0)" }, \
     { 0, "optimizer", SD_OPT_CHOICE, &S.optimizer, 0, 0, "adamw|prodigy", "(adamw)" }, \
     { 0, "adam-beta1", SD_OPT_REAL, &S.beta1, 0, 0.99999999, "X", "(0.9)" }, \
@@ -32,20 +35,26 @@ struct sd_session_options sd_session = {
     { 0, "adam-weight-decay", SD_OPT_REAL, &S.weight_decay, 0, 1, "X", "(0.01)" }, \
     { 0, "prodigy-d0", SD_OPT_REAL, &S.d0, 1e-12, 1, "X", "first estimate (1e-6)" }, \
     { 0, "prodigy-d-coef", SD_OPT_REAL, &S.d_coef, 1e-6, 1e6, "X", "factor on the estimate (1)" }, \
-    { 0, "prodigy-safeguard-warmup", SD_OPT_FLAG, &S.safeguard_warmup, 0, 0, NULL, "keep warm-up out of the estimate" }, \
+    { 0, "prodigy-safeguard-warmup", SD_OPT_FLAG, &S.safeguard_warmup, 0, 0, NULL, \
+      "keep warm-up out of the estimate" }, \
     { 0, "prodigy-use-bias-correction", SD_OPT_FLAG, &S.use_bias_correction, 0, 0, NULL, "Adam's bias correction" }, \
     { 0, "max-train-steps", SD_OPT_INT, &S.max_train_steps, 1, 1e9, "N", "optimizer updates (1000)" }, \
-    { 0, "num-train-epochs", SD_OPT_INT, &S.epochs, 1, 1e9, "N", "passes over the data, in place of --max-train-steps" }, \
+    { 0, "num-train-epochs", SD_OPT_INT, &S.epochs, 1, 1e9, "N", \
+      "passes over the data, in place of --max-train-steps" }, \
     { 0, "train-batch-size", SD_OPT_INT, &S.batch_size, 1, 4096, "N", "samples of a micro-batch (1)" }, \
-    { 0, "gradient-accumulation-steps", SD_OPT_INT, &S.accumulation, 1, 65536, "N", "micro-batches of an update (1)" }, \
+    { 0, "gradient-accumulation-steps", SD_OPT_INT, &S.accumulation, 1, 65536, "N", \
+      "micro-batches of an update (1)" }, \
     { 0, "max-grad-norm", SD_OPT_REAL, &S.max_grad_norm, 0, 1e9, "X", "clip the gradient's norm; 0: never (1)" }, \
     { 0, "snr-gamma", SD_OPT_REAL, &S.snr_gamma, 0, 1e6, "X", "min-SNR weighting; 0: off (0)" }, \
     { 0, "noise-offset", SD_OPT_REAL, &S.noise_offset, 0, 10, "X", "(0)" }, \
     { 0, "masked-loss", SD_OPT_FLAG, &S.masked_loss, 0, 0, NULL, "only what the masks show counts" }, \
     { 0, "mask-normalize", SD_OPT_CHOICE, &S.mask_normalize, 0, 0, "area|none", "divide by the mask's area (area)" }, \
-    { 0, "unmasked-weight", SD_OPT_REAL, &S.unmasked_weight, 0, 1, "X", "what is outside the mask still counts this much (0)" }, \
-    { 0, "caption-dropout", SD_OPT_REAL, &S.caption_dropout, 0, 1, "X", "probability of training without caption (0)" }, \
-    { 0, "caption-dropout-to", SD_OPT_CHOICE, &S.caption_dropout_to, 0, 0, "empty|trigger", "what stands instead (empty)" }, \
+    { 0, "unmasked-weight", SD_OPT_REAL, &S.unmasked_weight, 0, 1, "X", \
+      "what is outside the mask still counts this much (0)" }, \
+    { 0, "caption-dropout", SD_OPT_REAL, &S.caption_dropout, 0, 1, "X", \
+      "probability of training without caption (0)" }, \
+    { 0, "caption-dropout-to", SD_OPT_CHOICE, &S.caption_dropout_to, 0, 0, "empty|trigger", \
+      "what stands instead (empty)" }, \
     { 0, "clip-skip", SD_OPT_INT, &S.clip_skip, 0, 64, "N", "layers of the text encoder left out (0)" }, \
     { 0, "state", SD_OPT_TEXT, &S.state, 0, 0, "FILE", "where the run saves itself (OUTPUT.state)" }, \
     { 0, "checkpointing-steps", SD_OPT_INT, &S.checkpointing_steps, 1, 1e9, "N", "updates between saves (100)" }, \
@@ -53,8 +62,10 @@ struct sd_session_options sd_session = {
     { 'k', "keep-going", SD_OPT_FLAG, &sd_shared.keep_going, 0, 0, NULL, "bad records only warn: status 0, not 1" }, \
     { 0, "log", SD_OPT_TEXT, &S.log, 0, 0, "FILE", "a JSON line for each update" }, \
     { 0, "replay", SD_OPT_TEXT, &S.replay, 0, 0, "FILE", "train on recorded micro-batches, for comparing trainers" }, \
-    { 0, "validation-prompt", SD_OPT_LIST, &S.validation_prompts, 0, 0, "TEXT", "drawn with what was learned so far; repeatable" }, \
-    { 0, "sample-every", SD_OPT_INT, &S.sample_every, 1, 1e9, "N", "updates between validation pictures (only at the end)" }
+    { 0, "validation-prompt", SD_OPT_LIST, &S.validation_prompts, 0, 0, "TEXT", \
+      "drawn with what was learned so far; repeatable" }, \
+    { 0, "sample-every", SD_OPT_INT, &S.sample_every, 1, 1e9, "N", \
+      "updates between validation pictures (only at the end)" }
 
 static const struct sd_opt lora_options[] = {
     COMMON_OPTIONS,
@@ -63,8 +74,10 @@ static const struct sd_opt lora_options[] = {
     { 0, "alpha", SD_OPT_REAL, &S.alpha, 0, 1e6, "X", "scale is alpha / rank (the rank)" },
     { 0, "conv-rank", SD_OPT_INT, &S.conv_rank, 1, 4096, "N", "rank of convolutions larger than 1x1 (the rank)" },
     { 0, "conv-alpha", SD_OPT_REAL, &S.conv_alpha, 0, 1e6, "X", "(the convolutions' rank)" },
-    { 0, "target-modules", SD_OPT_TEXT, &S.target_modules, 0, 0, "PATTERNS", "layers, comma-separated (to_q,to_k,to_v,to_out.0)" },
-    { 0, "train-text-encoder", SD_OPT_FLAG, &S.train_text_encoder, 0, 0, NULL, "adapters on the text encoder's attention too" },
+    { 0, "target-modules", SD_OPT_TEXT, &S.target_modules, 0, 0, "PATTERNS",
+      "layers, comma-separated (to_q,to_k,to_v,to_out.0)" },
+    { 0, "train-text-encoder", SD_OPT_FLAG, &S.train_text_encoder, 0, 0, NULL,
+      "adapters on the text encoder's attention too" },
     { 0, "init-lora", SD_OPT_TEXT, &S.init_lora, 0, 0, "FILE", "start from these factors" },
     { 0, "learning-rate", SD_OPT_REAL, &S.learning_rate, 0, 1e6, "X", "(1e-4; prodigy 1)" },
     { 0, "text-encoder-learning-rate", SD_OPT_REAL, &S.text_encoder_learning_rate, 0, 1e6, "X", "(--learning-rate)" },

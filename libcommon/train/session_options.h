@@ -34,8 +34,8 @@ extern struct sd_session_options sd_session;
 
 /* sd_session_options_read - parse, check what belongs together, fill in defaults that depend on others. */
 void sd_session_options_read(int *argc, char ***argv, enum sd_session_kind kind);
-/* sd_session_idle - this run does not look at the option: status 2 when it was given, and it is no part of the settings.
- * sd_session_remove_idle - take them out. */
+/* sd_session_idle - this run does not look at the option: status 2 when it was given, and it is no part of the
+ * settings. sd_session_remove_idle - take them out. */
 void sd_session_idle(const char *option, const char *because);
 void sd_session_remove_idle(json_t *settings);
 

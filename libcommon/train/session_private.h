@@ -1,5 +1,5 @@
-/* session_private.h - a training run in three files: session.c opens it, session_loop.c runs it, session_publish.c writes
- * what it made. */
+/* session_private.h - a training run in three files: session.c opens it, session_loop.c runs it, session_publish.c
+ * writes what it made. */
 #ifndef SD_SESSION_PRIVATE_H
 #define SD_SESSION_PRIVATE_H
 

@@ -103,15 +103,27 @@ static const char *const *
 metadata(struct sd_run *x, struct sd_scope *s, bool lora, const char *path, int64_t step)
 {
     int factor = sd_vae_factor(&x->model->vae_config);
-    struct sd_metadata m = { .name = S.name ? S.name : stem(s, path), .model = x->model, .model_hash = x->unet_hash,
-                             .settings = x->settings, .made_from = x->made_from, .lora = lora,
-                             .vae_hash = x->data ? x->data->vae_hash : NULL, .rank = S.rank,
-                             .alpha = alpha_of(x, SD_ADAPTER_LINEAR), .conv_rank = S.conv_rank,
-                             .conv_alpha = alpha_of(x, SD_ADAPTER_CONV), .steps = step,
-                             .images = x->data ? (int64_t)x->data->count : 0, .batch_size = S.batch_size,
-                             .accumulation = S.accumulation, .seed = (uint64_t)sd_shared.seed, .optimizer = S.optimizer,
-                             .lr_scheduler = S.lr_scheduler, .learning_rate = lora ? S.learning_rate : S.ti_learning_rate,
-                             .unet_lr = S.learning_rate, .text_encoder_lr = S.text_encoder_learning_rate };
+    struct sd_metadata m = { .name = S.name ? S.name : stem(s, path),
+                             .model = x->model,
+                             .model_hash = x->unet_hash,
+                             .settings = x->settings,
+                             .made_from = x->made_from,
+                             .lora = lora,
+                             .vae_hash = x->data ? x->data->vae_hash : NULL,
+                             .rank = S.rank,
+                             .alpha = alpha_of(x, SD_ADAPTER_LINEAR),
+                             .conv_rank = S.conv_rank,
+                             .conv_alpha = alpha_of(x, SD_ADAPTER_CONV),
+                             .steps = step,
+                             .images = x->data ? (int64_t)x->data->count : 0,
+                             .batch_size = S.batch_size,
+                             .accumulation = S.accumulation,
+                             .seed = (uint64_t)sd_shared.seed,
+                             .optimizer = S.optimizer,
+                             .lr_scheduler = S.lr_scheduler,
+                             .learning_rate = lora ? S.learning_rate : S.ti_learning_rate,
+                             .unet_lr = S.learning_rate,
+                             .text_encoder_lr = S.text_encoder_learning_rate };
 
     if (x->data) {
         m.width = main_bucket(x->data)->width * factor;
@@ -177,7 +189,8 @@ static void
 say_rounding(const char *path, double r)
 {
     if (!(r <= 0.005))
-        sd_warn(path, "%s keeps its values to within %.2g %% only; --save-dtype f32 keeps them whole", S.save_dtype, 100 * r);
+        sd_warn(path, "%s keeps its values to within %.2g %% only; --save-dtype f32 keeps them whole", S.save_dtype,
+                100 * r);
 }
 
 static void
@@ -238,7 +251,7 @@ sd_run_save(struct sd_run *x, const struct sd_outputs *to, const char *lora_form
     sd_scope_close(s);
 }
 
-/* -- pictures ---------------------------------------------------------------------------------------------------------- */
+/* -- pictures ---------------------------------------------------------------------------------------------------- */
 
 struct words {
     struct sd_scope *s;

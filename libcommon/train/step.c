@@ -21,15 +21,16 @@ text_states(struct sd_train_step *x, const struct sd_trainer_model *m, int clip_
     x->input_ids = sd_input(x->graph, "input_ids", SD_I32, 2, (int64_t[]){ k->batch * k->chunks, k->length });
     states = sd_clip_text(x->graph, m->text, m->adapters, x->input_ids, m->rows, clip_skip);
     if (sd_cols(states) != width) {
-        sd_graph_fault(x->graph, "text encoder is %lld wide, unet expects %lld", (long long)sd_cols(states), (long long)width);
+        sd_graph_fault(x->graph, "text encoder is %lld wide, unet expects %lld", (long long)sd_cols(states),
+                       (long long)width);
         return sd_input(x->graph, "encoder_hidden_states", SD_F32, 3, shape);
     }
     return sd_reshape(states, 3, shape);
 }
 
 struct sd_train_step *
-sd_train_step_new(struct sd_scope *s, const struct sd_trainer_model *m, const struct sd_step_shape *shape, int clip_skip,
-                  int64_t memory)
+sd_train_step_new(struct sd_scope *s, const struct sd_trainer_model *m, const struct sd_step_shape *shape,
+                  int clip_skip, int64_t memory)
 {
     struct sd_train_step *x = sd_alloc(s, sizeof *x);
     int64_t B = shape->batch, picture[4] = { B, shape->height, shape->width, shape->channels };
@@ -73,6 +74,7 @@ sd_text_states_new(struct sd_scope *s, const struct sd_trainer_model *m, int64_t
 
     x->graph = sd_graph_new();
     x->chunks = chunks;
+    x->length = length;
     x->input_ids = sd_input(x->graph, "input_ids", SD_I32, 2, (int64_t[]){ chunks, length });
     x->states = sd_keep(sd_clip_text(x->graph, m->text, m->adapters, x->input_ids, m->rows, clip_skip));
     x->plan = sd_plan_inference(x->graph, 0);

@@ -27,8 +27,8 @@ struct sd_train_step {
 };
 
 /* NULL with sd_fail.  The step is planned, not bound. */
-struct sd_train_step *sd_train_step_new(struct sd_scope *s, const struct sd_trainer_model *m, const struct sd_step_shape *shape,
-                                        int clip_skip, int64_t memory);
+struct sd_train_step *sd_train_step_new(struct sd_scope *s, const struct sd_trainer_model *m,
+                                        const struct sd_step_shape *shape, int clip_skip, int64_t memory);
 void sd_train_step_free(struct sd_train_step *step);
 
 /* The frozen text encoder on its own: ids [chunks, length] to states. */
@@ -36,11 +36,11 @@ struct sd_text_states {
     struct sd_graph *graph;
     struct sd_plan *plan;
     struct sd_tensor *input_ids, *states;
-    int64_t chunks;
+    int64_t chunks, length;
     struct sd_text_states *next;
 };
-struct sd_text_states *sd_text_states_new(struct sd_scope *s, const struct sd_trainer_model *m, int64_t chunks, int64_t length,
-                                          int clip_skip);
+struct sd_text_states *
+sd_text_states_new(struct sd_scope *s, const struct sd_trainer_model *m, int64_t chunks, int64_t length, int clip_skip);
 void sd_text_states_free(struct sd_text_states *x);
 
 #endif

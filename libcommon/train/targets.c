@@ -63,7 +63,8 @@ layer_of(const struct sd_param *p, struct sd_scope *s)
 {
     size_t n = strlen(p->path), m = strlen(".weight");
 
-    if ((p->ndim != 2 && p->ndim != 4) || n <= m || strcmp(p->path + n - m, ".weight") != 0 || strstr(p->path, "_embedding.weight"))
+    if ((p->ndim != 2 && p->ndim != 4) || n <= m || strcmp(p->path + n - m, ".weight") != 0
+        || strstr(p->path, "_embedding.weight"))
         return NULL;
     return sd_strndup(s, p->path, n - m);
 }
@@ -93,7 +94,8 @@ consider(struct sd_param *p, void *user)
     fan_in = (int64_t)p->numel / p->shape[0];
     least = p->shape[0] < fan_in ? p->shape[0] : fan_in;
     if (rank > least && !w->wasteful++)
-        w->first = sd_sprintf(w->scope, "%s: a rank of %lld, where %lld is all there is", path, (long long)rank, (long long)least);
+        w->first = sd_sprintf(w->scope, "%s: a rank of %lld, where %lld is all there is", path, (long long)rank,
+                              (long long)least);
     a.path = path;
     a.down = sd_trainables_add(w->t, w->component, sd_sprintf(w->scope, "%s.lora_down", path), p->ndim,
                                (int64_t[]){ rank, p->shape[1], conv ? p->shape[2] : 1, conv ? p->shape[3] : 1 });
@@ -104,7 +106,8 @@ consider(struct sd_param *p, void *user)
     a.scale = sd_param_new(w->t->scope, sd_sprintf(w->scope, "%s.scale", path), SD_F32, 1, (int64_t[]){ 1 }, scale);
     sd_adapters_add(w->adapters, &a);
     /* UNets of SD1 hold projections as 1x1 convolutions: readers want their factors with four dimensions too */
-    w->o->conv[w->added++] = conv || (sd_weights_place(w->weights, p->path + strlen(w->component) + 1, &place) && place.tensor->ndim == 4);
+    w->o->conv[w->added++] =
+        conv || (sd_weights_place(w->weights, p->path + strlen(w->component) + 1, &place) && place.tensor->ndim == 4);
 }
 
 int64_t
@@ -136,7 +139,8 @@ sd_targets_add(struct sd_targets *o, struct sd_weights *unet, struct sd_weights 
         if (!w.pattern[i].matched)
             return sd_fail("%s%s: matches no layer", w.pattern[i].text_encoder ? "te:" : "", w.pattern[i].text);
     if (w.wasteful)
-        sd_warn("--rank", "%s%s", w.first, w.wasteful > 1 ? sd_sprintf(t->scope, ", and %lld more layers", (long long)w.wasteful - 1) : "");
+        sd_warn("--rank", "%s%s", w.first,
+                w.wasteful > 1 ? sd_sprintf(t->scope, ", and %lld more layers", (long long)w.wasteful - 1) : "");
     return w.added;
 }
 
@@ -183,9 +187,9 @@ sd_targets_start(const struct sd_targets *o, struct sd_adapters *adapters, const
         if (!(l = find(init, a->path)))
             return sd_fail("%s: not in the file", a->path);
         if (l->rank != a->down->shape[0] || (size_t)(l->in * l->kh * l->kw) != fan_in || l->out != a->up->shape[0])
-            return sd_fail("%s: [%lld, %lld] of rank %lld, expected [%lld, %zu] of rank %lld", a->path, (long long)l->out,
-                           (long long)(l->in * l->kh * l->kw), (long long)l->rank, (long long)a->up->shape[0], fan_in,
-                           (long long)a->down->shape[0]);
+            return sd_fail("%s: [%lld, %lld] of rank %lld, expected [%lld, %zu] of rank %lld", a->path,
+                           (long long)l->out, (long long)(l->in * l->kh * l->kw), (long long)l->rank,
+                           (long long)a->up->shape[0], fan_in, (long long)a->down->shape[0]);
         memcpy(down, l->down, a->down->numel * sizeof *down);
         memcpy(up, l->up, a->up->numel * sizeof *up);
         *(float *)(uintptr_t)a->scale->raw = (float)l->scale;
@@ -211,10 +215,15 @@ sd_targets_lora(struct sd_scope *s, const struct sd_targets *o, const struct sd_
     for (size_t i = 0; i < lora->count; i++) {
         const struct sd_adapter *a = sd_adapters_at(adapters, i);
 
-        lora->layer[i] = (struct sd_lora_layer){ .path = a->path, .rank = a->down->shape[0], .in = a->down->shape[1],
-                                                 .out = a->up->shape[0], .kh = a->down->ndim == 4 ? a->down->shape[2] : 1,
-                                                 .kw = a->down->ndim == 4 ? a->down->shape[3] : 1, .conv = o->conv[i],
-                                                 .down = (const float *)a->down->value, .up = (const float *)a->up->value,
+        lora->layer[i] = (struct sd_lora_layer){ .path = a->path,
+                                                 .rank = a->down->shape[0],
+                                                 .in = a->down->shape[1],
+                                                 .out = a->up->shape[0],
+                                                 .kh = a->down->ndim == 4 ? a->down->shape[2] : 1,
+                                                 .kw = a->down->ndim == 4 ? a->down->shape[3] : 1,
+                                                 .conv = o->conv[i],
+                                                 .down = (const float *)a->down->value,
+                                                 .up = (const float *)a->up->value,
                                                  .scale = *(const float *)a->scale->raw };
     }
     qsort(lora->layer, lora->count, sizeof *lora->layer, by_path);

@@ -14,19 +14,19 @@ struct sd_targets {
     int64_t rank, conv_rank;        /* conv_rank 0: rank; for kernels larger than 1x1 */
     double alpha, conv_alpha;       /* 0: the rank */
     uint64_t seed;
-    bool *conv;                     /* set by sd_targets_add: the i-th adapter's layer is a convolution (1x1 too) in the file */
+    bool *conv; /* set by sd_targets_add: the i-th adapter's layer is a convolution (1x1 too) in the file */
 };
 
 /* sd_targets_match - does `pattern` (without te:) match the module path? */
 bool sd_targets_match(const char *pattern, const char *path);
 
-/* sd_targets_add - for every matched layer of unet and text (text may be NULL; both accounted for): factors in groups "unet" and
- * "text_encoder", and an adapter.  Returns how many layers; -1 with sd_fail that names a pattern without match.
- * *with_text: some layer of the text encoder was matched. */
+/* sd_targets_add - for every matched layer of unet and text (text may be NULL; both accounted for): factors in groups
+ * "unet" and "text_encoder", and an adapter.  Returns how many layers; -1 with sd_fail that names a pattern without
+ * match. *with_text: some layer of the text encoder was matched. */
 int64_t sd_targets_add(struct sd_targets *o, struct sd_weights *unet, struct sd_weights *text, struct sd_trainables *t,
                        struct sd_adapters *adapters, bool *with_text);
-/* sd_targets_start - once the trainables are allocated: A uniform in +-1/sqrt(fan_in) (kaiming, a = sqrt 5), B zero; or the
- * factors of `init`, whose layers and ranks must be these.  -1 with sd_fail. */
+/* sd_targets_start - once the trainables are allocated: A uniform in +-1/sqrt(fan_in) (kaiming, a = sqrt 5), B zero; or
+ * the factors of `init`, whose layers and ranks must be these.  -1 with sd_fail. */
 int sd_targets_start(const struct sd_targets *o, struct sd_adapters *adapters, const struct sd_lora *init);
 
 /* sd_targets_lora - the adapters as they are now (values are referenced, not copied). */

@@ -14,8 +14,8 @@ sd_tokens_add(struct sd_scope *s, const struct sd_list *list, int64_t vectors, s
     int64_t width = model->text_config.hidden_size;
 
     if (tokenizer && tokenizer->length != model->text_config.vocab_size)
-        return sd_fail_null("the tokenizer has %d tokens, the text encoder %d: new ones would not line up", tokenizer->length,
-                            model->text_config.vocab_size);
+        return sd_fail_null("the tokenizer has %d tokens, the text encoder %d: new ones would not line up",
+                            tokenizer->length, model->text_config.vocab_size);
     k->token = sd_alloc_array(s, list->count, sizeof *k->token);
     for (size_t i = 0; i < list->count; i++) {
         const char *equals = strchr(list->item[i], '=');
@@ -60,8 +60,8 @@ start_random(float *rows, int64_t n, int64_t width, double target, uint64_t seed
 
 /* One word a row; where there are more rows than words, the words again with a little noise. */
 static int
-start_words(struct sd_token *x, float *rows, int64_t width, struct sd_param *table, struct sd_tokenizer *tokenizer, double target,
-            uint64_t seed, uint64_t token)
+start_words(struct sd_token *x, float *rows, int64_t width, struct sd_param *table, struct sd_tokenizer *tokenizer,
+            double target, uint64_t seed, uint64_t token)
 {
     struct sd_scope *s = sd_scope_open();
     struct sd_ids ids;
@@ -88,8 +88,8 @@ start_words(struct sd_token *x, float *rows, int64_t width, struct sd_param *tab
 }
 
 int
-sd_tokens_start(struct sd_tokens *k, struct sd_model *model, struct sd_tokenizer *tokenizer, const struct sd_embedding *init,
-                uint64_t seed)
+sd_tokens_start(struct sd_tokens *k, struct sd_model *model, struct sd_tokenizer *tokenizer,
+                const struct sd_embedding *init, uint64_t seed)
 {
     struct sd_clip_text *text = sd_model_text_encoder(model);
     int64_t width = model->text_config.hidden_size, V = model->text_config.vocab_size;
@@ -99,7 +99,8 @@ sd_tokens_start(struct sd_tokens *k, struct sd_model *model, struct sd_tokenizer
 
     if (!text)
         return -1;
-    if (!(table = sd_weights_get(text->weights, "text_model.embeddings.token_embedding.weight", 2, (int64_t[]){ V, width })))
+    if (!(table = sd_weights_get(text->weights, "text_model.embeddings.token_embedding.weight", 2,
+                                 (int64_t[]){ V, width })))
         return -1;
     if (init) {
         if (k->count != 1)

@@ -1,4 +1,5 @@
-/* tokens.h - new tokens: their rows as trainables, started from words, from a file, or at random with the table's spread. */
+/* tokens.h - new tokens: their rows as trainables, started from words, from a file, or at random with the table's
+ * spread. */
 #ifndef SD_TOKENS_H
 #define SD_TOKENS_H
 
@@ -25,9 +26,10 @@ struct sd_tokens {
  * as ids) and the trainables.  NULL with sd_fail. */
 struct sd_tokens *sd_tokens_add(struct sd_scope *s, const struct sd_list *list, int64_t vectors,
                                 struct sd_tokenizer *tokenizer, struct sd_model *model, struct sd_trainables *t);
-/* sd_tokens_start - first values, once the trainables are allocated; init (or NULL) for the one token.  -1 with sd_fail. */
-int sd_tokens_start(struct sd_tokens *k, struct sd_model *model, struct sd_tokenizer *tokenizer, const struct sd_embedding *init,
-                    uint64_t seed);
+/* sd_tokens_start - first values, once the trainables are allocated; init (or NULL) for the one token.  -1 with
+ * sd_fail. */
+int sd_tokens_start(struct sd_tokens *k, struct sd_model *model, struct sd_tokenizer *tokenizer,
+                    const struct sd_embedding *init, uint64_t seed);
 /* sd_tokens_in - do these ids hold some row of the token? */
 bool sd_tokens_in(const struct sd_tokens *k, size_t token, int64_t vocabulary, const int32_t *ids, size_t count);
 

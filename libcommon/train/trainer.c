@@ -70,8 +70,8 @@ close_trainer(void *argument)
 }
 
 struct sd_trainer *
-sd_trainer_new(struct sd_scope *s, const struct sd_trainer_model *m, const struct sd_trainer_options *o, struct sd_trainables *t,
-               const struct sd_dataset *d, const struct sd_replay *replay)
+sd_trainer_new(struct sd_scope *s, const struct sd_trainer_model *m, const struct sd_trainer_options *o,
+               struct sd_trainables *t, const struct sd_dataset *d, const struct sd_replay *replay)
 {
     struct sd_trainer *x = sd_alloc(s, sizeof *x);
 
@@ -93,7 +93,8 @@ sd_trainer_new(struct sd_scope *s, const struct sd_trainer_model *m, const struc
         return sd_fail_null("%lld recorded micro-batches, %lld updates need %lld", (long long)replay->count,
                             (long long)o->updates, (long long)(o->updates * o->accumulation));
     if (d && d->channels != m->unet->config.in_channels)
-        return sd_fail_null("latents have %lld channels, the unet takes %d", (long long)d->channels, m->unet->config.in_channels);
+        return sd_fail_null("latents have %lld channels, the unet takes %d", (long long)d->channels,
+                            m->unet->config.in_channels);
     return x;
 }
 
@@ -103,7 +104,7 @@ sd_trainer_optimizer(struct sd_trainer *x)
     return x->optimizer;
 }
 
-/* -- texts ---------------------------------------------------------------------------------------------------------- */
+/* -- texts ------------------------------------------------------------------------------------------------------- */
 
 static struct text *
 text_of(struct sd_trainer *x, const char *caption)
@@ -142,7 +143,7 @@ encode(struct sd_trainer *x, const int32_t *ids, int64_t chunks, float *states)
 {
     struct sd_text_states *e = x->encoders;
 
-    while (e && e->chunks != chunks)
+    while (e && (e->chunks != chunks || e->length != x->length))
         e = e->next;
     if (!e) {
         if (!(e = sd_text_states_new(x->scope, &x->model, chunks, x->length, x->options.clip_skip)))
@@ -157,7 +158,7 @@ encode(struct sd_trainer *x, const int32_t *ids, int64_t chunks, float *states)
     return 0;
 }
 
-/* -- one micro-batch on the host ------------------------------------------------------------------------------------- */
+/* -- one micro-batch on the host --------------------------------------------------------------------------------- */
 
 static void
 micro_alloc(struct sd_trainer *x, struct micro *k, struct sd_scope *s)
@@ -187,8 +188,8 @@ set_timestep(struct sd_trainer *x, struct micro *k, int64_t b, int timestep, con
     const struct sd_trainer_options *o = &x->options;
     double by[4];
     size_t pixels = (size_t)(k->shape.height * k->shape.width);
-    double weight = sd_loss_weight(x->model.scheduler, timestep, o->snr_gamma > 0 ? SD_WEIGHT_MIN_SNR : SD_WEIGHT_CONSTANT,
-                                   o->snr_gamma);
+    double weight = sd_loss_weight(x->model.scheduler, timestep,
+                                   o->snr_gamma > 0 ? SD_WEIGHT_MIN_SNR : SD_WEIGHT_CONSTANT, o->snr_gamma);
 
     sd_noise_coefficients(x->model.scheduler, timestep, &by[0], &by[1]);
     sd_target_coefficients(x->model.scheduler, timestep, &by[2], &by[3]);
@@ -209,7 +210,8 @@ to_nhwc(float *to, const float *from, int64_t channels, int64_t pixels)
 }
 
 static void
-make_noise(struct sd_trainer *x, struct micro *k, int64_t b, const struct sd_sample *sample, uint32_t visit, struct sd_scope *s)
+make_noise(struct sd_trainer *x, struct micro *k, int64_t b, const struct sd_sample *sample, uint32_t visit,
+           struct sd_scope *s)
 {
     int64_t pixels = k->shape.height * k->shape.width, channels = k->shape.channels;
     float *noise = sd_alloc_array(s, (size_t)(pixels * channels), sizeof *noise);
@@ -229,14 +231,9 @@ make_noise(struct sd_trainer *x, struct micro *k, int64_t b, const struct sd_sam
 static struct text *
 caption_of(struct sd_trainer *x, const struct sd_sample *sample, uint32_t visit)
 {
-    if (x->options.caption_dropout > 0) {
-        float u;
+    bool dropped = sd_caption_dropped(sample, x->options.seed, visit, x->options.caption_dropout);
 
-        sd_random_uniform(&u, 1, x->options.seed, SD_FOR_CAPTION, sample->hash, visit);
-        if (u < x->options.caption_dropout)
-            return text_of(x, x->options.dropped_caption);
-    }
-    return text_of(x, sample->caption);
+    return text_of(x, dropped ? x->options.dropped_caption : sample->caption);
 }
 
 static int
@@ -287,7 +284,8 @@ batch_at(struct sd_trainer *x, int64_t micro)
         if (x->epoch_scope)
             sd_scope_close(x->epoch_scope);
         x->epoch_scope = sd_scope_open();
-        x->batches = sd_epoch_batches(x->data, x->epoch_scope, x->options.seed, (uint32_t)epoch, x->options.batch_size, &count);
+        x->batches =
+            sd_epoch_batches(x->data, x->epoch_scope, x->options.seed, (uint32_t)epoch, x->options.batch_size, &count);
         x->epoch = epoch;
     }
     return &x->batches[micro % x->per_epoch];
@@ -344,8 +342,8 @@ replay_micro(struct sd_trainer *x, int64_t index, struct micro *k, struct sd_sco
         return -1;
     k->shape = (struct sd_step_shape){ r.batch, r.channels, r.height, r.width, 1, r.length, false };
     if (r.length > x->model.text->config.max_position_embeddings)
-        return sd_fail("step_%04lld: texts of %lld ids, the text encoder takes %d", (long long)index, (long long)r.length,
-                       x->model.text->config.max_position_embeddings);
+        return sd_fail("step_%04lld: texts of %lld ids, the text encoder takes %d", (long long)index,
+                       (long long)r.length, x->model.text->config.max_position_embeddings);
     x->length = r.length;
     micro_alloc(x, k, s);
     pixels = r.height * r.width;
@@ -372,7 +370,7 @@ replay_micro(struct sd_trainer *x, int64_t index, struct micro *k, struct sd_sco
     return 0;
 }
 
-/* -- running -------------------------------------------------------------------------------------------------------- */
+/* -- running ----------------------------------------------------------------------------------------------------- */
 
 /* What is there beside the step: packed weights, what is trained with its moments and sums, samples. */
 static size_t
@@ -402,8 +400,8 @@ step_within(struct sd_trainer *x, const struct sd_step_shape *shape)
         return step;
     sd_train_step_free(step);
     if (held >= limit)
-        return sd_fail_null("--memory %.1f MiB: weights, samples and what is trained take %.1f already", (double)limit / (1 << 20),
-                            (double)held / (1 << 20));
+        return sd_fail_null("--memory %.1f MiB: weights, samples and what is trained take %.1f already",
+                            (double)limit / (1 << 20), (double)held / (1 << 20));
     return sd_train_step_new(x->scope, &x->model, shape, x->options.clip_skip, (int64_t)(limit - held));
 }
 
@@ -443,7 +441,8 @@ feed(struct sd_train_step *step, const struct micro *k)
         sd_feed(step->plan, step->states, k->states);
 }
 
-/* run_micro - one micro-batch; its loss and gradients go into the sums.  With scan, names the first bad module instead. */
+/* run_micro - one micro-batch; its loss and gradients go into the sums.  With scan, names the first bad module instead.
+ */
 static int
 run_micro(struct sd_trainer *x, int64_t index, const char **bad, const char **sources)
 {
@@ -489,7 +488,8 @@ static int
 explain(struct sd_trainer *x, int64_t done, const struct sd_update *u)
 {
     const char *bad = NULL, *sources = NULL;
-    char *reason = sd_sprintf(x->scope, "step %lld: loss %g, gradient norm %g", (long long)u->step, u->loss, u->grad_norm);
+    char *reason =
+        sd_sprintf(x->scope, "step %lld: loss %g, gradient norm %g", (long long)u->step, u->loss, u->grad_norm);
 
     memset(x->t->grad, 0, x->t->count * sizeof *x->t->grad);
     for (int64_t i = 0; i < (int64_t)x->options.accumulation && !bad; i++)
@@ -553,8 +553,13 @@ plan_shape(struct sd_trainer *x, const struct sd_step_shape *shape, struct sd_tr
 static int
 plan_bucket(struct sd_trainer *x, const struct sd_bucket *k, struct sd_trainer_plan *p)
 {
-    struct sd_step_shape shape = { k->count < x->options.batch_size ? k->count : x->options.batch_size, x->data->channels,
-                                   k->height, k->width, 1, x->length, x->options.masked };
+    struct sd_step_shape shape = { k->count < x->options.batch_size ? k->count : x->options.batch_size,
+                                   x->data->channels,
+                                   k->height,
+                                   k->width,
+                                   1,
+                                   x->length,
+                                   x->options.masked };
     size_t states = p->states_bytes;
 
     for (uint32_t i = 0; i < k->count; i++) {

@@ -1,7 +1,8 @@
 /* trainer.h - one optimizer update after another: noise, forward, loss, backward, accumulate, clip, step.
  *
- * One rule: an update is a function of (settings, seed, data, update index, trainable state) and of nothing else: every random
- * number comes from (seed, purpose, sample, micro-batch index), so a run that was killed and resumed writes the same bytes. */
+ * One rule: an update is a function of (settings, seed, data, update index, trainable state) and of nothing else: every
+ * random number comes from (seed, purpose, sample, epoch), so a run that was killed and resumed writes the
+ * same bytes. */
 #ifndef SD_TRAINER_H
 #define SD_TRAINER_H
 
@@ -60,8 +61,9 @@ struct sd_update {                              /* what an update did */
 struct sd_trainer;
 
 /* Either a dataset or a replay.  NULL with sd_fail. */
-struct sd_trainer *sd_trainer_new(struct sd_scope *s, const struct sd_trainer_model *m, const struct sd_trainer_options *o,
-                                  struct sd_trainables *t, const struct sd_dataset *d, const struct sd_replay *replay);
+struct sd_trainer *
+sd_trainer_new(struct sd_scope *s, const struct sd_trainer_model *m, const struct sd_trainer_options *o,
+               struct sd_trainables *t, const struct sd_dataset *d, const struct sd_replay *replay);
 struct sd_optimizer *sd_trainer_optimizer(struct sd_trainer *t);
 
 /* sd_trainer_plan - describe and plan the largest step without running it, for --plan; -1 with sd_fail. */
@@ -74,8 +76,8 @@ struct sd_trainer_plan {
 };
 int sd_trainer_plan(struct sd_trainer *t, struct sd_trainer_plan *p);      /* needs the dataset or the replay */
 
-/* sd_trainer_update - the update after `done` (0: the first).  -1 with sd_fail when loss or gradient is not finite, with the
- * samples and the first bad module in the reason; the trainables are then untouched. */
+/* sd_trainer_update - the update after `done` (0: the first).  -1 with sd_fail when loss or gradient is not finite,
+ * with the samples and the first bad module in the reason; the trainables are then untouched. */
 int sd_trainer_update(struct sd_trainer *t, int64_t done, struct sd_update *u);
 
 #endif

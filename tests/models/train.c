@@ -1,6 +1,6 @@
-/* sd-train-lora and sd-train-ti against 20 steps of diffusers, transformers and PEFT (tests/reference/train.py): the same
- * recorded batches, the same first values.  The loss of each step, and what was learned: over all down factors, all up
- * factors and all token rows, ||ours - theirs|| / ||theirs - start||.
+/* sd-train-lora and sd-train-ti against 20 steps of diffusers, transformers and PEFT (tests/reference/train.py): the
+ * same recorded batches, the same first values.  The loss of each step, and what was learned: over all down factors,
+ * all up factors and all token rows, ||ours - theirs|| / ||theirs - start||.
  *
  * Each case also runs with faults (a rate times 1.01, a term of the gradient changed): those must be found. */
 #include "../check.h"
@@ -26,9 +26,11 @@ static const struct tcase {
     { "accumulate", "sd1", "sd1", "sd1", NULL,
       "--learning-rate 2e-3 --gradient-accumulation-steps 2 --lr-scheduler cosine --lr-warmup-steps 3" },
     { "prodigy", "sd1", "sd1", "sd1.1", "sd1.1",
-      "--optimizer prodigy --prodigy-d0 1e-4 --adam-beta2 0.99 --prodigy-use-bias-correction --prodigy-safeguard-warmup --ti-until 1" },
+      "--optimizer prodigy --prodigy-d0 1e-4 --adam-beta2 0.99 --prodigy-use-bias-correction "
+      "--prodigy-safeguard-warmup --ti-until 1" },
     { "wide", "sd1", "wide", "sd1", NULL,
-      "--learning-rate 1e-3 --text-encoder-learning-rate 5e-4 --target-modules to_q,to_k,to_v,to_out.0,conv1,conv2,conv_shortcut,"
+      "--learning-rate 1e-3 --text-encoder-learning-rate 5e-4 --target-modules "
+      "to_q,to_k,to_v,to_out.0,conv1,conv2,conv_shortcut,"
       "time_emb_proj,proj_in,downsamplers.0.conv,ff.net.0.proj --train-text-encoder" },
 };
 
@@ -66,15 +68,18 @@ static int
 run(const struct tcase *c, const char *more)
 {
     const char *ti = c->start ? "lora" : "ti";
-    char *command = sd_sprintf(scope, "sd-train-%s -q --threads 1 --overwrite --model tests/data/models/%s --replay " DATA "%s.replay.safetensors "
-                                      "--max-train-steps %d --log %s/log --output %s/out.safetensors %s", ti, c->model, c->replay,
-                               STEPS, folder, folder, c->options);
+    char *command = sd_sprintf(scope,
+                               "sd-train-%s -q --threads 1 --overwrite --model tests/data/models/%s --replay " DATA
+                               "%s.replay.safetensors "
+                               "--max-train-steps %d --log %s/log --output %s/out.safetensors %s",
+                               ti, c->model, c->replay, STEPS, folder, folder, c->options);
 
     if (c->start)
         command = sd_sprintf(scope, "%s --rank 4 --init-lora " DATA "%s.start.safetensors", command, c->start);
     if (c->token)
-        command = sd_sprintf(scope, "%s --placeholder-token '<new>' --init-embedding " DATA "%s.token.safetensors%s", command,
-                             c->token, c->start ? sd_sprintf(scope, " --output-embedding %s/token.safetensors", folder) : "");
+        command =
+            sd_sprintf(scope, "%s --placeholder-token '<new>' --init-embedding " DATA "%s.token.safetensors%s", command,
+                       c->token, c->start ? sd_sprintf(scope, " --output-embedding %s/token.safetensors", folder) : "");
     return system(sd_sprintf(scope, "%s %s", command, more));
 }
 
@@ -131,12 +136,14 @@ layer(const struct sd_lora *l, const char *path)
     return NULL;
 }
 
-/* The factor of the reference: "unet.a.b.lora_A.weight", "text_encoder.encoder..." (no text_model in transformers 5). */
+/* The factor of the reference: "unet.a.b.lora_A.weight", "text_encoder.encoder..." (no text_model in transformers 5).
+ */
 static const float *
 factor(struct sd_safetensors *want, const char *path, char which, size_t n)
 {
     const char *text = "text_encoder.text_model.";
-    const char *at = strncmp(path, text, strlen(text)) == 0 ? sd_sprintf(scope, "text_encoder.%s", path + strlen(text)) : path;
+    const char *at =
+        strncmp(path, text, strlen(text)) == 0 ? sd_sprintf(scope, "text_encoder.%s", path + strlen(text)) : path;
     struct sd_safetensor *t = sd_safetensors_find(want, sd_sprintf(scope, "%s.lora_%c.weight", at, which));
 
     if (!t || t->numel != n)
@@ -175,12 +182,14 @@ compare_factors(const struct tcase *c, struct sd_safetensors *want, struct found
 static bool
 compare_rows(const struct tcase *c, struct sd_safetensors *want, struct found *f)
 {
-    struct sd_embedding *ours = sd_embedding_load(scope, sd_sprintf(scope, "%s/%s.safetensors", folder, c->start ? "token" : "out"));
+    struct sd_embedding *ours =
+        sd_embedding_load(scope, sd_sprintf(scope, "%s/%s.safetensors", folder, c->start ? "token" : "out"));
     struct sd_embedding *start = sd_embedding_load(scope, sd_sprintf(scope, DATA "%s.token.safetensors", c->token));
     struct sd_safetensor *rows = sd_safetensors_find(want, "rows");
     struct sums s = { 0, 0 };
 
-    if (!ours || !start || !rows || rows->numel != (size_t)(ours->vectors * ours->width) || ours->vectors != start->vectors)
+    if (!ours || !start || !rows || rows->numel != (size_t)(ours->vectors * ours->width)
+        || ours->vectors != start->vectors)
         return false;
     add(&s, ours->values, 1, sd_safetensor_f32(scope, rows), start->values, rows->numel);
     f->rows = sqrt(s.difference / s.change);
@@ -194,7 +203,8 @@ compare(const struct tcase *c, const char *more)
     struct sd_safetensors *want = sd_safetensors_open(scope, sd_sprintf(scope, DATA "%s.safetensors", c->name));
     struct found f = { .status = run(c, more) };
 
-    if (f.status == 0 && (!want || (c->start && !compare_factors(c, want, &f)) || (c->token && !compare_rows(c, want, &f))))
+    if (f.status == 0
+        && (!want || (c->start && !compare_factors(c, want, &f)) || (c->token && !compare_rows(c, want, &f))))
         f.status = -1;
     f.loss = f.status == 0 ? compare_losses(want) : INFINITY;
     for (size_t i = 0; f.status == 0 && i < sd_safetensors_count(want); i++) {
@@ -211,7 +221,8 @@ compare(const struct tcase *c, const char *more)
 static bool
 equal(const struct found *f)
 {
-    return f->status == 0 && f->loss <= loss_bound && f->down <= change_bound && f->up <= change_bound && f->rows <= change_bound;
+    return f->status == 0 && f->loss <= loss_bound && f->down <= change_bound && f->up <= change_bound
+           && f->rows <= change_bound;
 }
 
 int
@@ -223,13 +234,13 @@ main(void)
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         struct found f = compare(&cases[i], "");
 
-        CHECK(equal(&f), "%s as the reference: loss %.1e, down %.1e, up %.1e, rows %.1e (%zu factors)", cases[i].name, f.loss,
-              f.down, f.up, f.rows, f.factors);
+        CHECK(equal(&f), "%s as the reference: loss %.1e, down %.1e, up %.1e, rows %.1e (%zu factors)", cases[i].name,
+              f.loss, f.down, f.up, f.rows, f.factors);
         for (size_t k = 0; k < sizeof faults / sizeof *faults; k++)
             if (strcmp(faults[k].name, cases[i].name) == 0) {
                 f = compare(&cases[i], faults[k].options);
-                CHECK(f.status == 0 && !equal(&f), "%s, %s: found, loss %.1e, down %.1e, up %.1e, rows %.1e", cases[i].name,
-                      faults[k].what, f.loss, f.down, f.up, f.rows);
+                CHECK(f.status == 0 && !equal(&f), "%s, %s: found, loss %.1e, down %.1e, up %.1e, rows %.1e",
+                      cases[i].name, faults[k].what, f.loss, f.down, f.up, f.rows);
             }
     }
     if (system(sd_sprintf(scope, "rm -rf %s", folder)))

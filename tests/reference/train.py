@@ -14,6 +14,7 @@ Everything in single precision, as those scripts run, on the tiny models of test
     START.start.safetensors           first factors (--init-lora), as diffusers saves them; with alphas, as kohya does
     MODEL.ROWS.token.safetensors      first rows (--init-embedding)
     text_encoder/                     for tests with captions
+    schedules.txt                     name, warm-up, steps, then 14 multipliers of the rate
     CASE.safetensors                  losses [20]; final factors under the names of the start; final rows as "rows"
 
 Pinned: torch 2.15, diffusers 0.42.1, transformers 5.23.0, peft 0.21.2, prodigyopt 1.1.2."""
@@ -241,12 +242,30 @@ def text_encoder():
     model.half().save_pretrained(f"{DATA}/text_encoder")
 
 
+def schedules():
+    """The rate at each of 14 steps, over the rate asked for: diffusers' get_scheduler."""
+    with open(f"{DATA}/schedules.txt", "w") as f:
+        for name in ("constant", "linear", "cosine", "polynomial", "constant_with_warmup"):
+            for warmup, steps in ((0, 12), (4, 12), (1, 5), (12, 12)):
+                if name == "polynomial" and warmup == steps:
+                    continue        # diffusers divides by zero
+                o = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=3e-4)
+                s = get_scheduler(name, o, num_warmup_steps=warmup, num_training_steps=steps)
+                rates = []
+                for _ in range(14):
+                    rates.append(o.param_groups[0]["lr"] / 3e-4)
+                    o.step()
+                    s.step()
+                f.write(" ".join([name, str(warmup), str(steps)] + [repr(r) for r in rates]) + "\n")
+
+
 def main():
     if len(sys.argv) > 1:
         check(*sys.argv[2:5])
         return
     os.makedirs(DATA, exist_ok=True)
     text_encoder()
+    schedules()
     batches = {}
     for model, count, seed in (("sd1", 2 * STEPS, 1), ("sd2", STEPS, 2)):
         batches[model] = replay(model, load(model)[1], count, seed)

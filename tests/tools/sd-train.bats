@@ -220,6 +220,17 @@ END
     [[ $stderr == *"2 of 5 records have no mask"* ]]
 }
 
+@test "latents of another VAE, adapters behind --clip-skip: warned of" {
+    cp -r "$MODEL" other
+    size=$(stat -c %s other/vae/diffusion_pytorch_model.safetensors)
+    printf '\1' | dd of=other/vae/diffusion_pytorch_model.safetensors bs=1 seek=$((size - 2)) conv=notrunc status=none
+    run -0 --separate-stderr plain --model other --max-train-steps 1
+    [[ $stderr == *"warning: the records were encoded by another VAE ("*") than the model's ("* ]]
+    run -0 --separate-stderr plain --overwrite --max-train-steps 1 --train-text-encoder --clip-skip 1
+    [[ $stderr == *"layers.1.self_attn."*"its adapter learns nothing, nor do 3 others, for --clip-skip leaves it out"* ]]
+    [[ $stderr != *"another VAE"* ]]
+}
+
 # -- interrupted, resumed ---------------------------------------------------------------------------------------------
 
 @test "killed with -9 at five random instants and resumed: the same bytes, one log line a step" {
@@ -439,6 +450,22 @@ END
     [ "$(jq -c 'keys' plan)" = '["activations_bytes","arena_bytes","buckets","flops","packed_bytes","peak_bytes","samples","updates","weights_bytes"]' ]
     [ "$(jq -c '[.samples, .buckets, .updates]' plan)" = '[5,2,1000]' ]
     sd-train-lora --plan --model "$DATA/models/sd1" --replay "$DATA/train/sd1.replay.safetensors" --rank 2 --max-train-steps 3 | jq -e '.arena_bytes > 100000 and .flops > 1e6'
+}
+
+@test "what --plan promises is what is taken" {
+    sd-crop -q --resolution 256x256 "$DATA/images/rgb.png" "$DATA/images/grey.png" | sd-caption -q --caption 'a <new>' \
+        | sd-encode-latents -q --model "$MODEL" > big.sd
+    run=(sd-train-lora -q --threads 1 --model "$MODEL" --rank 2 --train-batch-size 2 --max-train-steps 5 --output big.safetensors)
+    peak=$("${run[@]}" --plan big.sd | jq '.peak_bytes / 1024 | floor')
+    "${run[@]}" big.sd & pid=$!
+    most=0
+    while [ -r /proc/$pid/status ] && now=$(sed -n 's/^RssAnon:[ \t]*\([0-9]*\).*/\1/p' /proc/$pid/status) && [ -n "$now" ]; do
+        if ((now > most)); then most=$now; fi
+        sleep 0.01
+    done
+    wait $pid
+    echo "planned $peak kB, taken $most kB"
+    ((peak > 40000 && most > peak - 8000 && most < peak + 20000))
 }
 
 @test "validation pictures are drawn through the written file" {
