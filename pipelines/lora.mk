@@ -23,7 +23,7 @@ PROMPTS ?=
 BASE_PROMPT ?= a picture of $(TRIGGER)
 CACHE   ?=
 
-# TOKEN: the new token, TOK=words to start it from words; empty when TRAIN names it.
+# TOKEN: the new token, TOK=words to start it from words; empty for a LoRA without token, or when TRAIN names it.
 # What is handed to the programs as it stands; any option of their manual pages may be added.
 CROP    ?= --resolution 512
 ENCODE  ?=
@@ -33,6 +33,7 @@ SAMPLE  ?= --num-inference-steps 30
 JOBS    ?= 1
 THREADS ?= $(shell echo $$(( ($$(nproc) + $(JOBS) - 1) / $(JOBS) )))
 threads := --threads $(THREADS)
+tokens  := $(or $(TOKEN),$(findstring --placeholder-token,$(TRAIN)),$(findstring --config,$(TRAIN)))
 photos  := $(sort $(wildcard $(PHOTOS)/*))
 quiet   ?= -q
 
@@ -72,14 +73,14 @@ $(RUN)/latents.sd: $(RUN)/captioned.sd $(RUN)/encode.json
 $(RUN)/lora.safetensors: $(RUN)/latents.sd $(RUN)/train.json
 	if [ -e $@.state ] && { [ $(RUN)/train.json -nt $@.state ] || [ $< -nt $@.state ]; }; then rm -f $@.state; fi
 	sd-train-lora $(threads) --model '$(MODEL)' $(if $(TOKEN),--placeholder-token '$(TOKEN)') \
-	  --output $@ --output-embedding $(RUN)/embedding.safetensors --overwrite --resume --log $(RUN)/train.log $(TRAIN) $<
+	  --output $@ $(if $(tokens),--output-embedding $(RUN)/embedding.safetensors) --overwrite --resume --log $(RUN)/train.log $(TRAIN) $<
 
 $(RUN)/prompts.txt: $(PROMPTS) $(RUN)/sample.json
 	$(if $(PROMPTS),cp '$(PROMPTS)' $@.part,printf '%s\n' '$(BASE_PROMPT)' > $@.part)
 	mv $@.part $@
 
 $(RUN)/sheet.png: $(RUN)/lora.safetensors $(RUN)/prompts.txt $(RUN)/sample.json
-	sd-sample $(quiet) $(threads) --model '$(MODEL)' --lora $< --embedding '$(RUN)/embedding.safetensors' \
+	sd-sample $(quiet) $(threads) --model '$(MODEL)' --lora $< $(if $(tokens),--embedding '$(RUN)/embedding.safetensors') \
 	  --output-dir $(RUN)/pictures --sheet $@ --overwrite $(SAMPLE) $(RUN)/prompts.txt
 
 clean:
