@@ -23,6 +23,7 @@ new_run(enum sd_optimizer_kind kind, int64_t rows, float value)
         .kind = kind, .beta1 = 0.9, .beta2 = 0.999, .eps = 1e-8, .d0 = 1e-6, .d_coef = 1
     };
 
+    sd_on_close(s, (void (*)(void *))json_decref, r.settings);
     sd_trainables_add(r.t, "unet", "a", 2, (int64_t[]){ rows, 5 });
     sd_trainables_add(r.t, "tokens", "b", 1, (int64_t[]){ 3 });
     sd_trainables_allocate(r.t);
@@ -96,7 +97,6 @@ states(void)
             printf("# byte %ld of %ld\n", at, size);
             whole++;
         }
-        json_decref(c.settings);
     }
     CHECK(!whole, "of %ld bytes none can be changed unnoticed", size);
     whole = 0;
