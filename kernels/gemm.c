@@ -1,6 +1,7 @@
 /* gemm.c - blocks, threads and packing around the inner loop of gemm_simd.c; the formula is in gemm.h. */
 #include "gemm.h"
 
+#include <omp.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -12,7 +13,11 @@ enum {
     COLUMNS = 192,          /* columns per block */
     TILES = POSITIONS / 6,
     SEGMENTS = 16,          /* most taps per block */
-    TASKS = 16              /* blocks are made smaller until there are so many: by shape, never by threads */
+    TASKS = 16,             /* tasks are made smaller until there are so many: by shape, never by threads */
+    BLOCKS = 16,            /* blocks of positions that share a task's panels */
+    FEW_BLOCKS = 4,         /* rather fewer columns than less sharing */
+    PANELS = 1536 << 10,    /* bytes of a task's panels, unless one panel alone is larger: a share of the last cache */
+    PLACES = 1024           /* kernel elements turned in one go, and of the largest kernel */
 };
 
 static struct gemm_sizes
@@ -52,10 +57,10 @@ gather(const struct gemm *g, const float **x, int64_t b, const int64_t *y0, cons
     }
 }
 
-/* One block: positions [p0, p1) of sample b, columns [n0, n1), all k.  The tiles of the block pass by one
- * panel's part after the other. */
+/* One block: positions [p0, p1) of sample b, columns [n0, n1), all k; panels: those columns' weights.  The tiles of the block pass
+ * by one panel's part after the other. */
 static void
-block(const struct gemm *g, struct gemm_sizes z, int64_t b, int64_t p0, int64_t p1, int64_t n0, int64_t n1)
+block(const struct gemm *g, struct gemm_sizes z, const float *panels, int64_t b, int64_t p0, int64_t p1, int64_t n0, int64_t n1)
 {
     int64_t parts = g->depth > DEPTH ? ceil_div(g->depth, DEPTH) : 1, part = ceil_div(g->depth, parts);
     int group = (int)(parts > 1 || !g->depth ? 1 : DEPTH / g->depth), first = 0, tiles = (int)ceil_div(p1 - p0, z.rows);
@@ -85,8 +90,7 @@ block(const struct gemm *g, struct gemm_sizes z, int64_t b, int64_t p0, int64_t 
             for (int64_t n = n0; n < n1; n += z.width) {
                 int64_t wide = g->columns - n < z.width ? ceil_div(g->columns - n, z.step) * z.step : z.width;
                 struct gemm_tile t = { .skip = skip, .segments = count, .depth = depth,
-                                       .panel = g->packed + b * g->packed_batch + n * g->taps * g->depth +
-                                                (first * g->depth + skip) * wide,
+                                       .panel = panels + (n - n0) * g->taps * g->depth + (first * g->depth + skip) * wide,
                                        .out = g->out + n, .start = start ? start + n : NULL,
                                        .bias = end && g->bias ? g->bias + b * g->bias_batch + n : NULL,
                                        .columns = (int)(g->columns - n < z.width ? g->columns - n : z.width) };
@@ -103,112 +107,205 @@ block(const struct gemm *g, struct gemm_sizes z, int64_t b, int64_t p0, int64_t 
     } while (first < g->taps);
 }
 
-void
-gemm_run(const struct gemm *g)
-{
-    struct gemm_sizes z = sizes();
-    int64_t positions = g->height * g->width, rows = POSITIONS;
-    int64_t columns = COLUMNS / z.width * z.width;
+/* -- panels of weights ------------------------------------------------------------------------------------------------ */
 
-    if (columns < z.width)
-        columns = z.width;
-    while (g->batch * ceil_div(positions, rows) * ceil_div(g->columns, columns) < TASKS && columns > z.width)
-        columns = columns / z.width / 2 * z.width;
-    while (g->batch * ceil_div(positions, rows) * ceil_div(g->columns, columns) < TASKS && rows > z.rows)
-        rows = rows / 2 / z.rows * z.rows;
-    int64_t down = ceil_div(positions, rows), across = ceil_div(g->columns, columns), tasks = g->batch * down * across;
-#pragma omp parallel for schedule(dynamic, 1)
-    for (int64_t i = 0; i < tasks; i++) {
-        int64_t b = i / (down * across), p = i / across % down * rows, n = i % across * columns;
-        block(g, z, b, p, p + rows < positions ? p + rows : positions, n, n + columns < g->columns ? n + columns : g->columns);
-    }
+static int64_t
+area_of(const struct gemm_weight *w)
+{
+    return (int64_t)w->height * w->width;
 }
 
-size_t
-gemm_packed_bytes(const struct gemm_weight *w)
+/* The kernel elements of a tap, row by row. */
+static int
+elements_of(const struct gemm_weight *w, const struct gemm_tap *t, int *which)
 {
-    return gemm_matrix_bytes(w->taps * (w->transposed ? w->out : w->in), w->transposed ? w->in : w->out);
-}
-
-/* `count` input channels of output channel o, all kernel elements: [count][height][width] */
-static const float *
-fetch(float *buffer, const struct gemm_weight *w, int64_t o, int64_t c, int64_t count)
-{
-    int64_t area = (int64_t)w->height * w->width, begin = (o * w->in + c) * area;
-
-    if (w->values)
-        return w->values + begin;
-    sd_param_convert(buffer, w->param, (size_t)begin, (size_t)(count * area));
-    return buffer;
-}
-
-static float
-tap_weight(const float *kernel, const struct gemm_weight *w, const struct gemm_tap *t)
-{
-    float sum = 0;
+    int count = 0;
 
     for (int y = 0; y < w->height; y++)
         for (int x = 0; x < w->width; x++)
             if ((t->ky >> y & 1) && (t->kx >> x & 1))
-                sum += kernel[y * w->width + x];
-    return sum;
+                which[count++] = y * w->width + x;
+    return count;
 }
 
-/* The one kernel element of a tap, -1 when it sums several. */
-static int
-only_element(const struct gemm_weight *w, const struct gemm_tap *t)
+/* tap[e]: the tap that element e is, -1 for none.  False when taps are sums of elements, or share them. */
+static bool
+taps_of(int *tap, const struct gemm *g)
 {
-    if (__builtin_popcount(t->ky) != 1 || __builtin_popcount(t->kx) != 1)
-        return -1;
-    return __builtin_ctz(t->ky) * w->width + __builtin_ctz(t->kx);
+    int which[PLACES];
+
+    for (int64_t e = 0; e < area_of(g->weight); e++)
+        tap[e] = -1;
+    for (int t = 0; t < g->taps; t++) {
+        if (elements_of(g->weight, &g->tap[t], which) != 1 || tap[*which] >= 0)
+            return false;
+        tap[*which] = t;
+    }
+    return true;
 }
 
-/* Tap t of `run` kernels, `area` apart, to places `step` apart. */
+/* Panel of columns [n0, n0 + count), which are output channels: k runs along the rows of the file. */
 static void
-put(float *to, int64_t step, const float *kernel, int64_t area, int64_t run, const struct gemm_weight *w, const struct gemm_tap *t)
+forward_panel(const struct gemm *g, const int *tap, float *to, float *elements, int64_t n0, int count, int wide)
 {
-    int only = only_element(w, t);
+    const struct gemm_weight *w = g->weight;
+    int64_t area = area_of(w), most = PLACES / area, at[PLACES];
+    int which[PLACES];
 
-    if (only >= 0)
-        for (int64_t i = 0; i < run; i++)
-            to[i * step] = kernel[i * area + only];
-    else
-        for (int64_t i = 0; i < run; i++)
-            to[i * step] = tap_weight(kernel + i * area, w, t);
+    if (most > w->in)
+        most = w->in;
+    for (int64_t c = 0; c < most; c++)
+        for (int64_t e = 0; e < area; e++)
+            at[c * area + e] = !tap ? (e * most + c) * wide : tap[e] < 0 ? -1 : (tap[e] * g->depth + c) * wide;
+    for (int64_t c = 0; c < w->in; c += most, to += most * wide) {
+        int64_t run = w->in - c < most ? w->in - c : most;
+
+        SD_V_CALL(gemm_turn)(tap ? to : elements, at, w, &(struct gemm_turn){ .begin = (n0 * w->in + c) * area, .rows = count,
+                             .step = w->in * area, .count = run * area, .times = 1 });
+        for (int t = 0; t < g->taps && !tap; t++)
+            SD_V_CALL(gemm_sum)(to + t * g->depth * wide, elements, most * wide, which, elements_of(w, &g->tap[t], which), run * wide);
+    }
+}
+
+/* Panel of columns which are input channels: k runs over output channels. */
+static void
+data_panel(const struct gemm *g, const int *tap, float *to, float *elements, int64_t n0, int count, int wide)
+{
+    const struct gemm_weight *w = g->weight;
+    int64_t area = area_of(w), at[PLACES], most = tap || PLACES / area > w->out ? w->out : PLACES / area;
+    int which[PLACES];
+
+    if (area == 1 && tap) {
+        SD_V_CALL(gemm_copy)(to, wide, w, n0, w->in, w->out, count);
+        return;
+    }
+    for (int64_t e = 0; e < area; e++)
+        at[e] = !tap ? e * most * wide : tap[e] < 0 ? -1 : tap[e] * g->depth * wide;
+    for (int64_t o = 0; o < w->out; o += most, to += most * wide) {
+        int64_t run = w->out - o < most ? w->out - o : most;
+
+        SD_V_CALL(gemm_turn)(tap ? to : elements, at, w, &(struct gemm_turn){ .begin = (o * w->in + n0) * area, .rows = count,
+                             .step = area, .count = area, .times = run, .from_step = w->in * area, .to_step = wide });
+        for (int t = 0; t < g->taps && !tap; t++)
+            SD_V_CALL(gemm_sum)(to + t * g->depth * wide, elements, most * wide, which, elements_of(w, &g->tap[t], which), run * wide);
+    }
+}
+
+/* Weights of columns [n0, n1) as panels. */
+static void
+panels_of(const struct gemm *g, struct gemm_sizes z, float *panels, int64_t n0, int64_t n1)
+{
+    float *elements = panels + g->taps * g->depth * ceil_div(n1 - n0, z.step) * z.step;
+    int tap[PLACES];
+    bool single = taps_of(tap, g);
+
+    for (int64_t n = n0; n < n1 && g->taps; n += z.width) {
+        int count = n1 - n < z.width ? (int)(n1 - n) : z.width, wide = (int)ceil_div(count, z.step) * z.step;
+
+        (g->weight->transposed ? data_panel : forward_panel)(g, single ? tap : NULL, panels + (n - n0) * g->taps * g->depth, elements,
+                                                             n, count, wide);
+    }
+}
+
+/* -- tasks ------------------------------------------------------------------------------------------------------------- */
+
+struct cut {                /* a task: `columns` columns of `blocks` blocks of `rows` positions */
+    int64_t columns, rows, blocks;
+    int64_t per_sample;     /* blocks */
+    int64_t down, across;   /* tasks */
+    int64_t panels;         /* floats of a thread's panels */
+};
+
+static int64_t
+half(int64_t a, int64_t unit)
+{
+    return a / unit / 2 * unit;
+}
+
+static struct cut
+cut(const struct gemm *g, struct gemm_sizes z)
+{
+    int64_t positions = g->height * g->width, k = g->taps * g->depth;
+    struct cut c = { .columns = COLUMNS / z.width * z.width, .rows = POSITIONS, .blocks = g->weight ? BLOCKS : 1 };
+
+    if (c.columns < z.width)
+        c.columns = z.width;
+    while (g->weight && c.columns > z.width && c.columns * k * (int64_t)sizeof(float) > PANELS)
+        c.columns -= z.width;
+    for (;;) {
+        c.per_sample = ceil_div(positions, c.rows);
+        if (c.blocks > g->batch * c.per_sample)
+            c.blocks = g->batch * c.per_sample;
+        c.down = ceil_div(g->batch * c.per_sample, c.blocks);
+        c.across = ceil_div(g->columns, c.columns);
+        if (c.down * c.across >= TASKS)
+            break;
+        if (c.blocks > FEW_BLOCKS)
+            c.blocks = ceil_div(c.blocks, 2);
+        else if (c.columns > z.width)
+            c.columns = half(c.columns, z.width);
+        else if (c.blocks > 1)
+            c.blocks = ceil_div(c.blocks, 2);
+        else if (c.rows > z.rows)
+            c.rows = half(c.rows, z.rows);
+        else
+            break;
+    }
+    if (g->weight) {
+        int tap[PLACES];
+        int64_t widest = g->columns < c.columns ? ceil_div(g->columns, z.step) * z.step : c.columns;
+
+        c.panels = ceil_div(k * widest + (taps_of(tap, g) ? 0 : PLACES * z.width), 16) * 16;
+    }
+    return c;
+}
+
+/* No more threads than tasks, or than had room when the plan was made. */
+static int
+threads_for(const struct gemm *g, const struct cut *c)
+{
+    int threads = omp_get_max_threads();
+
+    if (g->weight && g->threads && threads > g->threads)
+        threads = g->threads;
+    return c->down * c->across < threads ? (int)(c->down * c->across) : threads;
+}
+
+size_t
+gemm_room(const struct gemm *g)
+{
+    struct cut c = cut(g, sizes());
+
+    return (size_t)threads_for(g, &c) * (size_t)c.panels * sizeof(float);
+}
+
+static void
+task(const struct gemm *g, struct gemm_sizes z, const struct cut *c, int64_t i)
+{
+    int64_t n0 = i % c->across * c->columns, n1 = n0 + c->columns < g->columns ? n0 + c->columns : g->columns;
+    int64_t first = i / c->across * c->blocks, positions = g->height * g->width;
+    float *room = g->weight ? g->room + omp_get_thread_num() * c->panels : NULL;
+
+    if (room)
+        panels_of(g, z, room, n0, n1);
+    for (int64_t q = first; q < first + c->blocks && q < g->batch * c->per_sample; q++) {
+        int64_t b = q / c->per_sample, p0 = q % c->per_sample * c->rows, p1 = p0 + c->rows < positions ? p0 + c->rows : positions;
+        const float *panels = room ? room : g->packed + b * g->packed_batch + n0 * g->taps * g->depth;
+
+        block(g, z, panels, b, p0, p1, n0, n1);
+    }
 }
 
 void
-gemm_pack(float *packed, const struct gemm_weight *w)
+gemm_run(const struct gemm *g)
 {
-    enum { RUN = 64 };                          /* channels converted at a time */
     struct gemm_sizes z = sizes();
-    int64_t area = (int64_t)w->height * w->width;
-    int64_t depth = w->transposed ? w->out : w->in, columns = w->transposed ? w->in : w->out;
+    struct cut c = cut(g, z);
+    int threads = threads_for(g, &c);
 
-#pragma omp parallel for schedule(dynamic, 1)
-    for (int64_t n0 = 0; n0 < columns; n0 += z.width) {
-        int64_t count = columns - n0 < z.width ? columns - n0 : z.width, wide = ceil_div(count, z.step) * z.step;
-        float *panel = packed + n0 * w->taps * depth;
-        float *buffer = malloc((size_t)(RUN * area) * sizeof *buffer);
-        if (!buffer)
-            sd_die("memory", "no room to pack weights");
-        memset(panel, 0, (size_t)(w->taps * depth * wide) * sizeof *panel);
-        /* the outer index walks output channels, the inner one input channels: as the file lies */
-        int64_t o0 = w->transposed ? 0 : n0, o1 = w->transposed ? depth : n0 + count;
-        int64_t c0 = w->transposed ? n0 : 0, c1 = w->transposed ? n0 + count : depth;
-        for (int64_t o = o0; o < o1; o++)
-            for (int64_t c = c0; c < c1; c += RUN) {
-                int64_t run = c1 - c < RUN ? c1 - c : RUN;
-                const float *kernel = fetch(buffer, w, o, c, run);
-
-                for (int t = 0; t < w->taps; t++)
-                    if (w->transposed)
-                        put(panel + (t * depth + o) * wide + c - n0, 1, kernel, area, run, w, &w->tap[t]);
-                    else
-                        put(panel + (t * depth + c) * wide + o - n0, wide, kernel, area, run, w, &w->tap[t]);
-            }
-        free(buffer);
-    }
+#pragma omp parallel for schedule(dynamic, 1) num_threads(threads)
+    for (int64_t i = 0; i < c.down * c.across; i++)
+        task(g, z, &c, i);
 }
 
 void

@@ -5,7 +5,10 @@
  * p runs over batch x height x width output positions; source(p, t) is the pixel step * p + (tap.y, tap.x), zero outside.
  * A linear layer is one tap over a single row of positions; a convolution one tap per kernel element; the gradient of a strided
  * convolution, or a convolution of an enlarged picture, one product per phase.  Rows are read where they lie: nothing is
- * copied.  One rule: each output is one chain of sums in ascending (t, k), so no blocking and no thread count changes its bits. */
+ * copied.  One rule: each output is one chain of sums in ascending (t, k), so no blocking and no thread count changes its bits.
+ *
+ * Weights are read from the file's mapping, in the file's dtype: whoever computes some columns first turns their weights into f32
+ * panels in its own scratch, and uses them for many rows.  So no packed form of a weight is kept in memory. */
 #ifndef SD_GEMM_H
 #define SD_GEMM_H
 
@@ -32,6 +35,15 @@ SD_V_DECLARE(struct gemm_sizes, gemm_sizes, (void));
 
 struct gemm_tap { int y, x; uint32_t ky, kx; };     /* kernel rows and columns (bit sets) whose weights are summed */
 
+/* Weights [out, in, height, width] row-major, F32, F16 or BF16, aligned or not. */
+struct gemm_weight {
+    const void *values;
+    enum sd_dtype dtype;
+    int64_t out, in;
+    int height, width;                  /* of the kernel */
+    bool transposed;                    /* depth runs over out (data gradients), columns over in; else the other way */
+};
+
 struct gemm {
     int64_t batch, height, width;
     int64_t depth, columns;
@@ -40,30 +52,32 @@ struct gemm {
     const float *x, *zeros;                         /* zeros: depth of them, when a tap may fall outside */
     int64_t x_height, x_width, x_batch, x_row, x_column;    /* steps in elements */
     int step;
-    const float *packed;
+    const struct gemm_weight *weight;               /* or */
+    const float *packed;                            /* panels that are there already */
     int64_t packed_batch;                           /* step from sample to sample; 0: one matrix for all */
+    float *room;                                    /* with weight: gemm_room() bytes, */
+    int threads;                                    /* asked for when so many threads were there */
     float *out;
     int64_t out_batch, out_row, out_column;
     const float *bias;                              /* [columns], or NULL */
     int64_t bias_batch;                             /* step from sample to sample; 0: one bias for all */
-    const float *start;                             /* laid out like out, may be out: sums begin with it; or NULL: zero */
+    const float *start;                             /* laid out like out, may be out; sums begin with it; or NULL: zero */
 };
 void gemm_run(const struct gemm *g);
+size_t gemm_room(const struct gemm *g);             /* reads sizes, taps and weight, no values; grows with the threads */
 
-/* Packed weights: from a parameter in its file's dtype, or from f32 values. */
-struct gemm_weight {
-    const struct sd_param *param;       /* or */
-    const float *values;
-    int64_t out, in;
-    int height, width;                  /* of the kernel */
-    bool transposed;                    /* depth runs over out (data gradients), columns over in; else the other way */
-    int taps;
-    const struct gemm_tap *tap;
-};
-size_t gemm_packed_bytes(const struct gemm_weight *w);
-void gemm_pack(float *packed, const struct gemm_weight *w);
 /* gemm_pack_rows - panels of a plain matrix [depth, columns] whose rows are given by pointers (NULL: zeros); for weight gradients */
 void gemm_pack_rows(float *packed, const float *const *rows, int64_t depth, int64_t columns);
 size_t gemm_matrix_bytes(int64_t depth, int64_t columns);
+
+/* gemm_turn - corners of a matrix, transposed and converted, for o < times:
+ *     to[o * to_step + at[j] + r] = from[begin + o * from_step + r * step + j],  r < rows, j < count;
+ * rows up to the next whole vector become zero; at[j] < 0: left out.
+ * gemm_copy - the same without turning:  to[r * wide + j] = from[begin + r * step + j], zero up to wide.
+ * gemm_sum - to[i] = sum over e < count of elements[which[e] * step + i], i < wide (whole vectors). */
+struct gemm_turn { int64_t begin, step, count, times, from_step, to_step; int rows; };
+SD_V_DECLARE(void, gemm_turn, (float *to, const int64_t *at, const struct gemm_weight *from, const struct gemm_turn *how));
+SD_V_DECLARE(void, gemm_copy, (float *to, int wide, const struct gemm_weight *from, int64_t begin, int64_t step, int64_t rows, int count));
+SD_V_DECLARE(void, gemm_sum, (float *to, const float *elements, int64_t step, const int *which, int count, int64_t wide));
 
 #endif

@@ -7,9 +7,11 @@
  *     weight gradient   dw[k]          = sum_i dy[i] x[s i + k - top], in chunks of positions, chunk after chunk
  *     3x3 kernels of stride 1 over many pixels: winograd.h
  *
- * (one axis written; the other is the same).  Weights that fall on one pixel are summed when they are packed. */
+ * (one axis written; the other is the same).  Weights that fall on one pixel are summed when panels are made of them (gemm.h).
+ * The only weights kept in a form of their own are Winograd's. */
 #include "product.h"
 
+#include <omp.h>
 #include <stdio.h>
 #include <stdlib.h>
 
@@ -116,22 +118,22 @@ struct phase {
     int y, x;                   /* first position; they lie phases_per_axis apart */
     int taps;
     struct gemm_tap *tap;
-    size_t packed;              /* begin of its weights in the form, in floats */
 };
 
-struct form {                   /* weights packed for one direction */
-    char key[96];
+struct form {                   /* one direction */
     bool data;                  /* for the data gradient */
     int per_axis;               /* phases: 1 or 2 on each axis */
     int step;
     struct phase phase[MAX_PHASES];
     bool winograd;
+    char key[32];               /* Winograd's weights */
     size_t bytes;
 };
 
 struct product {
     struct product_shape s;
     struct form forward, data;
+    int threads;                /* that have room */
     bool swapped;               /* weight gradient: x is transposed, not dy */
 };
 
@@ -187,8 +189,6 @@ winograd_fits(const struct product_shape *s, bool data)
 static void
 make_form(struct form *f, const struct product_shape *s, bool data, bool frozen)
 {
-    size_t packed = 0;
-
     f->data = data;
     f->winograd = frozen && winograd_fits(s, data);
     if (f->winograd) {
@@ -213,46 +213,40 @@ make_form(struct form *f, const struct product_shape *s, bool data, bool frozen)
             sd_die("memory", "out of memory");
         for (int t = 0; t < h->taps; t++)
             h->tap[t] = (struct gemm_tap){ y[t / nx], x[t % nx], ky[t / nx], kx[t % nx] };
-        h->packed = packed;
-        packed += gemm_matrix_bytes(h->taps * (data ? s->out : s->in), data ? s->in : s->out) / sizeof(float);
     }
-    f->bytes = packed * sizeof(float);
-    snprintf(f->key, sizeof f->key, "gemm:%s:%s:%d:%d:%d:%d", sd_isa_name(), data ? "data" : "forward", s->a.stride, s->a.upsample,
-             data ? s->a.top : 0, data ? s->a.left : 0);
-    if (s->a.upsample == 2)
-        snprintf(f->key + strlen(f->key), sizeof f->key - strlen(f->key), ":%d:%d", s->a.top, s->a.left);
-}
-
-static void
-pack(float *packed, const struct form *f, const struct product_shape *s, const struct sd_param *param, const float *values)
-{
-    if (f->winograd) {
-        winograd_pack(packed, &(struct gemm_weight){ .param = param, .out = s->out, .in = s->in, .transposed = f->data });
-        return;
-    }
-    for (int i = 0; i < f->per_axis * f->per_axis; i++) {
-        const struct phase *h = &f->phase[i];
-        struct gemm_weight w = { .param = param, .values = values, .out = s->out, .in = s->in, .height = s->kernel_height,
-                                 .width = s->kernel_width, .transposed = f->data, .taps = h->taps, .tap = h->tap };
-
-        gemm_pack(packed + h->packed, &w);
-    }
-}
-
-struct pack_job { const struct form *form; const struct product_shape *shape; };
-
-static void
-pack_param(void *out, const struct sd_param *p, const void *arg)
-{
-    const struct pack_job *job = arg;
-
-    pack(out, job->form, job->shape, p, NULL);
 }
 
 static bool
 frozen(const struct sd_tensor *w)
 {
     return w->param && !w->base && !w->param->trainable;
+}
+
+/* Can products read the parameter's bytes as they are? */
+static bool
+readable(const struct sd_param *p)
+{
+    return p->dtype == SD_F32 || p->dtype == SD_F16 || p->dtype == SD_BF16;
+}
+
+static struct gemm_weight
+weight_of(const struct sd_tensor *w, const struct product_shape *s, bool transposed)
+{
+    struct gemm_weight r = { .dtype = SD_F32, .out = s->out, .in = s->in, .height = s->kernel_height, .width = s->kernel_width,
+                             .transposed = transposed };
+
+    if (frozen(w) && readable(w->param)) {
+        r.values = w->param->raw;
+        r.dtype = w->param->dtype;
+    } else
+        r.values = sd_values(w);
+    return r;
+}
+
+static void
+make_winograd(void *out, const struct sd_param *p SD_UNUSED, const void *weight)
+{
+    winograd_pack(out, weight);
 }
 
 static size_t
@@ -276,27 +270,39 @@ winograd_of(const struct product_shape *s, bool data)
                               .top = s->a.top, .left = s->a.left };
 }
 
-/* Scratch of forward and data gradient: zeros, biases, weights that change from run to run. */
-static size_t
-form_scratch(const struct sd_node *n, const struct product *p, const struct form *f)
+/* One phase as a product, without what only a run knows. */
+static struct gemm
+gemm_of(const struct product *p, const struct form *f, const struct phase *h, const struct gemm_weight *w)
 {
-    struct winograd w = winograd_of(&p->s, f->data);
+    const struct product_shape *s = &p->s;
+    int64_t depth = f->data ? s->out : s->in, columns = f->data ? s->in : s->out, pitch = f->data ? depth : s->x_pitch;
+    int64_t height = f->data ? s->out_height : s->height, width = f->data ? s->out_width : s->width;
+    int64_t out_height = f->data ? s->height : s->out_height, out_width = f->data ? s->width : s->out_width;
 
-    if (f->winograd)
-        return align((size_t)(p->s.batch * p->s.out) * sizeof(float)) + winograd_scratch(&w);
-    return align((size_t)(f->data ? p->s.out : p->s.in) * sizeof(float)) +
-           align((size_t)(p->s.batch * p->s.out) * sizeof(float)) + (frozen(n->in[1]) ? 0 : f->bytes);
+    return (struct gemm){ .batch = s->batch, .height = ceil_div(out_height - h->y, f->per_axis),
+                          .width = ceil_div(out_width - h->x, f->per_axis), .depth = depth, .columns = columns, .taps = h->taps,
+                          .tap = h->tap, .x_height = height, .x_width = width, .x_batch = height * width * pitch,
+                          .x_row = width * pitch, .x_column = pitch, .step = f->step, .weight = w, .threads = p->threads };
 }
 
-static const float *
-packed_weights(const struct sd_node *n, const struct product *p, const struct form *f, char *room)
+/* Scratch of forward and data gradient: zeros, biases, panels. */
+static size_t
+form_scratch(const struct product *p, const struct form *f)
 {
-    struct pack_job job = { f, &p->s };
+    struct winograd w = winograd_of(&p->s, f->data);
+    struct gemm_weight weight = { .dtype = SD_F32, .out = p->s.out, .in = p->s.in, .height = p->s.kernel_height,
+                                  .width = p->s.kernel_width, .transposed = f->data };
+    size_t biases = align((size_t)(p->s.batch * p->s.out) * sizeof(float)), panels = 0;
 
-    if (frozen(n->in[1]))
-        return sd_param_packed(n->in[1]->param, f->key, f->bytes, pack_param, &job);
-    pack((float *)room, f, &p->s, NULL, sd_values(n->in[1]));
-    return (const float *)room;
+    if (f->winograd)
+        return biases + winograd_scratch(&w);
+    for (int i = 0; i < f->per_axis * f->per_axis; i++) {
+        struct gemm g = gemm_of(p, f, &f->phase[i], &weight);
+
+        if (gemm_room(&g) > panels)
+            panels = gemm_room(&g);
+    }
+    return align((size_t)(f->data ? p->s.out : p->s.in) * sizeof(float)) + biases + panels;
 }
 
 /* [batch, out] or [out] */
@@ -318,11 +324,11 @@ static void
 run_winograd(struct sd_node *n, const struct product *p, const struct form *f)
 {
     const struct sd_tensor *residual = n->in[4];
-    struct pack_job job = { f, &p->s };
+    struct gemm_weight weight = weight_of(n->in[1], &p->s, f->data);
     struct winograd w = winograd_of(&p->s, f->data);
     size_t biases = align((size_t)(p->s.batch * p->s.out) * sizeof(float));
 
-    w.packed = sd_param_packed(n->in[1]->param, f->key, f->bytes, pack_param, &job);
+    w.packed = sd_param_packed(n->in[1]->param, f->key, f->bytes, make_winograd, &weight);
     w.scratch = (float *)((char *)n->scratch + biases);
     w.x = f->data ? n->dout->data : n->in[0]->data;
     w.out = f->data ? n->din[0]->data : n->out->data;
@@ -336,48 +342,48 @@ run_winograd(struct sd_node *n, const struct product *p, const struct form *f)
     winograd_run(&w);
 }
 
+/* Every phase of the forward pass or the data gradient: columns of y (or dx) are `pitch` apart from pixel to pixel. */
+static void
+run_phases(const struct sd_node *n, const struct product *p, const struct form *f, int64_t pitch, const float *start)
+{
+    const struct product_shape *s = &p->s;
+    struct gemm_weight w = weight_of(n->in[1], s, f->data);
+    int64_t height = f->data ? s->height : s->out_height, width = f->data ? s->width : s->out_width;
+    size_t zeros = (size_t)(f->data ? s->out : s->in) * sizeof(float), biases = (size_t)(s->batch * s->out) * sizeof(float);
+    const float *bias = f->data ? NULL : whole_bias((float *)((char *)n->scratch + align(zeros)), n, s);
+
+    memset(n->scratch, 0, zeros);
+    for (int i = 0; i < f->per_axis * f->per_axis; i++) {
+        const struct phase *h = &f->phase[i];
+        struct gemm g = gemm_of(p, f, h, &w);
+        int64_t first = (h->y * width + h->x) * pitch;
+
+        g.x = f->data ? n->dout->data : n->in[0]->data;
+        g.zeros = n->scratch;
+        g.room = (float *)((char *)n->scratch + align(zeros) + align(biases));
+        g.bias = bias;
+        g.bias_batch = bias && n->op == SD_OP_conv2d && n->in[3] ? s->out : 0;
+        g.out = (float *)(f->data ? n->din[0] : n->out)->data + first;
+        g.out_batch = height * width * pitch;
+        g.out_row = f->per_axis * width * pitch;
+        g.out_column = f->per_axis * pitch;
+        g.start = start ? start + first : NULL;
+        gemm_run(&g);
+    }
+}
+
 bool
 product_forward(struct sd_node *n)
 {
     const struct product *p = n->vendor;
     const struct sd_tensor *residual = n->in[n->op == SD_OP_linear ? 3 : 4];
-    bool per_sample = n->op == SD_OP_conv2d && n->in[3];
-    char *room = n->scratch;
-    struct gemm g;
-    const float *packed;
 
     if (!p)
         return false;
-    const struct product_shape *s = &p->s;
-    const struct form *f = &p->forward;
-
-    if (f->winograd) {
-        run_winograd(n, p, f);
-        return true;
-    }
-    g = (struct gemm){ .batch = s->batch, .depth = s->in, .columns = s->out, .x = n->in[0]->data, .zeros = (float *)room,
-                       .x_height = s->height, .x_width = s->width, .x_batch = s->height * s->width * s->x_pitch,
-                       .x_row = s->width * s->x_pitch, .x_column = s->x_pitch, .step = f->step,
-                       .out_batch = s->out_height * s->out_width * s->out, .out_row = f->per_axis * s->out_width * s->out,
-                       .out_column = f->per_axis * s->out, .bias_batch = per_sample ? s->out : 0 };
-    memset(room, 0, (size_t)s->in * sizeof(float));
-    room += align((size_t)s->in * sizeof(float));
-    g.bias = whole_bias((float *)room, n, s);
-    room += align((size_t)(s->batch * s->out) * sizeof(float));
-    packed = packed_weights(n, p, f, room);
-    for (int i = 0; i < f->per_axis * f->per_axis; i++) {
-        const struct phase *h = &f->phase[i];
-        int64_t first = (h->y * s->out_width + h->x) * s->out;
-
-        g.height = ceil_div(s->out_height - h->y, f->per_axis);
-        g.width = ceil_div(s->out_width - h->x, f->per_axis);
-        g.taps = h->taps;
-        g.tap = h->tap;
-        g.packed = packed + h->packed;
-        g.out = (float *)n->out->data + first;
-        g.start = residual ? (const float *)residual->data + first : NULL;
-        gemm_run(&g);
-    }
+    if (p->forward.winograd)
+        run_winograd(n, p, &p->forward);
+    else
+        run_phases(n, p, &p->forward, p->s.out, residual ? residual->data : NULL);
     return true;
 }
 
@@ -385,41 +391,13 @@ bool
 product_backward_x(struct sd_node *n)
 {
     const struct product *p = n->vendor;
-    char *room = n->scratch;
-    struct gemm g;
-    const float *packed;
 
     if (!p)
         return false;
-    const struct product_shape *s = &p->s;
-    const struct form *f = &p->data;
-    int64_t pitch = n->din[0]->pitch;
-
-    if (f->winograd) {
-        run_winograd(n, p, f);
-        return true;
-    }
-    g = (struct gemm){ .batch = s->batch, .depth = s->out, .columns = s->in, .x = n->dout->data, .zeros = (float *)room,
-                       .x_height = s->out_height, .x_width = s->out_width, .x_batch = s->out_height * s->out_width * s->out,
-                       .x_row = s->out_width * s->out, .x_column = s->out, .step = f->step,
-                       .out_batch = s->height * s->width * pitch, .out_row = f->per_axis * s->width * pitch,
-                       .out_column = f->per_axis * pitch };
-    memset(room, 0, (size_t)s->out * sizeof(float));
-    room += align((size_t)s->out * sizeof(float));
-    room += align((size_t)(s->batch * s->out) * sizeof(float));
-    packed = packed_weights(n, p, f, room);
-    for (int i = 0; i < f->per_axis * f->per_axis; i++) {
-        const struct phase *h = &f->phase[i];
-
-        g.height = ceil_div(s->height - h->y, f->per_axis);
-        g.width = ceil_div(s->width - h->x, f->per_axis);
-        g.taps = h->taps;
-        g.tap = h->tap;
-        g.packed = packed + h->packed;
-        g.out = (float *)n->din[0]->data + (h->y * s->width + h->x) * pitch;
-        g.start = n->din_store[0] ? NULL : g.out;
-        gemm_run(&g);
-    }
+    if (p->data.winograd)
+        run_winograd(n, p, &p->data);
+    else
+        run_phases(n, p, &p->data, n->din[0]->pitch, n->din_store[0] ? NULL : n->din[0]->data);
     return true;
 }
 
@@ -556,10 +534,12 @@ product_backward_weight(struct sd_node *n)
 static void
 reserve(struct sd_node *n, const struct product *p, const struct form *f)
 {
-    size_t bytes = form_scratch(n, p, f);
+    size_t bytes = form_scratch(p, f);
 
-    if (frozen(n->in[1]))
+    if (f->winograd)
         sd_param_reserve(n->in[1]->param, f->key, f->bytes);
+    if (frozen(n->in[1]) && !readable(n->in[1]->param))
+        sd_param_reserve_values(n->in[1]->param);
     if (bytes > n->scratch_bytes)
         n->scratch_bytes = bytes;
 }
@@ -578,6 +558,7 @@ product_prepare(struct sd_node *n)
     n->vendor = p;
     n->vendor_free = product_free;
     p->s = s;
+    p->threads = omp_get_max_threads();
     p->swapped = s.kernel_height * s.kernel_width == 1 && s.out > 2 * s.in;
     make_form(&p->forward, &s, false, frozen(n->in[1]));
     reserve(n, p, &p->forward);

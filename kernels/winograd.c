@@ -103,22 +103,25 @@ winograd_pack(float *packed, const struct gemm_weight *w)
     int64_t depth = w->transposed ? w->out : w->in, columns = w->transposed ? w->in : w->out;
     int64_t part = (int64_t)(gemm_matrix_bytes(depth, columns) / sizeof(float));
 
+    enum { RUN = 64 };                          /* of depth at a time */
+    int64_t across = (columns + z.width - 1) / z.width, down = (depth + RUN - 1) / RUN;
+
 #pragma omp parallel for schedule(dynamic, 1)
-    for (int64_t n0 = 0; n0 < columns; n0 += z.width) {
-        int64_t count = columns - n0 < z.width ? columns - n0 : z.width, wide = (count + z.step - 1) / z.step * z.step;
-        float kernel[9 * WINOGRAD_WIDE] = { 0 };
+    for (int64_t i = 0; i < across * down; i++) {
+        int64_t n0 = i / down * z.width, k0 = i % down * RUN, run = depth - k0 < RUN ? depth - k0 : RUN, at[9 * RUN];
+        int count = columns - n0 < z.width ? (int)(columns - n0) : z.width, wide = (count + z.step - 1) / z.step * z.step;
+        float kernel[9 * RUN * WINOGRAD_WIDE];
 
-        for (int64_t k = 0; k < depth; k++) {
-            for (int64_t n = 0; n < count; n++) {
-                int64_t o = w->transposed ? k : n0 + n, c = w->transposed ? n0 + n : k;
-                float one[9];
+        for (int64_t j = 0; j < 9 * RUN; j++)
+            at[j] = (w->transposed ? 8 - j : j) * wide;
+        struct gemm_turn how = { .begin = (n0 * w->in + k0) * 9, .step = w->in * 9, .rows = count, .count = run * 9, .times = 1 };
 
-                sd_param_convert(one, w->param, (size_t)((o * w->in + c) * 9), 9);
-                for (int i = 0; i < 9; i++)
-                    kernel[(w->transposed ? 8 - i : i) * WINOGRAD_WIDE + n] = one[i];
-            }
-            SD_V_CALL(winograd_weights)(packed + n0 * depth + k * wide, part, kernel, (int)wide);
-        }
+        if (w->transposed)
+            how = (struct gemm_turn){ .begin = (k0 * w->in + n0) * 9, .step = 9, .rows = count, .count = 9, .times = run,
+                                      .from_step = w->in * 9, .to_step = 9 * wide };
+        SD_V_CALL(gemm_turn)(kernel, at, w, &how);
+        for (int64_t k = 0; k < run; k++)
+            SD_V_CALL(winograd_weights)(packed + n0 * depth + (k0 + k) * wide, part, kernel + 9 * k * wide, wide);
     }
 }
 

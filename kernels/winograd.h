@@ -38,13 +38,13 @@ struct winograd_tiles {
 };
 SD_V_DECLARE(void, winograd_source, (const struct winograd_tiles *t));
 SD_V_DECLARE(void, winograd_result, (const struct winograd_tiles *t));
-/* winograd_weights - one row of the 36 matrices, `part` apart, from `wide` kernels [9][WINOGRAD_WIDE] */
+/* winograd_weights - one row of the 36 matrices, `part` apart, from `wide` kernels [9][wide] */
 enum { WINOGRAD_WIDE = 48 };
 SD_V_DECLARE(void, winograd_weights, (float *packed, int64_t part, const float *kernel, int wide));
 
 bool   winograd_wanted(int64_t height, int64_t width, int64_t depth, int64_t columns);
 size_t winograd_packed_bytes(int64_t depth, int64_t columns);
-/* winograd_pack - w as for gemm_pack; transposed: the data gradient, kernel turned by half a turn. */
+/* winograd_pack - from 3x3 kernels; transposed: the data gradient, kernel turned by half a turn. */
 void   winograd_pack(float *packed, const struct gemm_weight *w);
 size_t winograd_scratch(const struct winograd *w);
 void   winograd_run(const struct winograd *w);

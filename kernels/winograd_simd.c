@@ -160,8 +160,9 @@ SD_V(winograd_weights)(float *packed, int64_t part, const float *kernel, int wid
     enum { WIDE = WINOGRAD_WIDE };
     double w[9 * WIDE], half[3 * IN * WIDE], row[IN * WIDE];
 
-    for (int i = 0; i < 9 * WIDE; i++)
-        w[i] = (double)kernel[i];
+    for (int i = 0; i < 9; i++)
+        for (int n = 0; n < wide; n++)
+            w[i * WIDE + n] = (double)kernel[i * wide + n];
     for (int x = 0; x < 3; x++)
         weight_axis(half + x * WIDE, 3 * WIDE, w + x * WIDE, w + (3 + x) * WIDE, w + (6 + x) * WIDE, wide);
     for (int i = 0; i < IN; i++) {

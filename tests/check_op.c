@@ -390,3 +390,116 @@ check_paths(const char *name, check_describe *f, const char *shapes, double tole
 {
     check_paths_of(name, f, shapes, ~0u, tolerance);
 }
+
+/* -- dtypes of weights ---------------------------------------------------------------------------------------------- */
+
+/* A number of any exponent that sums can bear, subnormal ones of F16 among them; every bit of the mantissa. */
+static uint16_t
+half_bits(enum sd_dtype dtype, uint32_t random)
+{
+    uint32_t e = random >> 16 & 15, sign = random & 0x8000;
+
+    return (uint16_t)(sign | (dtype == SD_BF16 ? (116 + e) << 7 | (random & 127) : e << 10 | (random & 1023)));
+}
+
+static struct result
+compute_weight(struct sd_scope *s, check_describe *f, const struct shape *shapes, int count, enum sd_dtype dtype, const void *raw,
+               float *const *values, size_t *reserved, size_t *made)
+{
+    struct sd_scope *own = sd_scope_open();
+    struct sd_graph *g = sd_graph_new();
+    struct sd_param *x = sd_param_new(own, "x", SD_F32, shapes[0].ndim, shapes[0].side, NULL);
+    struct sd_param *w = sd_param_new(own, "w", dtype, shapes[1].ndim, shapes[1].side, raw);
+    struct sd_tensor *in[MAX_IN], *out;
+    struct sd_plan *p;
+    struct result r;
+    uint16_t bias[1024];
+    size_t before = sd_param_bytes_reserved(), before_made = sd_param_bytes_made();
+    int threads = omp_get_max_threads();
+
+    x->trainable = true;
+    x->value = sd_alloc_array(own, x->numel, sizeof(real));
+    x->grad = sd_alloc_array(own, x->numel, sizeof(real));
+    for (size_t i = 0; i < x->numel; i++)
+        x->value[i] = values[0][i];
+    in[0] = sd_use(g, x);
+    in[1] = sd_use(g, w);
+    for (size_t i = 0; i < sizeof bias / sizeof *bias; i++)
+        bias[i] = (uint16_t)(0x3800 + 37 * i % 2048);
+    for (int i = 2; i < count; i++)
+        in[i] = shapes[i].ndim > 1 ? sd_input(g, "in", SD_F32, shapes[i].ndim, shapes[i].side)
+                                   : sd_use(g, sd_param_new(own, "bias", SD_F16, 1, shapes[i].side, bias));
+    out = sd_keep(f(g, in));
+    omp_set_num_threads(1);
+    p = sd_plan_training(g, out, SD_KEEP_ALL, 0);
+    omp_set_num_threads(2);
+    if (!p)
+        sd_bug("check", "%s", sd_reason());
+    *reserved = sd_param_bytes_reserved() - before;
+    sd_plan_bind(p, NULL);
+    for (int i = 2; i < count; i++)
+        if (shapes[i].ndim > 1)
+            sd_feed(p, in[i], values[i]);
+    sd_run(p);
+    *made = sd_param_bytes_made() - before_made;
+    omp_set_num_threads(threads);
+    r = (struct result){ .count = out->numel + x->numel, .data = sd_alloc_array(s, out->numel + x->numel, sizeof(float)) };
+    sd_fetch(p, out, r.data);
+    for (size_t i = 0; i < x->numel; i++)
+        r.data[out->numel + i] = (float)x->grad[i];
+    sd_plan_free(p);
+    sd_graph_free(g);
+    sd_scope_close(own);
+    return r;
+}
+
+void
+check_dtypes(const char *name, check_describe *f, const char *text, size_t (*forms)(void))
+{
+    static const enum sd_dtype dtypes[] = { SD_F32, SD_F16, SD_BF16 };
+    struct shape shapes[MAX_IN];
+    int count = parse(text, shapes);
+    enum sd_isa chosen = sd_isa(), best = sd_isa_best();
+
+    sd_guard = true;
+    for (int d = 0; d < 3 && SD_REAL_IS_FLOAT; d++) {
+        struct sd_scope *s = sd_scope_open();
+        size_t numel = shapes[1].numel, size = sd_dtype_size(dtypes[d]), reserved, made;
+        char *raw = sd_alloc(s, (numel + 1) * size);
+        float **values = random_values(s, shapes, count), *wide = sd_alloc_array(s, numel, sizeof *wide);
+        real *converted = sd_alloc_array(s, numel, sizeof *converted);
+        uint64_t state = 11;
+        size_t biases = 0;
+
+        for (int i = 2; i < count; i++)
+            biases += shapes[i].ndim == 1 ? shapes[i].numel * sizeof(float) : 0;
+        raw += dtypes[d] == SD_F32 ? 2 : 1;
+        for (size_t i = 0; i < numel; i++) {
+            uint16_t bits = half_bits(dtypes[d], (uint32_t)(int32_t)(next_value(&state) * 0x1p23f) << 3);
+
+            memcpy(raw + i * size, dtypes[d] == SD_F32 ? (void *)&values[1][i] : &bits, size);
+        }
+        sd_param_convert(converted, sd_param_new(s, "w", dtypes[d], shapes[1].ndim, shapes[1].side, raw), 0, numel);
+        for (size_t i = 0; i < numel; i++)
+            wide[i] = (float)converted[i];
+        for (enum sd_isa isa = SD_ISA_SSE4; isa <= best; isa++) {
+            struct result a, b;
+            double power = 0;
+
+            sd_isa_force(isa);
+            a = compute_weight(s, f, shapes, count, SD_F32, wide, values, &reserved, &made);
+            CHECK(reserved == made && made == forms() + biases, "%s [%s], %s: forms of %zu bytes announced, %zu made, %zu expected", name, text,
+                  sd_isa_name(), reserved, made, forms() + biases);
+            b = compute_weight(s, f, shapes, count, dtypes[d], raw, values, &reserved, &made);
+            CHECK(reserved == made && made == forms() + biases, "%s [%s], %s, %s: forms of %zu bytes announced, %zu made, %zu expected", name,
+                  text, sd_dtype_name(dtypes[d]), sd_isa_name(), reserved, made, forms() + biases);
+            for (size_t i = 0; i < a.count; i++)
+                power += (double)(a.data[i] * a.data[i]);
+            CHECK(power > 0 && isfinite(power) && memcmp(a.data, b.data, a.count * sizeof *a.data) == 0,
+                  "%s [%s], %s, %s: the same bits as the values in F32", name, text, sd_dtype_name(dtypes[d]), sd_isa_name());
+        }
+        sd_scope_close(s);
+    }
+    sd_guard = false;
+    sd_isa_force(chosen);
+}

@@ -25,5 +25,10 @@ void check_fill(int input, int64_t limit);
  * with one thread and with two.  check_paths_of: gradients for the inputs in `mask` only. */
 void check_paths(const char *name, check_describe *f, const char *shapes, double tolerance);
 void check_paths_of(const char *name, check_describe *f, const char *shapes, unsigned mask, double tolerance);
+/* check_dtypes - f32: input 1, a frozen weight, as F32, F16 and BF16 in mappings that are not aligned, each against the same values
+ * in aligned F32: the same bits of the output and of the gradient of input 0, for each instruction set the machine has, planned
+ * for one thread and run with two; what is kept in forms of its own is what was announced, and is forms() bytes
+ * and the values of biases, which are F16. */
+void check_dtypes(const char *name, check_describe *f, const char *shapes, size_t (*forms)(void));
 
 #endif

@@ -3,6 +3,8 @@
  *
  * floor   operations of the row (matrix products, as counted by the plan; equal to flops.py) over the base rate
  * base    best median of sgemm 4096^3 and of direct 3x3 convolutions 2x320 64^2 and 2x1280 16^2 (C loops' formula, oneDNN's sgemm)
+ * start   from the model's folder to the end of the first run: opening, accounts, plan, packed weights
+ * packed  weights in forms of their own, made so far; anonymous: memory of the process that no file backs, when the row ends
  * Rows are measured in turn with the base rate; medians.  With CPU=1 in the environment, process time per thread instead
  * of wall time, for machines that others use too (then run with OMP_WAIT_POLICY=passive). */
 #include "model/model.h"
@@ -122,8 +124,26 @@ convolution_rate(int64_t batch, int64_t channels, int64_t side)
 struct row {
     const char *name;
     double flops, seconds;
+    double begun, first;                /* start of everything; end of the first run */
+    double anonymous, packed;           /* bytes */
     struct sd_plan_report report;
 };
+
+/* A line of /proc/self/status, bytes */
+static double
+status(const char *name)
+{
+    FILE *f = fopen("/proc/self/status", "r");
+    char line[256];
+    double bytes = 0;
+
+    while (f && fgets(line, sizeof line, f))
+        if (strncmp(line, name, strlen(name)) == 0)
+            bytes = strtod(line + strlen(name), NULL) * 1024;
+    if (f)
+        fclose(f);
+    return bytes;
+}
 
 static void
 fill_inputs(struct sd_plan *plan, struct sd_tensor *const *in, int count)
@@ -155,6 +175,9 @@ time_plan(struct row *row, struct sd_plan *plan, struct sd_tensor *const *in, in
     sd_plan_bind(plan, NULL);
     fill_inputs(plan, in, count);
     sd_run(plan);           /* packs weights */
+    row->first = now();
+    row->anonymous = status("RssAnon:");
+    row->packed = (double)sd_param_bytes_made();
     for (int r = 0; r < RUNS; r++) {
         double start;
 
@@ -239,7 +262,7 @@ training(struct row *row, struct sd_model *m, bool lora)
     struct sd_adapters *adapters = sd_adapters_new(s);
     struct sd_trainer_model tm = { .unet = sd_model_unet(m), .text = sd_model_text_encoder(m), .text_trains = !lora };
     struct sd_step_shape shape = { 1, 4, 64, 64, 1, 77, false };
-    struct sd_targets targets = { "to_q,to_k,to_v,to_out.0", 16, 0, 0, 0, 1 };
+    struct sd_targets targets = { .patterns = "to_q,to_k,to_v,to_out.0", .rank = 16, .seed = 1 };
     struct sd_train_step *step;
     bool with_text;
 
@@ -276,7 +299,7 @@ main(int argc, char **argv)
     struct row rows[] = { { .name = "text, 2 prompts" }, { .name = "guided step 512x512" }, { .name = "vae decode 512x512" },
                           { .name = "vae encode 512x512" }, { .name = "lora step r16, batch 1" }, { .name = "ti step, batch 1" } };
     struct sd_scope *s = sd_scope_open();
-    struct sd_model *m;
+    struct sd_model *m = NULL;
     double base, conv[2];
     struct rusage usage;
 
@@ -284,10 +307,12 @@ main(int argc, char **argv)
     cpu_time = getenv("CPU") != NULL;
     if (argc < 2)
         sd_usage(NULL, "usage: steps MODEL [WORD ...]");
-    must(m = sd_model_open(s, argv[1], NULL), argv[1]);
     for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
         if (!chosen(rows[i].name, argc, argv))
             continue;
+        rows[i].begun = now();
+        if (!m)
+            must(m = sd_model_open(s, argv[1], NULL), argv[1]);
         switch (i) {
         case 0: text(&rows[i], m); break;
         case 1: guided(&rows[i], m); break;
@@ -304,12 +329,14 @@ main(int argc, char **argv)
            omp_get_max_threads(), cpu_time ? "process" : "wall", base * 1e-9, conv[0] * 1e-9, conv[1] * 1e-9);
     for (int i = 0; i < 2; i++)
         base = conv[i] > base ? conv[i] : base;
-    printf("| what | TFLOP | floor s | ours s | x floor | GFLOP/s | activations GB | arena GB |\n| --- | --- | --- | --- | --- | --- | --- | --- |\n");
+    printf("| what | TFLOP | floor s | ours s | x floor | GFLOP/s | activations GB | arena GB | packed GB | anonymous GB | start s |\n"
+           "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |\n");
     for (size_t i = 0; i < sizeof rows / sizeof *rows; i++)
         if (rows[i].seconds > 0)
-            printf("| %s | %.3f | %.3f | %.3f | %.2f | %.0f | %.2f | %.2f |\n", rows[i].name, rows[i].flops * 1e-12, rows[i].flops / base,
+            printf("| %s | %.3f | %.3f | %.3f | %.2f | %.0f | %.2f | %.2f | %.2f | %.2f | %.2f |\n", rows[i].name, rows[i].flops * 1e-12, rows[i].flops / base,
                    rows[i].seconds, rows[i].seconds * base / rows[i].flops, rows[i].flops / rows[i].seconds * 1e-9,
-                   (double)rows[i].report.activations_bytes * 1e-9, (double)rows[i].report.arena_bytes * 1e-9);
+                   (double)rows[i].report.activations_bytes * 1e-9, (double)rows[i].report.arena_bytes * 1e-9, rows[i].packed * 1e-9,
+                   rows[i].anonymous * 1e-9, rows[i].first - rows[i].begun);
     getrusage(RUSAGE_SELF, &usage);
     printf("largest resident size %.2f GB, packed weights %.2f GB\n", (double)usage.ru_maxrss * 1024e-9, (double)sd_param_bytes_made() * 1e-9);
     return 0;

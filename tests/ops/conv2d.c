@@ -43,6 +43,21 @@ apart(struct sd_graph *g, struct sd_tensor **in)
     return sd_op_conv2d(g, sd_op_upsample(g, in[0]), in[1], in[2], NULL, NULL, same);
 }
 
+static size_t
+nothing(void)
+{
+    return 0;
+}
+
+/* Both directions of 33 to 50 channels by Winograd: 36 matrices, columns rounded up to whole vectors. */
+static size_t
+two_forms(void)
+{
+    size_t lanes = sd_isa() == SD_ISA_AVX512 ? 16 : sd_isa() == SD_ISA_AVX2 ? 8 : 4;
+
+    return 36 * sizeof(float) * (33 * ((50 + lanes - 1) / lanes * lanes) + 50 * ((33 + lanes - 1) / lanes * lanes));
+}
+
 static void
 check_faults(void)
 {
@@ -203,6 +218,17 @@ main(void)
     how = (struct sd_conv2d){ 1, 0, 2, 1, 1, 2 };
     check_paths("conv 3x3 of an enlarged picture, uneven padding", biased, "2x5x6x33 36x33x3x3 36", 1e-5);
     check_upsample();
+
+    how = (struct sd_conv2d){ 1, 1, 1, 1, 1, 1 };
+    check_dtypes("conv 3x3", full, "2x5x7x33 50x33x3x3 50 2x50 2x5x7x50", nothing);
+    check_dtypes("conv 3x3, deep", plain, "1x4x5x130 17x130x3x3", nothing);
+    check_dtypes("conv 3x3, tiles", full, "2x9x14x33 50x33x3x3 50 2x50 2x9x14x50", two_forms);
+    how = (struct sd_conv2d){ 2, 0, 0, 1, 1, 1 };
+    check_dtypes("conv 3x3 stride 2", biased, "2x10x13x17 49x17x3x3 49", nothing);
+    how = (struct sd_conv2d){ 2, 0, 0, 0, 0, 1 };
+    check_dtypes("conv 1x1 stride 2", plain, "1x5x4x20 18x20x1x1", nothing);
+    how = (struct sd_conv2d){ 1, 1, 1, 1, 1, 2 };
+    check_dtypes("conv 3x3 of an enlarged picture", biased, "2x3x2x120 130x120x3x3 130", nothing);
     check_faults();
     return check_done();
 }
