@@ -96,14 +96,29 @@ attention_forward_cpu(struct sd_node *n)
             }
 }
 
-#if SD_REAL_IS_FLOAT
-/* Queries and keys (or values) are one tensor: the order of storing and adding matters, which the tiles do not keep. */
+/* May x and y hold one element both?  Columns side by side of one tensor do not, nor rows behind one another. */
+static bool
+overlap(const struct sd_tensor *x, const struct sd_tensor *y)
+{
+    int64_t begin, other, p;
+
+    if (!x || !y || (x->base ? x->base : x) != (y->base ? y->base : y))
+        return false;
+    if (x->offset + sd_rows(x) * x->pitch <= y->offset || y->offset + sd_rows(y) * y->pitch <= x->offset)
+        return false;
+    p = x->pitch;
+    begin = x->offset % p;
+    other = y->offset % p;
+    return y->pitch != p || begin + sd_cols(x) > p || other + sd_cols(y) > p
+           || !(begin + sd_cols(x) <= other || other + sd_cols(y) <= begin);
+}
+
+/* Gradients that overlap are added to in the order of the loops, by one thread: neither tiles nor threads keep it. */
 static bool
 one_gradient(const struct sd_node *n)
 {
-    return n->din[0] && ((n->din[1] && n->din[1]->data == n->din[0]->data) || (n->din[2] && n->din[2]->data == n->din[0]->data));
+    return overlap(n->din[0], n->din[1]) || overlap(n->din[0], n->din[2]) || overlap(n->din[1], n->din[2]);
 }
-#endif
 
 void
 attention_backward_cpu(struct sd_node *n)
@@ -121,7 +136,7 @@ attention_backward_cpu(struct sd_node *n)
     dq = sd_din(n, 0);
     dk = sd_din(n, 1);
     dv = sd_din(n, 2);
-#pragma omp parallel for collapse(2) schedule(static)
+#pragma omp parallel for collapse(2) schedule(static) if (!one_gradient(n))
     for (int64_t b = 0; b < a.B; b++)
         for (int64_t h = 0; h < a.H; h++)
             for (int64_t i = 0; i < a.L; i++) {
