@@ -474,10 +474,6 @@ check_options(void)
         sd_usage("--text", "needs --model for its text encoder");
     if (tokenizer_name && !text)
         sd_usage("--tokenizer", "has no effect without --text");
-    if (strncmp(sd_shared.device, "cuda", 4) == 0)
-        sd_usage("--device", "%s: this program computes on the CPU", sd_shared.device);
-    if (*sd_shared.dtype && strcmp(sd_shared.dtype, "f32") != 0)
-        sd_usage("--dtype", "%s: the VAE is computed in f32 here", sd_shared.dtype);
     parse_shard();
 }
 

@@ -227,16 +227,6 @@ check_adapters(void)
         S.conv_alpha = (double)S.conv_rank;
 }
 
-/* What this machine does: a choice that nobody follows must not pass in silence. */
-static void
-check_machine(void)
-{
-    if (strncmp(sd_shared.device, "cuda", 4) == 0)
-        sd_die("--device", "%s: training runs on the CPU only, so far", sd_shared.device);
-    if (*sd_shared.dtype && strcmp(sd_shared.dtype, "f32") != 0)
-        sd_usage("--dtype", "%s: on a CPU training is done in f32", sd_shared.dtype);
-}
-
 void
 sd_session_options_read(int *argc, char ***argv, enum sd_session_kind kind)
 {
@@ -250,7 +240,6 @@ sd_session_options_read(int *argc, char ***argv, enum sd_session_kind kind)
         sd_usage("--model", "which model? a diffusers directory, a checkpoint file, or org/name");
     if (sd_option_given("max-train-steps") && sd_option_given("num-train-epochs"))
         sd_usage("--num-train-epochs", "give this or --max-train-steps");
-    check_machine();
     check_tokens(kind);
     check_loss();
     if (lora)
