@@ -3,7 +3,11 @@
 #ifndef SD_REAL_H
 #define SD_REAL_H
 
+#ifdef __cplusplus
+#include <math.h>
+#else
 #include <tgmath.h>
+#endif
 
 #ifndef SD_REAL
 #define SD_REAL float

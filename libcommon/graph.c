@@ -1,12 +1,21 @@
 /* graph - tensors, nodes, views, module paths.  The table of ops is expanded here. */
 #include "graph_internal.h"
 
+#include "device.h"
+
 #include <stdlib.h>
 #include <string.h>
 
+#if SD_WITH_CUDA && SD_REAL_IS_FLOAT
+#define TWIN_CUDA(name) name##_prepare_cuda, name##_forward_cuda, name##_backward_cuda
+#else
+#define TWIN_CUDA(name) NULL, NULL, NULL
+#endif
+#define TWIN_CPU(name)  NULL, NULL, NULL
+
 const struct sd_op_info sd_ops[SD_OP_COUNT] = {
-#define OP(name, n_in, prep, flags, ...) \
-    { #name, n_in, name##_shape, prep, name##_forward_cpu, name##_backward_cpu, flags, { __VA_ARGS__ } },
+#define OP(name, n_in, prep, twins, flags, ...) \
+    { #name, n_in, name##_shape, prep, name##_forward_cpu, name##_backward_cpu, TWIN_##twins(name), flags, { __VA_ARGS__ } },
 #include "ops.def"
 #undef OP
 };
@@ -50,7 +59,16 @@ sd_graph_new(void)
     struct sd_graph *g = sd_alloc(s, sizeof *g);
 
     g->scope = s;
+    g->products = SD_F32;
     return g;
+}
+
+void
+sd_graph_products(struct sd_graph *g, enum sd_dtype dtype)
+{
+    if (dtype != SD_F32 && dtype != SD_BF16)
+        sd_bug("graph", "products of %s", sd_dtype_name(dtype));
+    g->products = dtype;
 }
 
 void
@@ -71,6 +89,27 @@ struct sd_scope *
 sd_graph_scope(struct sd_graph *g)
 {
     return g->scope;
+}
+
+void
+sd_graph_on(struct sd_graph *g, struct sd_device *d, enum sd_dtype compute)
+{
+    if (g->nodes.count || !sd_dtype_is_real(compute))
+        sd_bug("graph", "device and dtype %s come before the first node", sd_dtype_name(compute));
+    g->device = d;
+    g->compute = compute;
+}
+
+struct sd_device *
+sd_graph_device(const struct sd_graph *g)
+{
+    return g->device;
+}
+
+enum sd_dtype
+sd_graph_compute(const struct sd_graph *g)
+{
+    return g->compute;
 }
 
 /* The product of the sides; false, and 0, when a side is negative or there are more elements than any machine holds: sides
@@ -299,6 +338,7 @@ sd_apply(struct sd_graph *g, enum sd_op op, struct sd_tensor *const *in, const v
     n->path = sd_strdup(g->scope, g->path[0] ? g->path : info->name);
     n->n_in = info->n_in;
     n->block = g->block;
+    n->bf16 = g->products == SD_BF16;
     n->index = g->nodes.count;
     memcpy(n->in, dense, sizeof n->in);
     if (attr_size)
@@ -328,6 +368,17 @@ sd_save(struct sd_node *n, int index, enum sd_dtype dtype, int ndim, const int64
 {
     n->saved[index] = sd_tensor_new(n->graph, n->path, dtype, ndim, shape);
     n->saved[index]->node = n;
+}
+
+bool
+sd_expect_dtype(struct sd_node *n, const char *what, const struct sd_tensor *x)
+{
+    enum sd_dtype wanted = n->in[0]->dtype;
+
+    if (x && x->dtype != wanted)
+        sd_graph_fault(n->graph, "%s: %s is %s, expected %s", sd_ops[n->op].name, what, sd_dtype_name(x->dtype),
+                       sd_dtype_name(wanted));
+    return !x || x->dtype == wanted;
 }
 
 bool

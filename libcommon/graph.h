@@ -19,6 +19,7 @@ enum { SD_MAX_DIMS = 5, SD_MAX_IN = 6 };
 struct sd_graph;
 struct sd_node;
 struct sd_param;
+struct sd_device;
 
 struct sd_tensor {
     struct sd_graph *graph;
@@ -40,6 +41,16 @@ struct sd_tensor {
 struct sd_graph *sd_graph_new(void);
 void sd_graph_free(struct sd_graph *g);
 struct sd_scope *sd_graph_scope(struct sd_graph *g);
+
+/* sd_graph_on - before anything is described: the device its plan will run on (NULL: the CPU), and what activations are held
+ * in: SD_F32 (as a new graph has it), SD_BF16 or SD_F16.  Networks cast what comes in and what goes out. */
+void sd_graph_on(struct sd_graph *g, struct sd_device *d, enum sd_dtype compute);
+struct sd_device *sd_graph_device(const struct sd_graph *g);
+enum sd_dtype sd_graph_compute(const struct sd_graph *g);
+
+/* sd_graph_products - what the operands of the matrix products described from here on (linear, conv2d, attention and their
+ * gradients) are rounded to: SD_F32 (as a new graph has it) or SD_BF16.  Sums, and all that is kept, stay f32. */
+void sd_graph_products(struct sd_graph *g, enum sd_dtype dtype);
 
 /* Inputs: fed before each run. */
 struct sd_tensor *sd_input(struct sd_graph *g, const char *name, enum sd_dtype dtype, int ndim, const int64_t *shape);
@@ -84,6 +95,12 @@ sd_dense(const struct sd_tensor *x)
     return x->pitch == sd_cols(x) || sd_rows(x) <= 1;
 }
 size_t sd_element_size(enum sd_dtype dtype);    /* as held by graphs: SD_F32 is sizeof(real) */
+/* May a gradient flow through a tensor of this type? */
+static inline bool
+sd_dtype_is_real(enum sd_dtype dtype)
+{
+    return dtype == SD_F32 || dtype == SD_BF16 || dtype == SD_F16;
+}
 
 #ifdef __cplusplus
 }

@@ -14,6 +14,8 @@ void sd_array_push(struct sd_scope *s, struct sd_array *a, void *item);
 
 struct sd_graph {
     struct sd_scope *scope;
+    struct sd_device *device;   /* NULL: the CPU */
+    enum sd_dtype compute;      /* of activations */
     struct sd_array nodes;      /* in the order described: every input before its reader */
     struct sd_array tensors;    /* all, views too */
     struct sd_array kept;
@@ -21,6 +23,7 @@ struct sd_graph {
     int depth;
     size_t cut[SD_MAX_DEPTH];   /* length of path before each push */
     int block, blocks;
+    enum sd_dtype products;     /* of the nodes described next */
     size_t copies;              /* dense copies inserted because an op takes no pitched input */
     char *fault;                /* first shape that did not fit */
     bool planned;

@@ -8,7 +8,12 @@
 #include "graph.h"
 #include "real.h"
 
+#ifdef __cplusplus
+extern "C" {
+#endif
+
 struct sd_pack;
+struct sd_param_form;
 
 struct sd_param {
     const char *path;               /* "unet.conv_in.weight" */
@@ -20,7 +25,8 @@ struct sd_param {
     bool trainable;
     real *value, *grad;             /* trainable: parts of the flat buffers of struct sd_trainables; row-major as shape */
     struct sd_pack *packs;
-    const float *columns[2];        /* reserved for merged adapters */
+    struct sd_param_form *forms;    /* on the device */
+    float *device_value, *device_grad;      /* trainable: parts of the flat buffers on the device */
 };
 
 /* sd_param_new - a parameter over raw bytes that the caller keeps alive; lives in scope s. */
@@ -46,5 +52,20 @@ void        sd_param_drop(struct sd_param *p);
 /* Totals over all parameters of the program, for --plan and reports. */
 size_t sd_param_bytes_reserved(void);
 size_t sd_param_bytes_made(void);
+
+/* Forms on a device: dense, in dtype, in the file's order (SD_ROWS) or, for convolutions, [out, kh, kw, in] (SD_TAPS).
+ * sd_param_want - announced when a plan is prepared; counted once.  sd_param_on - where it lies, from the bind on.
+ * A trainable's F32 rows are its device_value itself; other forms of trainables are made again by sd_param_refresh (recordable). */
+enum sd_layout { SD_ROWS, SD_TAPS };
+void  sd_param_want(struct sd_param *p, enum sd_dtype dtype, enum sd_layout layout);
+void *sd_param_on(const struct sd_param *p, enum sd_dtype dtype, enum sd_layout layout);
+/* sd_param_upload - make all forms that are wanted and not there yet. */
+void  sd_param_upload(struct sd_param *p, struct sd_device *d);
+void  sd_param_refresh(struct sd_param *p, struct sd_device *d);
+size_t sd_param_device_bytes(void);             /* of all wanted forms of the program */
+
+#ifdef __cplusplus
+}
+#endif
 
 #endif

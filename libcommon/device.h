@@ -1,0 +1,69 @@
+/* device.h - where a plan's bytes lie and its kernels run.
+ *
+ * One rule: a device is a queue.  What is asked of it happens in the order asked, later; only sd_device_read and
+ * sd_device_wait wait.  NULL is the CPU, and no function here takes it except sd_device_close.
+ * Three implementations of this header: device_cuda.cu (a build with nvcc), device_none.c (without) and the emulator of
+ * the tests, which runs the same kernels on the CPU. */
+#ifndef SD_DEVICE_H
+#define SD_DEVICE_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+struct sd_device;
+
+/* sd_device_open - "cpu", "cuda", "cuda:N", or "auto": a CUDA device where one answers, else the CPU.  *d is NULL for the
+ * CPU.  -1 with sd_fail where what was asked for is not there ("--device cuda: no driver (libcuda.so.1)").  One process
+ * at a time has a GPU: others wait for its lock, and say so once. */
+int  sd_device_open(struct sd_device **d, const char *text);
+void sd_device_close(struct sd_device *d);
+/* "NVIDIA H100 80GB HBM3 (sm_90)": for messages, and with the library versions for the cache's engine key. */
+const char *sd_device_name(const struct sd_device *d);
+const char *sd_device_engine(const struct sd_device *d);
+/* Bytes free now; multiprocessors; 10 * major + minor of the compute capability (0: emulated). */
+size_t sd_device_free_bytes(const struct sd_device *d);
+int sd_device_multiprocessors(const struct sd_device *d);
+int sd_device_capability(const struct sd_device *d);
+
+/* Memory, 256-byte aligned.  Running out ends the program with status 3, naming `what`. */
+void *sd_device_alloc(struct sd_device *d, size_t bytes, const char *what);
+void  sd_device_free(struct sd_device *d, void *p);
+size_t sd_device_allocated(const struct sd_device *d);      /* by this process, for --plan's check */
+
+/* sd_device_write - `from` may be reused when it returns.  sd_device_read - waits for all that was asked before.
+ * sd_device_copy, sd_device_fill - on the device.  The last two may be recorded. */
+void sd_device_write(struct sd_device *d, void *to, const void *from, size_t bytes);
+void sd_device_read(struct sd_device *d, void *to, const void *from, size_t bytes);
+void sd_device_copy(struct sd_device *d, void *to, const void *from, size_t bytes);
+void sd_device_fill(struct sd_device *d, void *to, int byte, size_t bytes);
+/* sd_device_wait - until all is done.  A fault of any kernel (an illegal address) ends the program here or in
+ * sd_device_read with the driver's words. */
+void sd_device_wait(struct sd_device *d);
+
+/* Recording: between record and recorded kernels and copies are noted, not run; replay runs them all, with the same
+ * arguments, as one launch (a CUDA graph). */
+struct sd_recording;
+void sd_device_record(struct sd_device *d);
+struct sd_recording *sd_device_recorded(struct sd_device *d);
+void sd_device_replay(struct sd_device *d, struct sd_recording *r);
+void sd_recording_free(struct sd_recording *r);
+
+/* For kernels and vendor files: the CUDA stream; the number of the last kernel that was launched is checked with its name. */
+void *sd_device_stream(struct sd_device *d);
+void  sd_device_launched(struct sd_device *d, const char *kernel);
+/* Scratch of vendor libraries and the like, made once, at least `bytes` (grows only before recording). */
+void *sd_device_workspace(struct sd_device *d, size_t bytes);
+/* One slot for each vendor file's handles: set once, freed by `close` when the device is closed. */
+enum sd_device_slot { SD_SLOT_CUBLAS, SD_SLOT_CUDNN, SD_SLOT_TUNING, SD_SLOTS };
+void *sd_device_slot(const struct sd_device *d, enum sd_device_slot slot);
+void  sd_device_set_slot(struct sd_device *d, enum sd_device_slot slot, void *value, void (*close)(void *));
+
+#ifdef __cplusplus
+}
+#endif
+#endif
