@@ -2,6 +2,8 @@
  *                            lse_i = log sum_j exp(s_ij),  y_i = sum_j p_ij v_j
  *   gradient:  D_i = dy_i . y_i,  ds_ij = p_ij (dy_i . v_j - D_i)
  *              dq_i += scale sum_j ds_ij k_j;  dk_j += scale sum_i ds_ij q_i;  dv_j += sum_i p_ij dy_i
+ * q, k, v, dy, p and ds as products see them (sd_operand); with bf16 the p of the forward pass are scaled by a power of two, so
+ * that it does not matter to their rounding how many keys were seen before.
  * Scores are made again in the backward pass from lse: nothing of size L x S is held.  Vector twin: attention_simd.c */
 #include "attention.h"
 
@@ -46,12 +48,12 @@ attention_prepare(struct sd_node *n)
 }
 
 static real
-dot(const real *a, const real *b, int64_t count)
+dot(const struct sd_node *n, const real *a, const real *b, int64_t count)
 {
     real sum = 0;
 
     for (int64_t i = 0; i < count; i++)
-        sum += a[i] * b[i];
+        sum += sd_operand(n, a[i]) * sd_operand(n, b[i]);
     return sum;
 }
 
@@ -62,7 +64,7 @@ attention_forward_cpu(struct sd_node *n)
     real *y = n->out->data;
 
 #if SD_REAL_IS_FLOAT
-    if (sd_fast() && a.d <= ATTENTION_MAX_D) {
+    if (sd_fast() && a.d <= ATTENTION_MAX_D && !n->bf16) {
         SD_V_CALL(attention_forward)(n);
         return;
     }
@@ -79,16 +81,18 @@ attention_forward_cpu(struct sd_node *n)
 
                 memset(row, 0, (size_t)a.d * sizeof *row);
                 for (int64_t j = 0; j < keys; j++) {
-                    real s = (real)a.scale * dot(q, k + j * a.k_pitch, a.d);
+                    real s = (real)a.scale * dot(n, q, k + j * a.k_pitch, a.d);
 
                     most = s > most ? s : most;
                 }
+                if (n->bf16)
+                    most = (real)(ceil((double)most * ATTENTION_LOG2E) / ATTENTION_LOG2E);
                 for (int64_t j = 0; j < keys; j++) {
-                    real p = exp((real)a.scale * dot(q, k + j * a.k_pitch, a.d) - most);
+                    real p = exp((real)a.scale * dot(n, q, k + j * a.k_pitch, a.d) - most);
 
                     sum += p;
                     for (int64_t c = 0; c < a.d; c++)
-                        row[c] += p * v[j * a.v_pitch + c];
+                        row[c] += sd_operand(n, p) * sd_operand(n, v[j * a.v_pitch + c]);
                 }
                 for (int64_t c = 0; c < a.d; c++)
                     row[c] /= (real)sum;
@@ -128,7 +132,7 @@ attention_backward_cpu(struct sd_node *n)
     real *dq, *dk, *dv;
 
 #if SD_REAL_IS_FLOAT
-    if (sd_fast() && a.d <= ATTENTION_MAX_D && !one_gradient(n)) {
+    if (sd_fast() && a.d <= ATTENTION_MAX_D && !n->bf16 && !one_gradient(n)) {
         SD_V_CALL(attention_backward)(n);
         return;
     }
@@ -142,20 +146,24 @@ attention_backward_cpu(struct sd_node *n)
             for (int64_t i = 0; i < a.L; i++) {
                 int64_t row = b * a.L + i, keys = a.causal ? i + 1 : a.S;
                 const real *q = a.q + row * a.q_pitch + h * a.d, *g = dy + row * a.o_pitch + h * a.d;
-                real D = dot(g, y + row * a.o_pitch + h * a.d, a.d), lse = a.lse[(b * a.H + h) * a.L + i];
+                real D = 0, lse = a.lse[(b * a.H + h) * a.L + i];
+
+                for (int64_t c = 0; c < a.d; c++)
+                    D += g[c] * y[row * a.o_pitch + h * a.d + c];
 
                 for (int64_t j = 0; j < keys; j++) {
                     const real *k = a.k + (b * a.S + j) * a.k_pitch + h * a.d;
                     const real *v = a.v + (b * a.S + j) * a.v_pitch + h * a.d;
-                    real p = exp((real)a.scale * dot(q, k, a.d) - lse);
-                    real ds = p * (dot(g, v, a.d) - D) * (real)a.scale;
+                    real p = exp((real)a.scale * dot(n, q, k, a.d) - lse);
+                    real ds = sd_operand(n, p * (dot(n, g, v, a.d) - D)) * (real)a.scale;
 
+                    p = sd_operand(n, p);
                     for (int64_t c = 0; dq && c < a.d; c++)
-                        dq[row * n->din[0]->pitch + h * a.d + c] += ds * k[c];
+                        dq[row * n->din[0]->pitch + h * a.d + c] += ds * sd_operand(n, k[c]);
                     for (int64_t c = 0; dk && c < a.d; c++)
-                        dk[(b * a.S + j) * n->din[1]->pitch + h * a.d + c] += ds * q[c];
+                        dk[(b * a.S + j) * n->din[1]->pitch + h * a.d + c] += ds * sd_operand(n, q[c]);
                     for (int64_t c = 0; dv && c < a.d; c++)
-                        dv[(b * a.S + j) * n->din[2]->pitch + h * a.d + c] += p * g[c];
+                        dv[(b * a.S + j) * n->din[2]->pitch + h * a.d + c] += p * sd_operand(n, g[c]);
                 }
             }
 }

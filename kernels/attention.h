@@ -5,6 +5,7 @@
 #include "ops.h"
 #include "simd.h"
 
+#define ATTENTION_LOG2E 1.44269504088896340736
 enum { ATTENTION_MAX_D = 512 };     /* widest head of the vector twin: its blocks live on the stack */
 
 struct attention {                  /* batch B, heads H, queries L, keys S, head width d; rows lie pitch elements apart */

@@ -5,6 +5,7 @@
  *     de[b, s i + ky - top, ...] += sum dy w;  dx sums the four pixels of de that were one
  *     dw[o, c, ky, kx] += sum_{b, i, j} dy[b, i, j, o] e[...]
  *     dadd[b, o] += sum_{i, j} dy;  dbias[o] += sum_b of that;  dresidual += dy
+ * x, w and the dy that meets them as products see them: sd_operand().
  * Fast paths: product.c. */
 #include "ops.h"
 #include "product.h"
@@ -102,7 +103,8 @@ conv2d_forward_cpu(struct sd_node *n)
                         int64_t from = source(&s, b, i, j, ky, kx);
 
                         for (int64_t c = 0; from >= 0 && c < s.in; c++)
-                            sum += x[from * s.in + c] * w[((o * s.in + c) * s.kernel_height + ky) * s.kernel_width + kx];
+                            sum += sd_operand(n, x[from * s.in + c]) *
+                                   sd_operand(n, w[((o * s.in + c) * s.kernel_height + ky) * s.kernel_width + kx]);
                     }
                 y[at] = sum;
             }
@@ -128,8 +130,9 @@ backward_x(struct sd_node *n)
 
                     for (int64_t o = 0; from >= 0 && o < s.out; o++)
                         for (int64_t c = 0; c < s.in; c++)
-                            dx[from * s.in + c] += dy[(b * s.out_height * s.out_width + p) * s.out + o] *
-                                                   w[((o * s.in + c) * s.kernel_height + ky) * s.kernel_width + kx];
+                            dx[from * s.in + c] +=
+                                sd_operand(n, dy[(b * s.out_height * s.out_width + p) * s.out + o]) *
+                                sd_operand(n, w[((o * s.in + c) * s.kernel_height + ky) * s.kernel_width + kx]);
                 }
 }
 
@@ -152,8 +155,8 @@ backward_weight(struct sd_node *n)
                                           p % s.out_width, ky, kx);
 
                     for (int64_t c = 0; from >= 0 && c < s.in; c++)
-                        dw[((o * s.in + c) * s.kernel_height + ky) * s.kernel_width + kx] += dy[p * s.out + o] *
-                                                                                           x[from * s.in + c];
+                        dw[((o * s.in + c) * s.kernel_height + ky) * s.kernel_width + kx] +=
+                            sd_operand(n, dy[p * s.out + o]) * sd_operand(n, x[from * s.in + c]);
                 }
 }
 

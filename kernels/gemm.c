@@ -8,7 +8,7 @@
 #if SD_REAL_IS_FLOAT
 
 enum {
-    DEPTH = 640,            /* k per block: few loads and stores of sums, a tile's rows still fit the first cache */
+    DEPTH = 640,            /* elements of k per block: few loads and stores of sums, a tile's rows still fit the first cache */
     POSITIONS = 96,         /* positions per block: whole tiles for 8 and for 6 rows; POSITIONS x DEPTH fit the second */
     COLUMNS = 192,          /* columns per block */
     TILES = POSITIONS / 6,
@@ -17,7 +17,8 @@ enum {
     BLOCKS = 16,            /* blocks of positions that share a task's panels */
     FEW_BLOCKS = 4,         /* rather fewer columns than less sharing */
     PANELS = 1536 << 10,    /* bytes of a task's panels, unless one panel alone is larger: a share of the last cache */
-    PLACES = 1024           /* kernel elements turned in one go, and of the largest kernel */
+    PLACES = GEMM_PLACES,   /* kernel elements turned in one go, and of the largest kernel */
+    STAGED = 256            /* the same with bf16, where what was turned waits in the first cache to be paired */
 };
 
 static struct gemm_sizes
@@ -32,12 +33,19 @@ ceil_div(int64_t a, int64_t b)
     return (a + b - 1) / b;
 }
 
+/* Elements along k: numbers, or pairs of them. */
+static int64_t
+elements(int64_t depth, bool bf16)
+{
+    return bf16 ? ceil_div(depth, 2) : depth;
+}
+
 size_t
-gemm_matrix_bytes(int64_t depth, int64_t columns)
+gemm_matrix_bytes(int64_t depth, int64_t columns, bool bf16)
 {
     int step = sizes().step;
 
-    return (size_t)(depth * ceil_div(columns, step) * step) * sizeof(float);
+    return (size_t)(elements(depth, bf16) * ceil_div(columns, step) * step) * sizeof(float);
 }
 
 /* Where the rows of one tile lie, for the taps [first, first + count). */
@@ -57,14 +65,28 @@ gather(const struct gemm *g, const float **x, int64_t b, const int64_t *y0, cons
     }
 }
 
+/* Rows of a tile as pairs: elements [skip, skip + depth) of each segment, one after the other; x then points to them. */
+static void
+pair_rows(const struct gemm *g, float *to, const float **x, int rows, int64_t skip, int64_t depth, int count)
+{
+    int64_t numbers = g->depth - 2 * skip < 2 * depth ? g->depth - 2 * skip : 2 * depth;
+
+    for (int i = 0; i < rows; i++, to += count * depth) {
+        for (int s = 0; s < count; s++)
+            gemm_pair(to + s * depth, x[s * GEMM_ROWS + i] + 2 * skip, numbers);
+        x[i] = to;
+    }
+}
+
 /* One block: positions [p0, p1) of sample b, columns [n0, n1), all k; panels: those columns' weights.  The tiles of the block pass
  * by one panel's part after the other. */
 static void
 block(const struct gemm *g, struct gemm_sizes z, const float *panels, int64_t b, int64_t p0, int64_t p1, int64_t n0, int64_t n1)
 {
-    int64_t parts = g->depth > DEPTH ? ceil_div(g->depth, DEPTH) : 1, part = ceil_div(g->depth, parts);
-    int group = (int)(parts > 1 || !g->depth ? 1 : DEPTH / g->depth), first = 0, tiles = (int)ceil_div(p1 - p0, z.rows);
+    int64_t deep = elements(g->depth, g->bf16), parts = deep > DEPTH ? ceil_div(deep, DEPTH) : 1, part = ceil_div(deep, parts);
+    int group = (int)(parts > 1 || !deep ? 1 : DEPTH / deep), first = 0, tiles = (int)ceil_div(p1 - p0, z.rows);
     const float *x[TILES][SEGMENTS * GEMM_ROWS];
+    float paired[POSITIONS * DEPTH];
     int64_t ys[TILES][GEMM_ROWS], xs[TILES][GEMM_ROWS], at[TILES][GEMM_ROWS];
 
     if (group > SEGMENTS)
@@ -80,17 +102,21 @@ block(const struct gemm *g, struct gemm_sizes z, const float *panels, int64_t b,
     do {
         int count = g->taps - first < group ? g->taps - first : group;
 
-        for (int i = 0; i < tiles; i++)
+        for (int i = 0; i < tiles && !g->bf16; i++)
             gather(g, x[i], b, ys[i], xs[i], z.rows, first, count);
-        for (int64_t skip = 0; skip < g->depth; skip += part) {
-            int64_t depth = g->depth - skip < part ? g->depth - skip : part;
-            bool end = first + count >= g->taps && skip + depth >= g->depth;
+        for (int64_t skip = 0; skip < deep; skip += part) {
+            int64_t depth = deep - skip < part ? deep - skip : part;
+            bool end = first + count >= g->taps && skip + depth >= deep;
             const float *start = first == 0 && skip == 0 ? g->start : g->out;
 
+            for (int i = 0; i < tiles && g->bf16; i++) {
+                gather(g, x[i], b, ys[i], xs[i], z.rows, first, count);
+                pair_rows(g, paired + i * z.rows * count * depth, x[i], z.rows, skip, depth, count);
+            }
             for (int64_t n = n0; n < n1; n += z.width) {
                 int64_t wide = g->columns - n < z.width ? ceil_div(g->columns - n, z.step) * z.step : z.width;
                 struct gemm_tile t = { .skip = skip, .segments = count, .depth = depth,
-                                       .panel = panels + (n - n0) * g->taps * g->depth + (first * g->depth + skip) * wide,
+                                       .panel = panels + (n - n0) * g->taps * deep + (first * deep + skip) * wide,
                                        .out = g->out + n, .start = start ? start + n : NULL,
                                        .bias = end && g->bias ? g->bias + b * g->bias_batch + n : NULL,
                                        .columns = (int)(g->columns - n < z.width ? g->columns - n : z.width) };
@@ -99,7 +125,10 @@ block(const struct gemm *g, struct gemm_sizes z, const float *panels, int64_t b,
                     t.x = x[i];
                     t.at = at[i];
                     t.rows = (int)(p1 - p0 - i * z.rows < z.rows ? p1 - p0 - i * z.rows : z.rows);
-                    SD_V_CALL(gemm_tile)(&t);
+                    if (g->bf16)
+                        gemm_tile_bf16(&t);
+                    else
+                        SD_V_CALL(gemm_tile)(&t);
                 }
             }
         }
@@ -144,50 +173,66 @@ taps_of(int *tap, const struct gemm *g)
     return true;
 }
 
-/* Panel of columns [n0, n0 + count), which are output channels: k runs along the rows of the file. */
-static void
-forward_panel(const struct gemm *g, const int *tap, float *to, float *elements, int64_t n0, int count, int wide)
+/* Depth that is turned in one go: with bf16 even, and what the stage has room for. */
+static int64_t
+depth_at_once(const struct gemm *g, bool single)
 {
     const struct gemm_weight *w = g->weight;
-    int64_t area = area_of(w), most = PLACES / area, at[PLACES];
-    int which[PLACES];
+    int64_t all = w->transposed ? w->out : w->in, most = (g->bf16 ? STAGED : PLACES) / area_of(w);
 
-    if (most > w->in)
-        most = w->in;
-    for (int64_t c = 0; c < most; c++)
-        for (int64_t e = 0; e < area; e++)
-            at[c * area + e] = !tap ? (e * most + c) * wide : tap[e] < 0 ? -1 : (tap[e] * g->depth + c) * wide;
-    for (int64_t c = 0; c < w->in; c += most, to += most * wide) {
-        int64_t run = w->in - c < most ? w->in - c : most;
-
-        SD_V_CALL(gemm_turn)(tap ? to : elements, at, w, &(struct gemm_turn){ .begin = (n0 * w->in + c) * area, .rows = count,
-                             .step = w->in * area, .count = run * area, .times = 1 });
-        for (int t = 0; t < g->taps && !tap; t++)
-            SD_V_CALL(gemm_sum)(to + t * g->depth * wide, elements, most * wide, which, elements_of(w, &g->tap[t], which), run * wide);
-    }
+    if (g->bf16)
+        return most < 2 ? 2 : most / 2 * 2;
+    return (w->transposed && single) || most > all ? all : most;
 }
 
-/* Panel of columns which are input channels: k runs over output channels. */
+/* Elements of room behind the panels of a task: kernel elements that are to be summed, and the stage. */
+static int64_t
+room_to_turn(const struct gemm *g, bool single, int width)
+{
+    return (single ? 0 : PLACES * width) + (g->bf16 ? depth_at_once(g, single) * g->taps * width : 0);
+}
+
+/* Panel of columns [n0, n0 + count) of g->weight; tap: as taps_of() sets it, NULL where taps are sums.  Columns are output
+ * channels, and k runs along the rows of the file; transposed: columns are input channels, and k runs over output channels. */
 static void
-data_panel(const struct gemm *g, const int *tap, float *to, float *elements, int64_t n0, int count, int wide)
+panel_of(const struct gemm *g, const int *tap, float *to, float *room, int64_t n0, int count, int wide)
 {
     const struct gemm_weight *w = g->weight;
-    int64_t area = area_of(w), at[PLACES], most = tap || PLACES / area > w->out ? w->out : PLACES / area;
+    int64_t area = area_of(w), most = depth_at_once(g, tap != NULL), deep = elements(g->depth, g->bf16), at[PLACES];
+    int64_t tap_step = (g->bf16 ? most : g->depth) * wide;
+    float *stage = room + (tap ? 0 : PLACES * wide);
     int which[PLACES];
 
-    if (area == 1 && tap) {
-        SD_V_CALL(gemm_copy)(to, wide, w, n0, w->in, w->out, count);
+    if (area == 1 && tap && (w->transposed || g->bf16)) {
+        if (!w->transposed)
+            gemm_turn_pairs(to, wide, w, n0 * w->in, w->in, count, w->in);
+        else if (g->bf16)
+            gemm_copy_pairs(to, wide, w, n0, w->in, w->out, count);
+        else
+            SD_V_CALL(gemm_copy)(to, wide, w, n0, w->in, w->out, count);
         return;
     }
-    for (int64_t e = 0; e < area; e++)
-        at[e] = !tap ? e * most * wide : tap[e] < 0 ? -1 : tap[e] * g->depth * wide;
-    for (int64_t o = 0; o < w->out; o += most, to += most * wide) {
-        int64_t run = w->out - o < most ? w->out - o : most;
+    for (int64_t c = 0; c < (w->transposed ? 1 : most); c++)
+        for (int64_t e = 0; e < area; e++)
+            at[c * area + e] = !tap ? (e * most + c) * wide : tap[e] < 0 ? -1 : tap[e] * tap_step + c * wide;
+    for (int64_t c = 0; c < g->depth; c += most) {
+        int64_t run = g->depth - c < most ? g->depth - c : most;
+        float *rows = g->bf16 ? stage : to + c * wide;
+        struct gemm_turn how = { .begin = (n0 * w->in + c) * area, .rows = count, .step = w->in * area, .count = run * area,
+                                 .times = 1 };
 
-        SD_V_CALL(gemm_turn)(tap ? to : elements, at, w, &(struct gemm_turn){ .begin = (o * w->in + n0) * area, .rows = count,
-                             .step = area, .count = area, .times = run, .from_step = w->in * area, .to_step = wide });
+        if (w->transposed)
+            how = (struct gemm_turn){ .begin = (c * w->in + n0) * area, .rows = count, .step = area, .count = area, .times = run,
+                                      .from_step = w->in * area, .to_step = wide };
+        SD_V_CALL(gemm_turn)(tap ? rows : room, at, w, &how);
         for (int t = 0; t < g->taps && !tap; t++)
-            SD_V_CALL(gemm_sum)(to + t * g->depth * wide, elements, most * wide, which, elements_of(w, &g->tap[t], which), run * wide);
+            SD_V_CALL(gemm_sum)(rows + t * tap_step, room, most * wide, which, elements_of(w, &g->tap[t], which), run * wide);
+        for (int t = 0; t < g->taps && g->bf16; t++)
+            for (int64_t k = 0; k < run; k += 2) {
+                const float *a = rows + t * tap_step + k * wide;
+
+                gemm_weave(to + (t * deep + (c + k) / 2) * wide, a, k + 1 < run ? a + wide : NULL, wide, wide);
+            }
     }
 }
 
@@ -195,15 +240,15 @@ data_panel(const struct gemm *g, const int *tap, float *to, float *elements, int
 static void
 panels_of(const struct gemm *g, struct gemm_sizes z, float *panels, int64_t n0, int64_t n1)
 {
-    float *elements = panels + g->taps * g->depth * ceil_div(n1 - n0, z.step) * z.step;
+    int64_t deep = g->taps * elements(g->depth, g->bf16);
+    float *room = panels + deep * ceil_div(n1 - n0, z.step) * z.step;
     int tap[PLACES];
     bool single = taps_of(tap, g);
 
     for (int64_t n = n0; n < n1 && g->taps; n += z.width) {
         int count = n1 - n < z.width ? (int)(n1 - n) : z.width, wide = (int)ceil_div(count, z.step) * z.step;
 
-        (g->weight->transposed ? data_panel : forward_panel)(g, single ? tap : NULL, panels + (n - n0) * g->taps * g->depth, elements,
-                                                             n, count, wide);
+        panel_of(g, single ? tap : NULL, panels + (n - n0) * deep, room, n, count, wide);
     }
 }
 
@@ -225,7 +270,7 @@ half(int64_t a, int64_t unit)
 static struct cut
 cut(const struct gemm *g, struct gemm_sizes z)
 {
-    int64_t positions = g->height * g->width, k = g->taps * g->depth;
+    int64_t positions = g->height * g->width, k = g->taps * elements(g->depth, g->bf16);
     struct cut c = { .columns = COLUMNS / z.width * z.width, .rows = POSITIONS, .blocks = g->weight ? BLOCKS : 1 };
 
     if (c.columns < z.width)
@@ -255,7 +300,7 @@ cut(const struct gemm *g, struct gemm_sizes z)
         int tap[PLACES];
         int64_t widest = g->columns < c.columns ? ceil_div(g->columns, z.step) * z.step : c.columns;
 
-        c.panels = ceil_div(k * widest + (taps_of(tap, g) ? 0 : PLACES * z.width), 16) * 16;
+        c.panels = ceil_div(k * widest + room_to_turn(g, taps_of(tap, g), z.width), 16) * 16;
     }
     return c;
 }
@@ -290,7 +335,7 @@ task(const struct gemm *g, struct gemm_sizes z, const struct cut *c, int64_t i)
         panels_of(g, z, room, n0, n1);
     for (int64_t q = first; q < first + c->blocks && q < g->batch * c->per_sample; q++) {
         int64_t b = q / c->per_sample, p0 = q % c->per_sample * c->rows, p1 = p0 + c->rows < positions ? p0 + c->rows : positions;
-        const float *panels = room ? room : g->packed + b * g->packed_batch + n0 * g->taps * g->depth;
+        const float *panels = room ? room : g->packed + b * g->packed_batch + n0 * g->taps * elements(g->depth, g->bf16);
 
         block(g, z, panels, b, p0, p1, n0, n1);
     }
@@ -309,15 +354,21 @@ gemm_run(const struct gemm *g)
 }
 
 void
-gemm_pack_rows(float *packed, const float *const *rows, int64_t depth, int64_t columns)
+gemm_pack_rows(float *packed, const float *const *rows, int64_t depth, int64_t columns, bool bf16)
 {
     struct gemm_sizes z = sizes();
 
 #pragma omp parallel for schedule(dynamic, 1)
     for (int64_t n0 = 0; n0 < columns; n0 += z.width) {
         int64_t count = columns - n0 < z.width ? columns - n0 : z.width, wide = ceil_div(count, z.step) * z.step;
-        float *panel = packed + n0 * depth;
-        for (int64_t k = 0; k < depth; k++, panel += wide) {
+        float *panel = packed + n0 * elements(depth, bf16);
+
+        for (int64_t k = 0; k < depth && bf16; k += 2, panel += wide) {
+            const float *a = rows[k], *b = k + 1 < depth ? rows[k + 1] : NULL;
+
+            gemm_weave(panel, a ? a + n0 : NULL, b ? b + n0 : NULL, count, wide);
+        }
+        for (int64_t k = 0; k < depth && !bf16; k++, panel += wide) {
             if (rows[k])
                 memcpy(panel, rows[k] + n0, (size_t)count * sizeof *panel);
             else

@@ -8,17 +8,23 @@
  * copied.  One rule: each output is one chain of sums in ascending (t, k), so no blocking and no thread count changes its bits.
  *
  * Weights are read from the file's mapping, in the file's dtype: whoever computes some columns first turns their weights into f32
- * panels in its own scratch, and uses them for many rows.  So no packed form of a weight is kept in memory. */
+ * panels in its own scratch, and uses them for many rows.  So no packed form of a weight is kept in memory.
+ *
+ * With bf16 (AVX512_BF16) rows and panels are rounded to nearest even on their way, and an element of a panel is a pair of
+ * numbers, (k, k + 1), zero beyond an odd depth: sums of pairs, in f32. */
 #ifndef SD_GEMM_H
 #define SD_GEMM_H
 
 #include "op.h"
 
-enum { GEMM_ROWS = 8 };         /* most rows of a tile on any instruction set */
+enum {
+    GEMM_ROWS = 8,              /* most rows of a tile on any instruction set */
+    GEMM_PLACES = 1024          /* most elements of a kernel; half of that with bf16 */
+};
 
 struct gemm_sizes { int rows, width, step; };   /* of a tile; width of a full panel; panels are whole steps wide */
 
-struct gemm_tile {              /* what the inner loop gets */
+struct gemm_tile {              /* what the inner loop gets; with bf16, depth and elements of x and panel are pairs */
     const float *const *x;      /* [segments][GEMM_ROWS] */
     int64_t skip;               /* begin within each segment */
     int segments;
@@ -32,6 +38,7 @@ struct gemm_tile {              /* what the inner loop gets */
 };
 SD_V_DECLARE(void, gemm_tile, (const struct gemm_tile *t));
 SD_V_DECLARE(struct gemm_sizes, gemm_sizes, (void));
+void gemm_tile_bf16(const struct gemm_tile *t);
 
 struct gemm_tap { int y, x; uint32_t ky, kx; };     /* kernel rows and columns (bit sets) whose weights are summed */
 
@@ -52,6 +59,7 @@ struct gemm {
     const float *x, *zeros;                         /* zeros: depth of them, when a tap may fall outside */
     int64_t x_height, x_width, x_batch, x_row, x_column;    /* steps in elements */
     int step;
+    bool bf16;
     const struct gemm_weight *weight;               /* or */
     const float *packed;                            /* panels that are there already */
     int64_t packed_batch;                           /* step from sample to sample; 0: one matrix for all */
@@ -67,17 +75,25 @@ void gemm_run(const struct gemm *g);
 size_t gemm_room(const struct gemm *g);             /* reads sizes, taps and weight, no values; grows with the threads */
 
 /* gemm_pack_rows - panels of a plain matrix [depth, columns] whose rows are given by pointers (NULL: zeros); for weight gradients */
-void gemm_pack_rows(float *packed, const float *const *rows, int64_t depth, int64_t columns);
-size_t gemm_matrix_bytes(int64_t depth, int64_t columns);
+void gemm_pack_rows(float *packed, const float *const *rows, int64_t depth, int64_t columns, bool bf16);
+size_t gemm_matrix_bytes(int64_t depth, int64_t columns, bool bf16);
 
 /* gemm_turn - corners of a matrix, transposed and converted, for o < times:
  *     to[o * to_step + at[j] + r] = from[begin + o * from_step + r * step + j],  r < rows, j < count;
  * rows up to the next whole vector become zero; at[j] < 0: left out.
  * gemm_copy - the same without turning:  to[r * wide + j] = from[begin + r * step + j], zero up to wide.
+ * gemm_turn_pairs, gemm_copy_pairs - the same in pairs for bf16: to[j / 2 * wide + r] = the pair from[begin + r * step + j, + j + 1],
+ *     to[r / 2 * wide + j] = the pair from[begin + r * step + j], from[begin + (r + 1) * step + j].
+ * gemm_weave - to[i] = the pair a[i], b[i], i < count; NULL: zeros; zero up to wide.  gemm_pair - to[i] = the pair from[2 i],
+ *     from[2 i + 1], from of `count` numbers.
  * gemm_sum - to[i] = sum over e < count of elements[which[e] * step + i], i < wide (whole vectors). */
 struct gemm_turn { int64_t begin, step, count, times, from_step, to_step; int rows; };
 SD_V_DECLARE(void, gemm_turn, (float *to, const int64_t *at, const struct gemm_weight *from, const struct gemm_turn *how));
 SD_V_DECLARE(void, gemm_copy, (float *to, int wide, const struct gemm_weight *from, int64_t begin, int64_t step, int64_t rows, int count));
 SD_V_DECLARE(void, gemm_sum, (float *to, const float *elements, int64_t step, const int *which, int count, int64_t wide));
+void gemm_turn_pairs(float *to, int wide, const struct gemm_weight *from, int64_t begin, int64_t step, int rows, int64_t count);
+void gemm_copy_pairs(float *to, int wide, const struct gemm_weight *from, int64_t begin, int64_t step, int64_t rows, int count);
+void gemm_weave(float *to, const float *a, const float *b, int64_t count, int64_t wide);
+void gemm_pair(float *to, const float *from, int64_t count);
 
 #endif

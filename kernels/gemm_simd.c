@@ -285,3 +285,144 @@ SD_V(gemm_sum)(float *to, const float *elements, int64_t step, const int *which,
         v_store(to + i, sum);
     }
 }
+
+/* -- bf16 ------------------------------------------------------------------------------------------------------------- */
+
+#if defined(__AVX512F__)
+
+SD_BF16_CODE SD_INLINE void
+tile_bf16(const struct gemm_tile *t, const int nv)
+{
+    __m512 sum[MR][NV];
+    const float *panel = t->panel, *row[MR];
+
+    SD_UNROLL
+    for (int i = 0; i < MR; i++) {
+        row[i] = t->x[i];
+        SD_UNROLL
+        for (int j = 0; j < nv; j++)
+            sum[i][j] = (__m512)(t->start && i < t->rows ? v_get(t->start + t->at[i] + j * VW, t->columns - j * VW) : v_zero());
+    }
+    for (int64_t k = 0; k < t->segments * t->depth; k++, panel += nv * VW) {
+        __m512bh w[NV];
+
+        SD_UNROLL
+        for (int j = 0; j < nv; j++)
+            w[j] = (__m512bh)v_load(panel + j * VW);
+        SD_UNROLL
+        for (int i = 0; i < MR; i++) {
+            __m512bh a = (__m512bh)v_set(row[i][k]);
+
+            SD_UNROLL
+            for (int j = 0; j < nv; j++)
+                sum[i][j] = _mm512_dpbf16_ps(sum[i][j], a, w[j]);
+        }
+    }
+    SD_UNROLL
+    for (int i = 0; i < MR; i++) {
+        if (i >= t->rows)
+            break;
+        SD_UNROLL
+        for (int j = 0; j < nv; j++) {
+            vf v = (vf)sum[i][j];
+
+            if (t->bias)
+                v += v_get(t->bias + j * VW, t->columns - j * VW);
+            v_put(t->out + t->at[i] + j * VW, v, t->columns - j * VW);
+        }
+    }
+}
+
+SD_BF16_CODE void
+gemm_tile_bf16(const struct gemm_tile *t)
+{
+    int nv = (t->columns + VW - 1) / VW;
+
+    if (nv == 1)
+        tile_bf16(t, 1);
+    else if (nv == 2)
+        tile_bf16(t, 2);
+    else
+        tile_bf16(t, NV);
+}
+
+SD_BF16_CODE void
+gemm_pair(float *to, const float *from, int64_t count)
+{
+    for (int64_t i = 0; i < count; i += 2 * VW) {
+        vf a = v_get(from + i, count - i), b = count - i > VW ? v_get(from + i + VW, count - i - VW) : v_zero();
+
+        v_put(to + i / 2, v_pair(a, b), (count - i + 1) / 2);
+    }
+}
+
+SD_BF16_CODE void
+gemm_weave(float *to, const float *a, const float *b, int64_t count, int64_t wide)
+{
+    for (int64_t i = 0; i < wide; i += VW) {
+        bool there = i < count;
+
+        v_store(to + i, v_weave(a && there ? v_get(a + i, count - i) : v_zero(), b && there ? v_get(b + i, count - i) : v_zero()));
+    }
+}
+
+SD_BF16_CODE SD_INLINE void
+turn_pairs_all(float *to, int wide, const void *values, int64_t begin, int64_t step, int rows, int64_t count, const enum sd_dtype dtype)
+{
+    for (int64_t j = 0; j < count; j += 2 * VW)
+        for (int r = 0; r < wide; r += VW) {
+            int64_t left = count - j;
+            vf m[VW];
+
+            SD_UNROLL
+            for (int i = 0; i < VW; i++) {
+                int64_t at = begin + (r + i) * step + j;
+
+                m[i] = r + i >= rows ? v_zero()
+                                     : v_pair(from(values, at, left, dtype), left > VW ? from(values, at + VW, left - VW, dtype) : v_zero());
+            }
+            turn(m);
+            SD_UNROLL
+            for (int i = 0; i < VW; i++)
+                if (2 * i < left)
+                    v_store(to + (j / 2 + i) * wide + r, m[i]);
+        }
+}
+
+SD_BF16_CODE void
+gemm_turn_pairs(float *to, int wide, const struct gemm_weight *w, int64_t begin, int64_t step, int rows, int64_t count)
+{
+    if (w->dtype == SD_F16)
+        turn_pairs_all(to, wide, w->values, begin, step, rows, count, SD_F16);
+    else if (w->dtype == SD_BF16)
+        turn_pairs_all(to, wide, w->values, begin, step, rows, count, SD_BF16);
+    else
+        turn_pairs_all(to, wide, w->values, begin, step, rows, count, SD_F32);
+}
+
+SD_BF16_CODE SD_INLINE void
+copy_pairs_all(float *to, int wide, const void *values, int64_t begin, int64_t step, int64_t rows, int count, const enum sd_dtype dtype)
+{
+    for (int64_t r = 0; r < rows; r += 2, to += wide, begin += 2 * step) {
+        if (r + 4 * AHEAD < rows)
+            fetch(values, begin + 4 * AHEAD * step, count, dtype);
+        if (r + 4 * AHEAD + 1 < rows)
+            fetch(values, begin + (4 * AHEAD + 1) * step, count, dtype);
+        for (int j = 0; j < wide; j += VW)
+            v_store(to + j, v_weave(from(values, begin + j, count - j, dtype),
+                                    r + 1 < rows ? from(values, begin + step + j, count - j, dtype) : v_zero()));
+    }
+}
+
+SD_BF16_CODE void
+gemm_copy_pairs(float *to, int wide, const struct gemm_weight *w, int64_t begin, int64_t step, int64_t rows, int count)
+{
+    if (w->dtype == SD_F16)
+        copy_pairs_all(to, wide, w->values, begin, step, rows, count, SD_F16);
+    else if (w->dtype == SD_BF16)
+        copy_pairs_all(to, wide, w->values, begin, step, rows, count, SD_BF16);
+    else
+        copy_pairs_all(to, wide, w->values, begin, step, rows, count, SD_F32);
+}
+
+#endif

@@ -1,7 +1,7 @@
 /* linear, a layer over rows:  y[r, o] = sum_i x[r, i] w[o, i] + b[o] + residual[r, o]
  *                 gradients:  dx[r, i] += sum_o dy[r, o] w[o, i]     dw[o, i] += sum_r dy[r, o] x[r, i]
  *                             db[o] += sum_r dy[r, o]                dresidual += dy
- * Fast paths: product.c. */
+ * x, w and dy as products see them: sd_operand().  Fast paths: product.c. */
 #include "ops.h"
 #include "product.h"
 
@@ -67,7 +67,7 @@ linear_forward_cpu(struct sd_node *n)
             real sum = (bias ? bias[o] : 0) + (residual ? residual[r * out + o] : 0);
 
             for (int64_t i = 0; i < in; i++)
-                sum += x[i] * w[o * in + i];
+                sum += sd_operand(n, x[i]) * sd_operand(n, w[o * in + i]);
             y[o] = sum;
         }
     }
@@ -88,7 +88,7 @@ backward_x(struct sd_node *n)
     for (int64_t r = 0; r < rows; r++)
         for (int64_t o = 0; o < out; o++)
             for (int64_t i = 0; i < in; i++)
-                dx[r * pitch + i] += dy[r * out + o] * w[o * in + i];
+                dx[r * pitch + i] += sd_operand(n, dy[r * out + o]) * sd_operand(n, w[o * in + i]);
 }
 
 static void
@@ -105,7 +105,7 @@ backward_weight(struct sd_node *n)
     for (int64_t o = 0; o < out; o++)
         for (int64_t r = 0; r < rows; r++)
             for (int64_t i = 0; i < in; i++)
-                dw[o * in + i] += dy[r * out + o] * x[r * pitch + i];
+                dw[o * in + i] += sd_operand(n, dy[r * out + o]) * sd_operand(n, x[r * pitch + i]);
 }
 
 void

@@ -7,7 +7,8 @@
  *     weight gradient   dw[k]          = sum_i dy[i] x[s i + k - top], in chunks of positions, chunk after chunk
  *     3x3 kernels of stride 1 over many pixels: winograd.h
  *
- * (one axis written; the other is the same).  Weights that fall on one pixel are summed when panels are made of them (gemm.h).
+ * (one axis written; the other is the same).  Weights that fall on one pixel are summed when panels are made of them (gemm.h), and
+ * rounded after that where products are of bf16.
  * The only weights kept in a form of their own are Winograd's. */
 #include "product.h"
 
@@ -133,6 +134,7 @@ struct form {                   /* one direction */
 struct product {
     struct product_shape s;
     struct form forward, data;
+    bool bf16;
     int threads;                /* that have room */
     bool swapped;               /* weight gradient: x is transposed, not dy */
 };
@@ -179,21 +181,21 @@ axis_taps(int *at, uint32_t *kernel, bool data, int phase, int size, int before,
 }
 
 static bool
-winograd_fits(const struct product_shape *s, bool data)
+winograd_fits(const struct product_shape *s, bool data, bool bf16)
 {
     return s->kernel_height == 3 && s->kernel_width == 3 && s->a.stride == 1 &&
            winograd_wanted(data ? s->height * s->a.upsample : s->out_height, data ? s->width * s->a.upsample : s->out_width,
-                           s->in, s->out);
+                           s->in, s->out, bf16);
 }
 
 static void
-make_form(struct form *f, const struct product_shape *s, bool data, bool frozen)
+make_form(struct form *f, const struct product_shape *s, bool data, bool frozen, bool bf16)
 {
     f->data = data;
-    f->winograd = frozen && winograd_fits(s, data);
+    f->winograd = frozen && winograd_fits(s, data, bf16);
     if (f->winograd) {
         f->bytes = winograd_packed_bytes(data ? s->out : s->in, data ? s->in : s->out);
-        snprintf(f->key, sizeof f->key, "winograd:%s:%s", sd_isa_name(), data ? "data" : "forward");
+        snprintf(f->key, sizeof f->key, "winograd:%s:%s%s", sd_isa_name(), data ? "data" : "forward", bf16 ? ":bf16" : "");
         return;
     }
     f->per_axis = data ? s->a.upsample == 2 ? 1 : s->a.stride : s->a.upsample;
@@ -246,7 +248,13 @@ weight_of(const struct sd_tensor *w, const struct product_shape *s, bool transpo
 static void
 make_winograd(void *out, const struct sd_param *p SD_UNUSED, const void *weight)
 {
-    winograd_pack(out, weight);
+    winograd_pack(out, weight, false);
+}
+
+static void
+make_winograd_bf16(void *out, const struct sd_param *p SD_UNUSED, const void *weight)
+{
+    winograd_pack(out, weight, true);
 }
 
 static size_t
@@ -282,7 +290,8 @@ gemm_of(const struct product *p, const struct form *f, const struct phase *h, co
     return (struct gemm){ .batch = s->batch, .height = ceil_div(out_height - h->y, f->per_axis),
                           .width = ceil_div(out_width - h->x, f->per_axis), .depth = depth, .columns = columns, .taps = h->taps,
                           .tap = h->tap, .x_height = height, .x_width = width, .x_batch = height * width * pitch,
-                          .x_row = width * pitch, .x_column = pitch, .step = f->step, .weight = w, .threads = p->threads };
+                          .x_row = width * pitch, .x_column = pitch, .step = f->step, .bf16 = p->bf16, .weight = w,
+                          .threads = p->threads };
 }
 
 /* Scratch of forward and data gradient: zeros, biases, panels. */
@@ -328,7 +337,8 @@ run_winograd(struct sd_node *n, const struct product *p, const struct form *f)
     struct winograd w = winograd_of(&p->s, f->data);
     size_t biases = align((size_t)(p->s.batch * p->s.out) * sizeof(float));
 
-    w.packed = sd_param_packed(n->in[1]->param, f->key, f->bytes, make_winograd, &weight);
+    w.bf16 = p->bf16;
+    w.packed = sd_param_packed(n->in[1]->param, f->key, f->bytes, p->bf16 ? make_winograd_bf16 : make_winograd, &weight);
     w.scratch = (float *)((char *)n->scratch + biases);
     w.x = f->data ? n->dout->data : n->in[0]->data;
     w.out = f->data ? n->din[0]->data : n->out->data;
@@ -424,7 +434,7 @@ weight_scratch(struct weight_scratch *w, const struct product *p, char *room)
     const struct product_shape *s = &p->s;
     int64_t left = p->swapped ? s->in : s->out, right = p->swapped ? s->out : s->in, chunk = chunk_of(s);
     size_t bytes[] = { (size_t)chunk * sizeof(float *), (size_t)chunk * sizeof(float *), (size_t)(left * chunk) * sizeof(float),
-                       gemm_matrix_bytes(chunk, right),
+                       gemm_matrix_bytes(chunk, right, p->bf16),
                        (size_t)(s->in * s->out * s->kernel_height * s->kernel_width) * sizeof(float) };
     size_t at[5], total = 0;
 
@@ -476,10 +486,10 @@ weight_chunk(const struct product *p, const struct weight_scratch *w, float *res
     int64_t left = p->swapped ? p->s.in : p->s.out, right = p->swapped ? p->s.out : p->s.in;
     static const struct gemm_tap one = { 0, 0, 1, 1 };
     struct gemm g = { .batch = 1, .height = 1, .width = left, .depth = count, .columns = right, .taps = 1, .tap = &one,
-                      .x = w->turned, .x_height = 1, .x_width = left, .x_column = count, .step = 1, .packed = w->packed,
+                      .x = w->turned, .x_height = 1, .x_width = left, .x_column = count, .step = 1, .bf16 = p->bf16, .packed = w->packed,
                       .out = result, .out_column = right, .start = begin ? NULL : result };
 
-    gemm_pack_rows(w->packed, p->swapped ? w->left : w->right, count, right);
+    gemm_pack_rows(w->packed, p->swapped ? w->left : w->right, count, right, p->bf16);
     gemm_run(&g);
 }
 
@@ -553,17 +563,20 @@ product_prepare(struct sd_node *n)
     if (!sd_fast() || s.kernel_height > MAX_KERNEL || s.kernel_width > MAX_KERNEL || (s.a.upsample == 2 && s.a.stride != 1) ||
         (n->din[0] && s.a.stride > 2))
         return;
+    if (n->bf16 && (sd_isa() < SD_ISA_AVX512BF16 || s.kernel_height * s.kernel_width > GEMM_PLACES / 2))
+        return;
     if (!(p = calloc(1, sizeof *p)))
         sd_die("memory", "out of memory");
     n->vendor = p;
     n->vendor_free = product_free;
     p->s = s;
+    p->bf16 = n->bf16;
     p->threads = omp_get_max_threads();
     p->swapped = s.kernel_height * s.kernel_width == 1 && s.out > 2 * s.in;
-    make_form(&p->forward, &s, false, frozen(n->in[1]));
+    make_form(&p->forward, &s, false, frozen(n->in[1]), n->bf16);
     reserve(n, p, &p->forward);
     if (n->din[0]) {
-        make_form(&p->data, &s, true, frozen(n->in[1]));
+        make_form(&p->data, &s, true, frozen(n->in[1]), n->bf16);
         reserve(n, p, &p->data);
     }
     if (n->din[1] && weight_scratch(NULL, p, NULL) > n->scratch_bytes)

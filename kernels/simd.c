@@ -3,7 +3,7 @@
 
 #include "simd.h"
 
-static const char *const names[] = { "sse4", "avx2", "avx512" };
+static const char *const names[] = { "sse4", "avx2", "avx512", "avx512bf16" };
 
 enum sd_isa
 sd_isa_best(void)
@@ -11,7 +11,7 @@ sd_isa_best(void)
     __builtin_cpu_init();
     if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
         __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("fma"))
-        return SD_ISA_AVX512;
+        return __builtin_cpu_supports("avx512bf16") ? SD_ISA_AVX512BF16 : SD_ISA_AVX512;
     if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
         return SD_ISA_AVX2;
     if (!__builtin_cpu_supports("sse4.2"))
@@ -27,14 +27,14 @@ choose_isa(void)
 
     if (!wanted || !*wanted)
         return best;
-    for (int i = SD_ISA_SSE4; i <= SD_ISA_AVX512; i++) {
+    for (int i = SD_ISA_SSE4; i <= SD_ISA_AVX512BF16; i++) {
         if (strcmp(wanted, names[i]))
             continue;
         if (i > (int)best)
             sd_usage("SD_ISA", "%s: this machine has %s", wanted, names[best]);
         return i;
     }
-    sd_usage("SD_ISA", "%s: expected sse4, avx2 or avx512", wanted);
+    sd_usage("SD_ISA", "%s: expected sse4, avx2, avx512 or avx512bf16", wanted);
 }
 
 static int chosen = -1;
@@ -54,7 +54,7 @@ sd_isa(void)
 const char *
 sd_isa_name(void)
 {
-    return names[sd_isa()];
+    return names[sd_isa() == SD_ISA_AVX512BF16 ? SD_ISA_AVX512 : sd_isa()];
 }
 
 void

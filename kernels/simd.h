@@ -150,6 +150,30 @@ v_sum(vf v)
     return a[0];
 }
 
+/* v_bf16 - the nearest bf16, ties to even; NaN stays NaN: sd_operand() of op.h. */
+SD_INLINE vf
+v_bf16(vf x)
+{
+    vi bits = (vi)x, odd = (bits >> 16) & 1;
+
+    return (vf)((vi)v_select(x != x, (vf)(bits | 0x10000), (vf)(bits + 0x7fff + odd)) & (int)0xffff0000);
+}
+
+/* Pairs of bf16 for products, in functions that are SD_BF16_CODE: v_pair of 32 numbers in a row, v_weave of (a[i], b[i]).
+ * Rounded to nearest even; numbers below 2^-126 become zero. */
+#if defined(__AVX512F__)
+#define SD_BF16_CODE __attribute__((target("avx512bf16")))
+SD_BF16_CODE SD_INLINE vf v_pair(vf a, vf b) { return (vf)_mm512_cvtne2ps_pbh((__m512)b, (__m512)a); }
+SD_BF16_CODE SD_INLINE vf
+v_weave(vf a, vf b)
+{
+    const __m512i order = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22, 6, 21, 5, 20,
+                                           4, 19, 3, 18, 2, 17, 1, 16, 0);
+
+    return (vf)_mm512_permutexvar_epi16(order, (__m512i)v_pair(a, b));
+}
+#endif
+
 /* v_exp2_down - 2^t for finite t <= 0 and NaN, in attention: under 2 ulp; 0 far down. */
 SD_INLINE vf
 v_exp2_down(vf t)

@@ -15,10 +15,11 @@ enum {
 
 /* Wanted where four times the weights are paid for by many pixels: U of at most 92 kB per pixel of out. */
 bool
-winograd_wanted(int64_t height, int64_t width, int64_t depth, int64_t columns)
+winograd_wanted(int64_t height, int64_t width, int64_t depth, int64_t columns, bool bf16)
 {
     const char *off = getenv("SD_WINOGRAD");
 
+    (void)bf16;
     return !(off && *off == '0') && depth >= 32 && columns >= 32 && height >= 8 && width >= 8 &&
            depth * columns <= 640 * height * width;
 }
@@ -26,7 +27,7 @@ winograd_wanted(int64_t height, int64_t width, int64_t depth, int64_t columns)
 size_t
 winograd_packed_bytes(int64_t depth, int64_t columns)
 {
-    return WINOGRAD_PARTS * gemm_matrix_bytes(depth, columns);
+    return WINOGRAD_PARTS * gemm_matrix_bytes(depth, columns, false);
 }
 
 static int64_t
@@ -97,11 +98,11 @@ winograd_run(const struct winograd *w)
 }
 
 void
-winograd_pack(float *packed, const struct gemm_weight *w)
+winograd_pack(float *packed, const struct gemm_weight *w, bool bf16)
 {
     struct gemm_sizes z = SD_V_CALL(gemm_sizes)();
     int64_t depth = w->transposed ? w->out : w->in, columns = w->transposed ? w->in : w->out;
-    int64_t part = (int64_t)(gemm_matrix_bytes(depth, columns) / sizeof(float));
+    int64_t part = (int64_t)(gemm_matrix_bytes(depth, columns, false) / sizeof(float));
 
     enum { RUN = 64 };                          /* of depth at a time */
     int64_t across = (columns + z.width - 1) / z.width, down = (depth + RUN - 1) / RUN;
@@ -121,7 +122,7 @@ winograd_pack(float *packed, const struct gemm_weight *w)
                                       .from_step = w->in * 9, .to_step = 9 * wide };
         SD_V_CALL(gemm_turn)(kernel, at, w, &how);
         for (int64_t k = 0; k < run; k++)
-            SD_V_CALL(winograd_weights)(packed + n0 * depth + (k0 + k) * wide, part, kernel + 9 * k * wide, wide);
+            SD_V_CALL(winograd_weights)(packed + n0 * depth + (k0 + k) * wide, part, kernel + 9 * k * wide, wide, bf16);
     }
 }
 

@@ -21,6 +21,7 @@ struct winograd {
     int top, left;                              /* out (y, x) sees source rows y - top .. y - top + 2 */
     const float *x;
     float *out;
+    bool bf16;                                  /* x is rounded first, as the weights were when they were packed */
     const float *start;                         /* laid out like out, may be out; or NULL */
     const float *bias;                          /* [columns] or NULL */
     int64_t bias_batch;                         /* step from sample to sample */
@@ -40,12 +41,12 @@ SD_V_DECLARE(void, winograd_source, (const struct winograd_tiles *t));
 SD_V_DECLARE(void, winograd_result, (const struct winograd_tiles *t));
 /* winograd_weights - one row of the 36 matrices, `part` apart, from `wide` kernels [9][wide] */
 enum { WINOGRAD_WIDE = 48 };
-SD_V_DECLARE(void, winograd_weights, (float *packed, int64_t part, const float *kernel, int wide));
+SD_V_DECLARE(void, winograd_weights, (float *packed, int64_t part, const float *kernel, int wide, bool bf16));
 
-bool   winograd_wanted(int64_t height, int64_t width, int64_t depth, int64_t columns);
+bool   winograd_wanted(int64_t height, int64_t width, int64_t depth, int64_t columns, bool bf16);
 size_t winograd_packed_bytes(int64_t depth, int64_t columns);
 /* winograd_pack - from 3x3 kernels; transposed: the data gradient, kernel turned by half a turn. */
-void   winograd_pack(float *packed, const struct gemm_weight *w);
+void   winograd_pack(float *packed, const struct gemm_weight *w, bool bf16);
 size_t winograd_scratch(const struct winograd *w);
 void   winograd_run(const struct winograd *w);
 

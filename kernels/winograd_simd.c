@@ -82,8 +82,11 @@ SD_V(winograd_source)(const struct winograd_tiles *t)
 
             for (int x = 0; x < IN; x++) {
                 SD_UNROLL
-                for (int y = 0; y < IN; y++)
+                for (int y = 0; y < IN; y++) {
                     r[y] = v_get(from[y * IN + x] + c, left);
+                    if (w->bf16)
+                        r[y] = v_bf16(r[y]);
+                }
                 source_axis(d + x, IN, r, 1);
             }
             for (int y = 0; y < IN; y++) {
@@ -155,14 +158,20 @@ weight_axis(double *restrict u, int step, const double *restrict a, const double
 }
 
 void
-SD_V(winograd_weights)(float *packed, int64_t part, const float *kernel, int wide)
+SD_V(winograd_weights)(float *packed, int64_t part, const float *kernel, int wide, bool bf16)
 {
     enum { WIDE = WINOGRAD_WIDE };
     double w[9 * WIDE], half[3 * IN * WIDE], row[IN * WIDE];
 
     for (int i = 0; i < 9; i++)
-        for (int n = 0; n < wide; n++)
-            w[i * WIDE + n] = (double)kernel[i * wide + n];
+        for (int n = 0; n < wide; n += VW) {
+            vf v = v_load(kernel + i * wide + n);
+
+            if (bf16)
+                v = v_bf16(v);
+            for (int j = 0; j < VW; j++)
+                w[i * WIDE + n + j] = (double)v[j];
+        }
     for (int x = 0; x < 3; x++)
         weight_axis(half + x * WIDE, 3 * WIDE, w + x * WIDE, w + (3 + x) * WIDE, w + (6 + x) * WIDE, wide);
     for (int i = 0; i < IN; i++) {

@@ -14,6 +14,7 @@ struct shape {
 };
 
 static int64_t integer_limit[MAX_IN];
+static enum sd_dtype products = SD_F32;      /* of the graphs under test */
 
 void
 check_fill(int input, int64_t limit)
@@ -94,6 +95,7 @@ trial_open(struct trial *t, check_describe *f, const struct shape *shapes, int c
 
     t->scope = sd_scope_open();
     t->graph = sd_graph_new();
+    sd_graph_products(t->graph, products);
     t->count = count;
     for (int i = 0; i < count; i++) {
         struct operand *o = &t->in[i];
@@ -338,20 +340,19 @@ compute(struct sd_scope *s, check_describe *f, const struct shape *shapes, int c
     return r;
 }
 
-void
-check_paths_of(const char *name, check_describe *f, const char *text, unsigned mask, double tolerance)
+/* rounding: 0, or how far products of bf16 are from f32 */
+static void
+check_variants(const char *name, check_describe *f, const char *text, unsigned mask, double tolerance, double rounding)
 {
     struct shape shapes[MAX_IN];
     int count = parse(text, shapes);
     struct sd_scope *s = sd_scope_open();
     float **values = random_values(s, shapes, count);
     unsigned able = 0;
-    enum sd_isa best = sd_isa_best(), chosen = sd_isa();
+    enum sd_isa best = sd_isa_best(), chosen = sd_isa(), least = rounding > 0 ? SD_ISA_AVX512BF16 : SD_ISA_SSE4;
 
-    if (!SD_REAL_IS_FLOAT) {
-        sd_scope_close(s);
-        return;
-    }
+    if (rounding == 0 && best > SD_ISA_AVX512)
+        best = SD_ISA_AVX512;                   /* the same code */
     for (int i = 0; i < count; i++)
         able |= !integer_limit[i] && mask >> i & 1 ? 1u << i : 0;
     sd_guard = true;
@@ -361,12 +362,22 @@ check_paths_of(const char *name, check_describe *f, const char *text, unsigned m
         enum way way = variant == 3 ? PITCHED : variant == 1 ? STORE : ADD;
         struct result plain, fast, again;
 
+        double error;
+
         sd_plain = true;
+        if (rounding > 0) {
+            fast = compute(s, f, shapes, count, wanted, frozen, way, values);
+            products = SD_BF16;
+        }
         plain = compute(s, f, shapes, count, wanted, frozen, way, values);
         sd_plain = false;
-        for (enum sd_isa isa = SD_ISA_SSE4; isa <= best; isa++) {
+        if (rounding > 0) {
+            error = check_distance(plain.data, fast.data, plain.count);
+            CHECK(error <= rounding && error >= rounding / 10, "%s [%s] %s: bf16 %.1e from f32, expected %.1e to %.0e", name, text,
+                  names[variant], error, rounding / 10, rounding);
+        }
+        for (enum sd_isa isa = least; isa <= best; isa++) {
             int threads = omp_get_max_threads();
-            double error;
 
             sd_isa_force(isa);
             fast = compute(s, f, shapes, count, wanted, frozen, way, values);
@@ -379,10 +390,33 @@ check_paths_of(const char *name, check_describe *f, const char *text, unsigned m
             CHECK(memcmp(fast.data, again.data, fast.count * sizeof *fast.data) == 0,
                   "%s [%s] %s, %s: the same bits with another number of threads", name, text, names[variant], sd_isa_name());
         }
+        products = SD_F32;
     }
     sd_guard = false;
     sd_isa_force(chosen);
     sd_scope_close(s);
+}
+
+void
+check_paths_of(const char *name, check_describe *f, const char *text, unsigned mask, double tolerance)
+{
+    if (SD_REAL_IS_FLOAT)
+        check_variants(name, f, text, mask, tolerance, 0);
+}
+
+void
+check_bf16_of(const char *name, check_describe *f, const char *text, unsigned mask, double tolerance, double rounding)
+{
+    if (SD_REAL_IS_FLOAT && sd_isa_best() < SD_ISA_AVX512BF16)
+        check_skip(name, "products of bf16: this machine has no AVX512_BF16");
+    else if (SD_REAL_IS_FLOAT)
+        check_variants(name, f, text, mask, tolerance, rounding);
+}
+
+void
+check_bf16(const char *name, check_describe *f, const char *shapes, double tolerance, double rounding)
+{
+    check_bf16_of(name, f, shapes, ~0u, tolerance, rounding);
 }
 
 void
@@ -459,7 +493,7 @@ check_dtypes(const char *name, check_describe *f, const char *text, size_t (*for
     static const enum sd_dtype dtypes[] = { SD_F32, SD_F16, SD_BF16 };
     struct shape shapes[MAX_IN];
     int count = parse(text, shapes);
-    enum sd_isa chosen = sd_isa(), best = sd_isa_best();
+    enum sd_isa chosen = sd_isa(), best = sd_isa_best() < SD_ISA_AVX512 ? sd_isa_best() : SD_ISA_AVX512;
 
     sd_guard = true;
     for (int d = 0; d < 3 && SD_REAL_IS_FLOAT; d++) {

@@ -25,6 +25,11 @@ void check_fill(int input, int64_t limit);
  * with one thread and with two.  check_paths_of: gradients for the inputs in `mask` only. */
 void check_paths(const char *name, check_describe *f, const char *shapes, double tolerance);
 void check_paths_of(const char *name, check_describe *f, const char *shapes, unsigned mask, double tolerance);
+/* check_bf16 - f32: the same as check_paths with products of bf16, on a machine that has them (else skipped aloud): fast paths
+ * against the C loops within `tolerance` (sums in another order), and the C loops against the C loops in f32, within
+ * `rounding` and not within a tenth of it.  check_bf16_of: gradients for the inputs in `mask` only. */
+void check_bf16(const char *name, check_describe *f, const char *shapes, double tolerance, double rounding);
+void check_bf16_of(const char *name, check_describe *f, const char *shapes, unsigned mask, double tolerance, double rounding);
 /* check_dtypes - f32: input 1, a frozen weight, as F32, F16 and BF16 in mappings that are not aligned, each against the same values
  * in aligned F32: the same bits of the output and of the gradient of input 0, for each instruction set the machine has, planned
  * for one thread and run with two; what is kept in forms of its own is what was announced, and is forms() bytes

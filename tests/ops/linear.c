@@ -77,6 +77,15 @@ main(void)
     check_paths("linear, 1x1 weight", biased, "66x17 18x17x1x1 18", 2e-6);
     check_paths("linear, LoRA", lora, "2100x48 96x48 4x48 96x4", 5e-6);
     check_paths("linear, twice", twice, "100x30 48x30 48x30", 2e-6);
+    /* operands of eight bits: 1.5e-3 to 3e-3 off; sums in another order, in f32 on both sides */
+    check_bf16("linear", full, "2x31x40 70x40 70 2x31x70", 2e-6, 4e-3);
+    check_bf16("linear, one row", biased, "1x320 1280x320 1280", 2e-6, 4e-3);
+    check_bf16("linear, odd", full, "7x3 5x3 5 7x5", 2e-6, 4e-3);
+    check_bf16("linear, deep", biased, "97x2701 49x2701 49", 5e-6, 4e-3);
+    check_bf16("linear, many rows", full, "2999x20 33x20 33 2999x33", 5e-6, 4e-3);
+    check_bf16("linear, 1x1 weight", biased, "66x17 18x17x1x1 18", 2e-6, 4e-3);
+    check_bf16("linear, one deep", biased, "66x1 18x1 18", 2e-6, 4e-3);
+    check_bf16("linear, twice", twice, "100x30 48x30 48x30", 2e-6, 4e-3);
     check_dtypes("linear", full, "13x37 53x37 53 13x53", nothing);
     check_dtypes("linear, deep", plain, "200x1100 130x1100", nothing);
     check_dtypes("linear, one row", biased, "1x320 640x320 640", nothing);
