@@ -1,0 +1,40 @@
+/* vendor.h - the libraries that may be there: opened when first wanted, never needed.
+ *
+ * One rule: a function that returns bool returns false where the library is absent or does not take the call; nothing was
+ * done then, and the caller computes it itself.  Of what a library offers, only what gives the same bits every time is used. */
+#ifndef SD_VENDOR_H
+#define SD_VENDOR_H
+
+#include <stdbool.h>
+#include <stddef.h>
+
+#include "device.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* "cublasLt 130100", "no cublasLt": part of what names an engine. */
+const char *cublas_version(void);
+const char *cudnn_version(void);
+
+/* vendor_open - dlopen of the first of `names` (ended by NULL) found in $SD_CUDA_LIBS (folders, separated by ':'; set and
+ * empty: nowhere at all), the loader's path, the toolkit, Python's nvidia packages.  NULL with sd_fail. */
+void *vendor_open(const char *const *names);
+/* vendor_find - a function of it, or false with sd_fail. */
+bool vendor_find(void *library, const char *name, void *function);
+
+/* Choices among a library's algorithms, by library and call: made once by timing, kept in the cache folder (tuning/, a file for
+ * each GPU model and library version), so that the same machine goes on with the same bits.
+ * tuning_find - the stored text, NULL when there is none; good until the device is closed.
+ * tuning_store - keeps `choice`, unless another process was first; returns what is kept.  SD_TUNE=0: nothing is timed. */
+const char *tuning_find(struct sd_device *d, const char *library, const char *call);
+const char *tuning_store(struct sd_device *d, const char *library, const char *call, const char *choice);
+bool tuning_wanted(void);
+/* tuning_time - seconds of run(argument), called several times into one recording; -1 where it cannot be recorded. */
+double tuning_time(struct sd_device *d, bool (*run)(void *argument), void *argument);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

@@ -1,0 +1,475 @@
+/* device_cuda.cu - device.h on the CUDA runtime, linked statically: a program starts without driver and CUDA libraries, and the
+ * runtime opens libcuda.so.1 when it is first asked for something.
+ *
+ * One stream does everything.  Writes go through a ring of pinned sectors: many small writes share a sector, whose event is
+ * recorded when the next one is begun, so that the host waits only when it is a whole ring ahead. */
+#include "device.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/file.h>
+#include <time.h>
+#include <unistd.h>
+
+#include <cuda_runtime.h>
+
+#include "diag.h"
+#include "vendor.h"
+
+enum { SECTORS = 32, SECTOR_BYTES = 1 << 20, LEAST_CAPABILITY = 80 };
+
+struct block {
+    void *at;
+    size_t bytes;
+};
+
+struct sd_device {
+    int index, capability, multiprocessors, lock;
+    char name[300], engine[600];
+    cudaStream_t stream;
+    bool recording, check;              /* check: wait after every launch (SD_CUDA_CHECK=1) */
+    size_t recordings;                  /* ever made */
+    const char *kernel;                 /* launched last */
+    struct block *blocks;
+    size_t block_count, block_room, allocated;
+    unsigned char *ring;                /* pinned */
+    cudaEvent_t copied[SECTORS];
+    int sector;
+    size_t filled;                      /* of the sector */
+    void *workspace;
+    size_t workspace_bytes;
+    struct { void *value; void (*close)(void *); } slots[SD_SLOTS];
+};
+
+struct sd_recording { cudaGraphExec_t exec; };
+
+/* A call that failed, or a fault of a kernel before it that this call is the first to be told of, ends the program. */
+static void
+check(const struct sd_device *d, cudaError_t e, const char *what)
+{
+    if (e == cudaSuccess)
+        return;
+    if (d && d->kernel)
+        sd_die("cuda", "%s: %s (%s); launched last: %s%s", what, cudaGetErrorString(e), cudaGetErrorName(e), d->kernel,
+               d->check ? "" : "; SD_CUDA_CHECK=1 waits after each launch");
+    sd_die("cuda", "%s: %s (%s)", what, cudaGetErrorString(e), cudaGetErrorName(e));
+}
+#define CHECK(d, call) check(d, call, #call)
+
+static void
+check_not_recording(const struct sd_device *d, const char *what)
+{
+    if (d->recording)
+        sd_bug("device", "%s while recording", what);
+}
+
+/* -- opening -------------------------------------------------------------------------------------------------------- */
+
+/* How many devices there are, or -1 with sd_fail. */
+static int
+count_devices(void)
+{
+    int count = 0, driver = 0;
+    cudaError_t e;
+
+    if (cudaDriverGetVersion(&driver) != cudaSuccess || !driver)
+        return sd_fail("no driver (libcuda.so.1)");
+    e = cudaGetDeviceCount(&count);
+    if (e == cudaErrorInsufficientDriver)
+        return sd_fail("the driver is for CUDA %d.%d, this build wants %d.%d", driver / 1000, driver % 1000 / 10,
+                       CUDART_VERSION / 1000, CUDART_VERSION % 1000 / 10);
+    if (e == cudaErrorNoDevice || (e == cudaSuccess && !count))
+        return sd_fail("no device");
+    if (e != cudaSuccess)
+        return sd_fail("%s (%s)", cudaGetErrorString(e), cudaGetErrorName(e));
+    return count;
+}
+
+static int
+look_at(int index, struct cudaDeviceProp *p)
+{
+    cudaError_t e = cudaGetDeviceProperties(p, index);
+
+    if (e != cudaSuccess)
+        return sd_fail("%s (%s)", cudaGetErrorString(e), cudaGetErrorName(e));
+    if (p->major * 10 + p->minor < LEAST_CAPABILITY)
+        return sd_fail("%s: compute capability %d.%d, at least %d.%d is wanted", p->name, p->major, p->minor,
+                       LEAST_CAPABILITY / 10, LEAST_CAPABILITY % 10);
+    return 0;
+}
+
+/* The GPU's lock file, opened; -1 with sd_fail.  It is never removed: another process may be about to lock it.  Opened for
+ * reading, so that users of one machine queue for one another's. */
+static int
+open_lock(const struct cudaDeviceProp *p, char *path, size_t room)
+{
+    const char *folder = getenv("XDG_RUNTIME_DIR");
+    char uuid[33];
+    int fd;
+
+    for (int i = 0; i < 16; i++)
+        snprintf(uuid + 2 * i, 3, "%02x", (unsigned char)p->uuid.bytes[i]);
+    snprintf(path, room, "%s/sd-tools-gpu-%s.lock", folder && folder[0] == '/' ? folder : "/tmp", uuid);
+    for (int attempt = 0; attempt < 2; attempt++) {
+        fd = open(path, O_RDONLY | O_CLOEXEC | O_NOFOLLOW);
+        if (fd < 0 && errno == ENOENT)
+            fd = open(path, O_RDONLY | O_CREAT | O_EXCL | O_CLOEXEC | O_NOFOLLOW, 0644);
+        if (fd >= 0)
+            return fd;
+        if (errno != EEXIST)
+            break;
+    }
+    return sd_fail_errno("%s", path);
+}
+
+/* Locks one of the devices first..last of the kind of the first and returns its index, -1 with sd_fail; waits while all are
+ * taken.  *lock is -1 where locking is off. */
+static int
+take(int first, int last, int *lock, struct cudaDeviceProp *p)
+{
+    const char *off = getenv("SD_GPU_LOCK");
+    char kind[sizeof p->name], path[512];
+    bool said = false;
+
+    *lock = -1;
+    if (look_at(first, p))
+        return -1;
+    if (off && strcmp(off, "0") == 0)
+        return first;
+    memcpy(kind, p->name, sizeof kind);
+    for (;;) {
+        struct timespec pause = { 0, 200000000 };
+
+        for (int i = first; i <= last; i++) {
+            if (look_at(i, p)) {
+                if (i == first)
+                    return -1;
+                continue;
+            }
+            if (strcmp(p->name, kind))
+                continue;
+            if ((*lock = open_lock(p, path, sizeof path)) < 0)
+                return -1;
+            if (flock(*lock, LOCK_EX | LOCK_NB) == 0)
+                return i;
+            if (errno != EWOULDBLOCK && errno != EINTR)
+                return sd_fail_errno("%s", path);
+            close(*lock);
+        }
+        if (!said)
+            sd_note(0, "waiting for %s: another process has it (%s; SD_GPU_LOCK=0 does not wait)", kind, path);
+        said = true;
+        nanosleep(&pause, NULL);
+    }
+}
+
+static void
+start(struct sd_device *d, const struct cudaDeviceProp *p)
+{
+    const char *text = getenv("SD_CUDA_CHECK");
+
+    d->check = text && strcmp(text, "0") != 0;
+    d->capability = p->major * 10 + p->minor;
+    d->multiprocessors = p->multiProcessorCount;
+    snprintf(d->name, sizeof d->name, "%s (sm_%d)", p->name, d->capability);
+    CHECK(d, cudaSetDevice(d->index));
+    CHECK(d, cudaStreamCreateWithFlags(&d->stream, cudaStreamNonBlocking));
+    CHECK(d, cudaHostAlloc((void **)&d->ring, (size_t)SECTORS * SECTOR_BYTES, cudaHostAllocDefault));
+    for (int i = 0; i < SECTORS; i++)
+        CHECK(d, cudaEventCreateWithFlags(&d->copied[i], cudaEventDisableTiming));
+}
+
+extern "C" int
+sd_device_open(struct sd_device **out, const char *text)
+{
+    bool automatic = strcmp(text, "auto") == 0;
+    struct cudaDeviceProp p;
+    struct sd_device *d;
+    int first = 0, last, lock, index;
+    char *end;
+
+    *out = NULL;
+    if (strcmp(text, "cpu") == 0)
+        return 0;
+    if (!automatic && strncmp(text, "cuda", 4) != 0)
+        return sd_fail("--device %s: expected auto, cpu, cuda or cuda:N", text);
+    last = count_devices() - 1;
+    if (!automatic && text[4]) {
+        first = text[4] == ':' ? (int)strtol(text + 5, &end, 10) : -1;
+        if (first < 0 || end == text + 5 || *end)
+            return sd_fail("--device %s: expected auto, cpu, cuda or cuda:N", text);
+        if (last >= 0 && first > last)
+            return sd_fail("--device %s: the last of %d is cuda:%d", text, last + 1, last);
+        last = last >= 0 ? first : last;
+    }
+    if (last < 0 || (index = take(first, last, &lock, &p)) < 0) {
+        if (!automatic)
+            return sd_fail_prefix("--device %s", text);
+        sd_note(1, "computing on the CPU: %s", sd_reason());
+        return 0;
+    }
+    d = (struct sd_device *)calloc(1, sizeof *d);
+    if (!d)
+        sd_die("memory", "no room for a device");
+    d->index = index;
+    d->lock = lock;
+    start(d, &p);
+    *out = d;
+    return 0;
+}
+
+extern "C" void
+sd_device_close(struct sd_device *d)
+{
+    if (!d)
+        return;
+    CHECK(d, cudaStreamSynchronize(d->stream));
+    for (int i = SD_SLOTS; i--; )
+        if (d->slots[i].close)
+            d->slots[i].close(d->slots[i].value);
+    for (size_t i = 0; i < d->block_count; i++)
+        CHECK(d, cudaFree(d->blocks[i].at));
+    for (int i = 0; i < SECTORS; i++)
+        CHECK(d, cudaEventDestroy(d->copied[i]));
+    CHECK(d, cudaFreeHost(d->ring));
+    CHECK(d, cudaStreamDestroy(d->stream));
+    if (d->lock >= 0)
+        close(d->lock);
+    free(d->blocks);
+    free(d);
+}
+
+extern "C" const char *sd_device_name(const struct sd_device *d) { return d->name; }
+extern "C" int sd_device_multiprocessors(const struct sd_device *d) { return d->multiprocessors; }
+extern "C" int sd_device_capability(const struct sd_device *d) { return d->capability; }
+
+extern "C" const char *
+sd_device_engine(const struct sd_device *c)
+{
+    struct sd_device *d = (struct sd_device *)c;        /* made when first asked for: it opens the libraries */
+
+    if (!*d->engine)
+        snprintf(d->engine, sizeof d->engine, "cuda %d sm_%d %s %s", CUDART_VERSION, d->capability, cublas_version(), cudnn_version());
+    return d->engine;
+}
+
+extern "C" size_t
+sd_device_free_bytes(const struct sd_device *d)
+{
+    size_t available, total;
+
+    CHECK(d, cudaMemGetInfo(&available, &total));
+    return available;
+}
+
+/* -- memory --------------------------------------------------------------------------------------------------------- */
+
+extern "C" void *
+sd_device_alloc(struct sd_device *d, size_t bytes, const char *what)
+{
+    void *p = NULL;
+    cudaError_t e;
+
+    check_not_recording(d, "memory was asked for");
+    if (!bytes)
+        bytes = 1;
+    if (d->block_count == d->block_room) {
+        d->block_room = d->block_room ? 2 * d->block_room : 256;
+        d->blocks = (struct block *)realloc(d->blocks, d->block_room * sizeof *d->blocks);
+        if (!d->blocks)
+            sd_die("memory", "no room for %zu blocks", d->block_room);
+    }
+    e = cudaMalloc(&p, bytes);
+    if (e == cudaErrorMemoryAllocation) {
+        size_t available = 0, total = 0;
+
+        (void)cudaGetLastError();
+        CHECK(d, cudaMemGetInfo(&available, &total));
+        sd_die(d->name, "out of memory: %s: %.3f GiB, free %.3f of %.3f GiB, held by this process %.3f GiB", what,
+               (double)bytes / (1 << 30), (double)available / (1 << 30), (double)total / (1 << 30), (double)d->allocated / (1 << 30));
+    }
+    check(d, e, "cudaMalloc");
+    d->blocks[d->block_count].at = p;
+    d->blocks[d->block_count++].bytes = bytes;
+    d->allocated += bytes;
+    return p;
+}
+
+extern "C" void
+sd_device_free(struct sd_device *d, void *p)
+{
+    if (!p)
+        return;
+    check_not_recording(d, "memory was freed");
+    for (size_t i = d->block_count; i--; )
+        if (d->blocks[i].at == p) {
+            d->allocated -= d->blocks[i].bytes;
+            d->blocks[i] = d->blocks[--d->block_count];
+            CHECK(d, cudaStreamSynchronize(d->stream));
+            CHECK(d, cudaFree(p));
+            return;
+        }
+    sd_bug("device", "memory was freed that is not the device's");
+}
+
+extern "C" size_t
+sd_device_allocated(const struct sd_device *d)
+{
+    return d->allocated;
+}
+
+extern "C" void
+sd_device_write(struct sd_device *d, void *to, const void *from, size_t bytes)
+{
+    unsigned char *t = (unsigned char *)to;
+    const unsigned char *f = (const unsigned char *)from;
+
+    check_not_recording(d, "a write");
+    while (bytes) {
+        size_t n = SECTOR_BYTES - d->filled;
+        unsigned char *pinned;
+
+        if (!n) {
+            CHECK(d, cudaEventRecord(d->copied[d->sector], d->stream));
+            d->sector = (d->sector + 1) % SECTORS;
+            d->filled = 0;
+            CHECK(d, cudaEventSynchronize(d->copied[d->sector]));      /* one never recorded is done */
+            continue;
+        }
+        if (n > bytes)
+            n = bytes;
+        pinned = d->ring + (size_t)d->sector * SECTOR_BYTES + d->filled;
+        memcpy(pinned, f, n);
+        CHECK(d, cudaMemcpyAsync(t, pinned, n, cudaMemcpyHostToDevice, d->stream));
+        d->filled += (n + 63) / 64 * 64;        /* SECTOR_BYTES is a multiple */
+        t += n;
+        f += n;
+        bytes -= n;
+    }
+}
+
+extern "C" void
+sd_device_read(struct sd_device *d, void *to, const void *from, size_t bytes)
+{
+    check_not_recording(d, "a read");
+    if (bytes)
+        CHECK(d, cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToHost, d->stream));
+    CHECK(d, cudaStreamSynchronize(d->stream));
+}
+
+extern "C" void
+sd_device_copy(struct sd_device *d, void *to, const void *from, size_t bytes)
+{
+    if (bytes)
+        CHECK(d, cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToDevice, d->stream));
+}
+
+extern "C" void
+sd_device_fill(struct sd_device *d, void *to, int byte, size_t bytes)
+{
+    if (bytes)
+        CHECK(d, cudaMemsetAsync(to, byte, bytes, d->stream));
+}
+
+extern "C" void
+sd_device_wait(struct sd_device *d)
+{
+    check_not_recording(d, "a wait");
+    CHECK(d, cudaStreamSynchronize(d->stream));
+}
+
+/* -- recording ------------------------------------------------------------------------------------------------------ */
+
+extern "C" void
+sd_device_record(struct sd_device *d)
+{
+    check_not_recording(d, "a second recording");
+    CHECK(d, cudaStreamBeginCapture(d->stream, cudaStreamCaptureModeThreadLocal));
+    d->recording = true;
+}
+
+extern "C" struct sd_recording *
+sd_device_recorded(struct sd_device *d)
+{
+    struct sd_recording *r = (struct sd_recording *)calloc(1, sizeof *r);
+    cudaGraph_t graph = NULL;
+
+    if (!r)
+        sd_die("memory", "no room for a recording");
+    if (!d->recording)
+        sd_bug("device", "nothing is being recorded");
+    d->recording = false;
+    d->recordings++;
+    CHECK(d, cudaStreamEndCapture(d->stream, &graph));
+    CHECK(d, cudaGraphInstantiate(&r->exec, graph, 0));
+    CHECK(d, cudaGraphDestroy(graph));
+    CHECK(d, cudaGraphUpload(r->exec, d->stream));
+    return r;
+}
+
+extern "C" void
+sd_device_replay(struct sd_device *d, struct sd_recording *r)
+{
+    check_not_recording(d, "a replay");
+    d->kernel = "a recording";
+    CHECK(d, cudaGraphLaunch(r->exec, d->stream));
+    if (d->check)
+        CHECK(d, cudaStreamSynchronize(d->stream));
+}
+
+extern "C" void
+sd_recording_free(struct sd_recording *r)
+{
+    if (!r)
+        return;
+    CHECK(NULL, cudaGraphExecDestroy(r->exec));
+    free(r);
+}
+
+/* -- kernels and libraries ------------------------------------------------------------------------------------------ */
+
+extern "C" void *
+sd_device_stream(struct sd_device *d)
+{
+    return d->stream;
+}
+
+extern "C" void
+sd_device_launched(struct sd_device *d, const char *kernel)
+{
+    d->kernel = kernel;
+    check(d, cudaPeekAtLastError(), kernel);
+    if (d->check && !d->recording)
+        check(d, cudaStreamSynchronize(d->stream), kernel);
+}
+
+extern "C" void *
+sd_device_workspace(struct sd_device *d, size_t bytes)
+{
+    if (bytes <= d->workspace_bytes)
+        return d->workspace;
+    check_not_recording(d, "a larger workspace");
+    if (!d->recordings)         /* a recording holds the old one's address */
+        sd_device_free(d, d->workspace);
+    d->workspace = sd_device_alloc(d, bytes, "workspace");
+    d->workspace_bytes = bytes;
+    return d->workspace;
+}
+
+extern "C" void *
+sd_device_slot(const struct sd_device *d, enum sd_device_slot slot)
+{
+    return d->slots[slot].value;
+}
+
+extern "C" void
+sd_device_set_slot(struct sd_device *d, enum sd_device_slot slot, void *value, void (*close)(void *))
+{
+    if (d->slots[slot].value)
+        sd_bug("device", "slot %d is set twice", (int)slot);
+    d->slots[slot].value = value;
+    d->slots[slot].close = close;
+}

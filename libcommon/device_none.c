@@ -1,0 +1,81 @@
+/* device_none.c - device.h in a build without nvcc: every computation is the CPU's. */
+#include "device.h"
+
+#include <string.h>
+
+#include "diag.h"
+
+#define NONE sd_bug("device", "%s: built without CUDA", __func__)
+
+int
+sd_device_open(struct sd_device **d, const char *text)
+{
+    *d = NULL;
+    if (strcmp(text, "auto") == 0 || strcmp(text, "cpu") == 0)
+        return 0;
+    return sd_fail("--device %s: built without CUDA", text);
+}
+
+void
+sd_device_close(struct sd_device *d)
+{
+    if (d)
+        NONE;
+}
+
+const char *sd_device_name(const struct sd_device *d) { (void)d; NONE; }
+const char *sd_device_engine(const struct sd_device *d) { (void)d; NONE; }
+size_t sd_device_free_bytes(const struct sd_device *d) { (void)d; NONE; }
+int sd_device_multiprocessors(const struct sd_device *d) { (void)d; NONE; }
+int sd_device_capability(const struct sd_device *d) { (void)d; NONE; }
+
+void *sd_device_alloc(struct sd_device *d, size_t bytes, const char *what) { (void)d, (void)bytes, (void)what; NONE; }
+void sd_device_free(struct sd_device *d, void *p) { (void)d, (void)p; NONE; }
+size_t sd_device_allocated(const struct sd_device *d) { (void)d; NONE; }
+
+void
+sd_device_write(struct sd_device *d, void *to, const void *from, size_t bytes)
+{
+    (void)d, (void)to, (void)from, (void)bytes;
+    NONE;
+}
+
+void
+sd_device_read(struct sd_device *d, void *to, const void *from, size_t bytes)
+{
+    (void)d, (void)to, (void)from, (void)bytes;
+    NONE;
+}
+
+void
+sd_device_copy(struct sd_device *d, void *to, const void *from, size_t bytes)
+{
+    (void)d, (void)to, (void)from, (void)bytes;
+    NONE;
+}
+
+void sd_device_fill(struct sd_device *d, void *to, int byte, size_t bytes) { (void)d, (void)to, (void)byte, (void)bytes; NONE; }
+void sd_device_wait(struct sd_device *d) { (void)d; NONE; }
+
+void sd_device_record(struct sd_device *d) { (void)d; NONE; }
+struct sd_recording *sd_device_recorded(struct sd_device *d) { (void)d; NONE; }
+void sd_device_replay(struct sd_device *d, struct sd_recording *r) { (void)d, (void)r; NONE; }
+
+void
+sd_recording_free(struct sd_recording *r)
+{
+    if (r)
+        NONE;
+}
+
+void *sd_device_stream(struct sd_device *d) { (void)d; NONE; }
+void sd_device_launched(struct sd_device *d, const char *kernel) { (void)d, (void)kernel; NONE; }
+void *sd_device_workspace(struct sd_device *d, size_t bytes) { (void)d, (void)bytes; NONE; }
+void *sd_device_slot(const struct sd_device *d, enum sd_device_slot slot) { (void)d, (void)slot; NONE; }
+
+void
+sd_device_set_slot(struct sd_device *d, enum sd_device_slot slot, void *value, void (*close)(void *))
+{
+    (void)d, (void)slot, (void)value, (void)close;
+    NONE;
+}

@@ -1,0 +1,136 @@
+/* A device is a queue: what is opened, and, where one answers, bytes that go there and come back, recordings, slots. */
+#include "device.h"
+
+
+#include "diag.h"
+#include "tests/check.h"
+
+static void
+refused(const char *text, const char *expected, const char *or_else)
+{
+    struct sd_device *d = (struct sd_device *)&d;
+    int status = sd_device_open(&d, text);
+
+    CHECK(status == -1 && !d && (strstr(sd_reason(), expected) || strstr(sd_reason(), or_else)), "%s: status %d, \"%s\"", text,
+          status, sd_reason());
+}
+
+static unsigned char
+byte_of(size_t i)
+{
+    return (unsigned char)(i * 2654435761u >> 13);
+}
+
+static void
+bytes(struct sd_device *d)
+{
+    const size_t sizes[] = { 1, 63, 64, 65, 4096, (1 << 20) - 1, 1 << 20, (1 << 20) + 1, 70u << 20 };
+
+    for (size_t s = 0; s < sizeof sizes / sizeof *sizes; s++) {
+        size_t n = sizes[s], wrong = 0;
+        unsigned char *here = malloc(n), *back = malloc(n);
+        void *a = sd_device_alloc(d, n, "a"), *b = sd_device_alloc(d, n, "b");
+
+        for (size_t i = 0; i < n; i++)
+            here[i] = byte_of(i + s);
+        sd_device_fill(d, b, 0x5a, n);
+        sd_device_write(d, a, here, n);
+        memset(here, 0, n);                     /* may be reused at once */
+        sd_device_copy(d, b, a, n - n / 3);
+        sd_device_read(d, back, b, n);
+        for (size_t i = 0; i < n; i++)
+            wrong += back[i] != (i < n - n / 3 ? byte_of(i + s) : 0x5a);
+        CHECK(wrong == 0 && (uintptr_t)a % 256 == 0, "%zu bytes there and back, %zu wrong", n, wrong);
+        sd_device_free(d, a);
+        sd_device_free(d, b);
+        free(here);
+        free(back);
+    }
+}
+
+/* More small writes than the ring has room for, none of which may be overtaken. */
+static void
+small_writes(struct sd_device *d)
+{
+    enum { N = 1 << 20 };
+    uint32_t *p = sd_device_alloc(d, N * sizeof *p, "numbers"), *back = malloc(N * sizeof *back), wrong = 0;
+
+    for (uint32_t i = 0; i < N; i++)
+        sd_device_write(d, p + i, &i, sizeof i);
+    sd_device_read(d, back, p, N * sizeof *p);
+    for (uint32_t i = 0; i < N; i++)
+        wrong += back[i] != i;
+    CHECK(wrong == 0, "%d writes of four bytes, %u wrong", N, wrong);
+    sd_device_free(d, p);
+    free(back);
+}
+
+static void
+recordings(struct sd_device *d)
+{
+    unsigned char *a = sd_device_alloc(d, 256, "a"), *b = sd_device_alloc(d, 256, "b"), x = 7, y = 0, z = 0;
+    struct sd_recording *r;
+
+    sd_device_fill(d, b, 1, 256);
+    sd_device_write(d, a, &x, 1);
+    sd_device_record(d);
+    sd_device_copy(d, b, a, 1);
+    sd_device_fill(d, b + 1, 9, 1);
+    r = sd_device_recorded(d);
+    sd_device_read(d, &y, b, 1);
+    sd_device_read(d, &z, b + 1, 1);
+    CHECK(y == 1 && z == 1, "recorded is not run: %d, %d", y, z);
+    for (int i = 0; i < 3; i++) {
+        x = (unsigned char)(30 + i);
+        sd_device_write(d, a, &x, 1);
+        sd_device_replay(d, r);
+        sd_device_read(d, &y, b, 1);
+        sd_device_read(d, &z, b + 1, 1);
+        CHECK(y == x && z == 9, "replayed with the new bytes: %d, %d", y, z);
+    }
+    sd_recording_free(r);
+    sd_device_free(d, a);
+    sd_device_free(d, b);
+}
+
+static int closed;
+static void
+count_close(void *value)
+{
+    closed += *(int *)value;
+}
+
+int
+main(void)
+{
+    struct sd_device *d = (struct sd_device *)&d;
+    size_t before;
+    static int value = 5;
+
+    CHECK(sd_device_open(&d, "cpu") == 0 && !d, "the CPU is no device");
+    sd_device_close(NULL);
+    sd_recording_free(NULL);
+    refused("cuda:999", "--device cuda:999: ", "built without");
+    refused("gpu", "--device gpu: ", "built without");
+    if (sd_device_open(&d, "cuda")) {
+        CHECK(!d && strncmp(sd_reason(), "--device cuda: ", 15) == 0, "no device, and why: \"%s\"", sd_reason());
+        d = (struct sd_device *)&d;
+        CHECK(sd_device_open(&d, "auto") == 0 && !d, "auto is the CPU then");
+        check_skip("bytes there and back, recordings, slots", "no device");
+        return check_done();
+    }
+    printf("# %s; %s\n", sd_device_name(d), sd_device_engine(d));
+    before = sd_device_allocated(d);
+    bytes(d);
+    small_writes(d);
+    recordings(d);
+    CHECK(sd_device_allocated(d) == before, "all memory is given back: %zu bytes held, %zu before", sd_device_allocated(d), before);
+    CHECK(sd_device_workspace(d, 100) == sd_device_workspace(d, 50), "a workspace that is large enough is kept");
+    CHECK(sd_device_free_bytes(d) > 0, "%zu bytes are free", sd_device_free_bytes(d));
+    sd_device_set_slot(d, SD_SLOT_TUNING, &value, count_close);
+    CHECK(sd_device_slot(d, SD_SLOT_TUNING) == &value && closed == 0, "a slot keeps what it is given");
+    sd_device_wait(d);
+    sd_device_close(d);
+    CHECK(closed == 5, "what a slot holds is closed once");
+    return check_done();
+}
