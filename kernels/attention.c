@@ -22,6 +22,8 @@ attention_shape(struct sd_node *n)
     sd_expect_shape(n, "queries", q, 3, (int64_t[]){ -1, -1, -1 });
     sd_expect_shape(n, "keys", k, 3, (int64_t[]){ q->shape[0], a->causal ? q->shape[1] : -1, sd_cols(q) });
     sd_expect_shape(n, "values", n->in[2], 3, k->shape);
+    sd_expect_dtype(n, "keys", k);
+    sd_expect_dtype(n, "values", n->in[2]);
     if (a->heads < 1 || sd_cols(q) % a->heads)
         sd_graph_fault(n->graph, "attention: %d heads, width %lld", a->heads, (long long)sd_cols(q));
     sd_out_like(n, q);
@@ -36,7 +38,10 @@ attention_prepare(struct sd_node *n)
     int64_t parts = attention_parts(&a);
 
     n->backward_flops = n->flops / 2 * (n->din[1] || n->din[2] ? 1 + 1 + !!n->din[0] + !!n->din[1] + !!n->din[2] : 3);
-    n->scratch_bytes = 0;
+    bool pairs = n->bf16 && attention_fast(n, &a);
+    size_t forward = pairs ? (size_t)attention_pairs_size(&a, a.S) * sizeof(float) : 0;
+
+    n->scratch_bytes = forward;
     if (!n->training)
         return;
     n->scratch_bytes = (size_t)(2 * a.B * a.H * a.L) * sizeof(float);            /* lse and D */
@@ -44,7 +49,10 @@ attention_prepare(struct sd_node *n)
         n->scratch_bytes += (size_t)(a.B * a.H * a.L * ((a.d + 15) / 16 * 16)) * sizeof(float);  /* dq while it is summed */
     if (parts > 1)
         n->scratch_bytes += (size_t)(parts * a.B * a.H * a.S * 2 * a.d) * sizeof(float); /* dk, dv by part */
-    n->scratch_bytes += 4 * 64;
+    n->scratch_bytes += pairs ? (size_t)attention_pairs_size(&a, a.L) * sizeof(float) : 0;
+    n->scratch_bytes += 5 * 64;
+    if (n->scratch_bytes < forward)
+        n->scratch_bytes = forward;
 }
 
 static real
@@ -64,8 +72,11 @@ attention_forward_cpu(struct sd_node *n)
     real *y = n->out->data;
 
 #if SD_REAL_IS_FLOAT
-    if (sd_fast() && a.d <= ATTENTION_MAX_D && !n->bf16) {
-        SD_V_CALL(attention_forward)(n);
+    if (attention_fast(n, &a)) {
+        if (n->bf16)
+            attention_forward_bf16(n);
+        else
+            SD_V_CALL(attention_forward)(n);
         return;
     }
 #endif
@@ -132,7 +143,7 @@ attention_backward_cpu(struct sd_node *n)
     real *dq, *dk, *dv;
 
 #if SD_REAL_IS_FLOAT
-    if (sd_fast() && a.d <= ATTENTION_MAX_D && !n->bf16 && !one_gradient(n)) {
+    if (attention_fast(n, &a) && !one_gradient(n)) {
         SD_V_CALL(attention_backward)(n);
         return;
     }

@@ -41,4 +41,17 @@ attention_parts(const struct attention *a)
     return wanted < most ? wanted : most > 1 ? most : 1;
 }
 
+/* May products of bf16 run in vectors?  Numbers of scratch that their pairs take, of k and v or of q and dy: `rows` rows a head. */
+static inline bool
+attention_fast(const struct sd_node *n, const struct attention *a)
+{
+    return sd_fast() && a->d <= ATTENTION_MAX_D && (!n->bf16 || sd_isa() >= SD_ISA_AVX512BF16);
+}
+
+static inline int64_t
+attention_pairs_size(const struct attention *a, int64_t rows)
+{
+    return 2 * a->B * a->H * (rows * ((a->d + 1) / 2) + (rows + 1) / 2 * a->d);
+}
+
 #endif

@@ -8,22 +8,7 @@
  *             p, ds [queries][W],  dk, dv [d][W] += (q, dy)' (ds, p),  dq [queries][d] += ds K
  * Queries are cut into parts by the shape (attention_parts); dk and dv of the parts are added in order: no atomics, and the
  * same bits for any number of threads. */
-#include <stdalign.h>
-
-#include "attention.h"
-
-#if defined(__AVX512F__)
-enum { MR = 8, NV = 3 };
-#elif defined(__AVX2__)
-enum { MR = 4, NV = 3 };
-#else
-enum { MR = 4, NV = 2 };
-#endif
-enum { W = NV * VW, KEYS = 96, QUERIES = 64 };
-
-#define LOG2E   1.44269504088896340736
-#define MASKED  -1e30f          /* a score nobody sees; finite, so that differences stay numbers */
-
+#include "attention_simd.h"
 /* acc[r][v] += sum_k a[r ar + k ak] b[k w + v VW ..] */
 SD_INLINE void
 product(vf acc[MR][NV], const int mr, const int nv, int64_t count, const float *a, int64_t ar, int64_t ak, const float *b,
@@ -44,59 +29,6 @@ product(vf acc[MR][NV], const int mr, const int nv, int64_t count, const float *
                 acc[r][v] = v_fma(y, x[v], acc[r][v]);
         }
     }
-}
-
-/* Rows 0..count-1 in tiles of MR, 4, 2, 1: f(tile rows, first row). */
-#define TILES(count, F)                                 \
-    do {                                                \
-        int64_t r0 = 0, rows_ = (count);                \
-                                                        \
-        for (; r0 + MR <= rows_; r0 += MR)              \
-            F(MR, r0);                                  \
-        for (; r0 + 4 <= rows_; r0 += 4)                \
-            F(4, r0);                                   \
-        for (; r0 + 2 <= rows_; r0 += 2)                \
-            F(2, r0);                                   \
-        for (; r0 < rows_; r0++)                        \
-            F(1, r0);                                   \
-    } while (0)
-
-/* out[c * out_pitch + r] = in[r * in_pitch + c] */
-static void
-transpose(float *out, int64_t out_pitch, const float *in, int64_t in_pitch, int64_t rows, int64_t cols)
-{
-    int64_t r = 0;
-
-    for (; r + 4 <= rows; r += 4) {
-        const float *from = in + r * in_pitch;
-        int64_t c = 0;
-
-        for (; c + 4 <= cols; c += 4) {
-            __m128 x0 = _mm_loadu_ps(from + c), x1 = _mm_loadu_ps(from + in_pitch + c);
-            __m128 x2 = _mm_loadu_ps(from + 2 * in_pitch + c), x3 = _mm_loadu_ps(from + 3 * in_pitch + c);
-
-            _MM_TRANSPOSE4_PS(x0, x1, x2, x3);
-            _mm_storeu_ps(out + c * out_pitch + r, x0);
-            _mm_storeu_ps(out + (c + 1) * out_pitch + r, x1);
-            _mm_storeu_ps(out + (c + 2) * out_pitch + r, x2);
-            _mm_storeu_ps(out + (c + 3) * out_pitch + r, x3);
-        }
-        for (; c < cols; c++)
-            for (int k = 0; k < 4; k++)
-                out[c * out_pitch + r + k] = from[k * in_pitch + c];
-    }
-    for (; r < rows; r++)
-        for (int64_t c = 0; c < cols; c++)
-            out[c * out_pitch + r] = in[r * in_pitch + c];
-}
-
-/* The same into a block of w lanes: those beyond rows are zero. */
-static void
-transpose_block(float *out, int64_t w, const float *in, int64_t in_pitch, int64_t rows, int64_t cols)
-{
-    if (rows < w)
-        memset(out, 0, (size_t)(w * cols) * sizeof *out);
-    transpose(out, w, in, in_pitch, rows, cols);
 }
 
 /* -- forward -------------------------------------------------------------------------------------------------------- */
@@ -147,7 +79,7 @@ forward_block(const int nv, const struct attention *a, int64_t b, int64_t h, int
     const float *k = a->k + b * a->S * a->k_pitch + h * a->d, *v_rows = a->v + b * a->S * a->v_pitch + h * a->d;
     int64_t seen = a->causal && first + count < a->S ? first + count : a->S;
     int64_t blocks = (seen + KEYS - 1) / KEYS, step = blocks ? ((seen + blocks - 1) / blocks + MR - 1) / MR * MR : 1;
-    vf most[NV], sum[NV], lane[NV], factor = v_set((float)(a->scale * LOG2E));
+    vf most[NV], sum[NV], lane[NV], factor = v_set((float)(a->scale * ATTENTION_LOG2E));
 
     transpose_block(qt, w, a->q + (b * a->L + first) * a->q_pitch + h * a->d, a->q_pitch, count, a->d);
     memset(o, 0, (size_t)(a->d * w) * sizeof *o);
@@ -242,35 +174,12 @@ SD_V(attention_forward)(struct sd_node *n)
 
 /* -- backward ------------------------------------------------------------------------------------------------------- */
 
-struct backward {
-    struct attention a;
-    const float *dy;
-    float *lse, *D;             /* [B, H, L]; lse in units of log 2 */
-    float *dq;                  /* [B, H, L, dq_pitch], rows padded to whole vectors; NULL: not wanted */
-    int64_t dq_pitch;
-    int64_t parts;
-    float *partial;             /* [parts, B, H, 2, S, d] of dk and dv when parts > 1 */
-    struct sd_tensor *din[3];
-    bool store[3];
-};
-
-struct pass {                   /* one block of keys against the queries of one part */
-    const struct backward *g;
-    const float *q, *dy, *lse, *D;
-    float *dq;
-    alignas(64) float kt[ATTENTION_MAX_D * W], vt[ATTENTION_MAX_D * W];
-    alignas(64) float dkt[ATTENTION_MAX_D * W], dvt[ATTENTION_MAX_D * W];
-    alignas(64) float k[W * (ATTENTION_MAX_D + VW)];            /* rows of K, padded with zeros to whole vectors */
-    alignas(64) float p[QUERIES * W], ds[QUERIES * W];
-    int64_t key, keys;
-};
-
 SD_INLINE void
 weights_tile(const int mr, const int nv, struct pass *t, int64_t i, int64_t r0, bool masked)
 {
     const struct attention *a = &t->g->a;
     const int w = nv * VW;
-    vf acc[MR][NV] = { 0 }, factor = v_set((float)(a->scale * LOG2E));
+    vf acc[MR][NV] = { 0 }, factor = v_set((float)(a->scale * ATTENTION_LOG2E));
     float *p = t->p + r0 * w, *ds = t->ds + r0 * w;
 
     i += r0;
@@ -413,13 +322,36 @@ put_rows(const struct pass *t, const float *block, int64_t w, int input, int64_t
 }
 
 static void
+block_of_keys(struct pass *t, const float *k, const float *v, int64_t w)
+{
+    const struct backward *g = t->g;
+    const struct attention *a = &g->a;
+
+#if defined(__AVX512F__)
+    if (g->bf16) {
+        attention_keys_bf16(t, k, v, w);
+        return;
+    }
+#endif
+    transpose_block(t->kt, w, k, a->k_pitch, t->keys, a->d);
+    transpose_block(t->vt, w, v, a->v_pitch, t->keys, a->d);
+    for (int64_t j = 0; t->dq && j < t->keys; j++) {
+        memcpy(t->k + j * g->dq_pitch, k + j * a->k_pitch, (size_t)a->d * sizeof(float));
+        memset(t->k + j * g->dq_pitch + a->d, 0, (size_t)(g->dq_pitch - a->d) * sizeof(float));
+    }
+}
+
+/* Parts begin at even queries: pairs of them are not cut. */
+static void
 backward_part(const struct backward *g, int64_t b, int64_t h, int64_t part)
 {
     const struct attention *a = &g->a;
-    int64_t begin = a->L * part / g->parts, end = a->L * (part + 1) / g->parts, head = b * a->H + h;
+    int64_t begin = a->L * part / g->parts / 2 * 2, head = b * a->H + h;
+    int64_t end = part + 1 < g->parts ? a->L * (part + 1) / g->parts / 2 * 2 : a->L;
     struct pass t;
 
     t.g = g;
+    t.head = head;
     t.q = a->q + b * a->L * a->q_pitch + h * a->d;
     t.dy = g->dy + b * a->L * a->o_pitch + h * a->d;
     t.lse = g->lse + head * a->L;
@@ -434,19 +366,19 @@ backward_part(const struct backward *g, int64_t b, int64_t h, int64_t part)
 
         t.keys = a->S - t.key < W ? a->S - t.key : W;
         w = (t.keys + VW - 1) / VW * VW;
-        transpose_block(t.kt, w, k, a->k_pitch, t.keys, a->d);
-        transpose_block(t.vt, w, v, a->v_pitch, t.keys, a->d);
+        block_of_keys(&t, k, v, w);
         memset(t.dkt, 0, (size_t)(a->d * w) * sizeof(float));
         memset(t.dvt, 0, (size_t)(a->d * w) * sizeof(float));
-        for (int64_t j = 0; t.dq && j < t.keys; j++) {
-            memcpy(t.k + j * g->dq_pitch, k + j * a->k_pitch, (size_t)a->d * sizeof(float));
-            memset(t.k + j * g->dq_pitch + a->d, 0, (size_t)(g->dq_pitch - a->d) * sizeof(float));
-        }
         if (a->causal && first < t.key)
             first = t.key < end ? t.key : end;
         for (int64_t i = first; i < end; i += QUERIES) {
             int64_t rows = end - i < QUERIES ? end - i : QUERIES;
 
+#if defined(__AVX512F__)
+            if (g->bf16)
+                attention_queries_bf16(&t, i, rows, w);
+            else
+#endif
             if (w == VW)
                 queries_1(&t, i, rows);
             else if (w == 2 * VW)
@@ -515,7 +447,12 @@ SD_V(attention_backward)(struct sd_node *n)
     g.lse = take(&scratch, a->B * a->H * a->L);
     g.D = take(&scratch, a->B * a->H * a->L);
     g.dq = g.din[0] ? take(&scratch, a->B * a->H * a->L * g.dq_pitch) : NULL;
-    g.partial = scratch;
+    g.partial = take(&scratch, g.parts > 1 ? g.parts * a->B * a->H * a->S * 2 * a->d : 0);
+#if defined(__AVX512F__)
+    g.bf16 = n->bf16;
+    if (g.bf16)
+        attention_pairs_of(n, &g, scratch);
+#endif
 #pragma omp parallel for schedule(static)
     for (int64_t i = 0; i < a->B * a->L; i++)
         for (int64_t h = 0; h < a->H; h++) {
@@ -526,7 +463,7 @@ SD_V(attention_backward)(struct sd_node *n)
             for (int64_t c = 0; c < a->d; c += VW)
                 sum = v_fma(v_get(u + c, a->d - c), v_get(w + c, a->d - c), sum);
             g.D[at] = v_sum(sum);
-            g.lse[at] = a->lse[at] * (float)LOG2E;
+            g.lse[at] = a->lse[at] * (float)ATTENTION_LOG2E;
         }
 #pragma omp parallel for schedule(dynamic, 1)
     for (int64_t t = 0; t < a->B * a->H * g.parts; t++)

@@ -30,6 +30,7 @@ SD_V_DECLARE(void, layer_norm_forward, (struct sd_node *n));
 SD_V_DECLARE(void, layer_norm_backward, (struct sd_node *n));
 SD_V_DECLARE(void, attention_forward, (struct sd_node *n));
 SD_V_DECLARE(void, attention_backward, (struct sd_node *n));
+void attention_forward_bf16(struct sd_node *n);
 /* sd_v_functions - out[i] = exp, exp2_down, erf (which = 0, 1, 2) of in[i], count a multiple of 16: for tests of their error. */
 SD_V_DECLARE(void, sd_v_functions, (float *out, const float *in, size_t count, int which));
 

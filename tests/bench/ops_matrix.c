@@ -1,5 +1,6 @@
 /* ops_matrix - GFLOP/s of linear and conv2d, forward and gradients, on the shapes of SD1.5, beside a plain matrix product of
- * oneDNN's in the same run (medians).  Arguments: none for all shapes, or words that a shape's name must contain.
+ * oneDNN's in the same run (medians).  Arguments: "bf16" first for products of bf16; then none for all shapes, or words that a
+ * shape's name must contain.
  * Counts are 2 multiply-adds of the plain convolution, so Winograd and folded enlargements may pass the base rate. */
 #include <dnnl.h>
 #include <omp.h>
@@ -13,6 +14,8 @@
 #include "plan.h"
 
 enum { RUNS = 9 };
+
+static enum sd_dtype products = SD_F32;
 
 /* CPU seconds of the process per thread: on a machine that others use too, wall time says little.  Run with
  * OMP_WAIT_POLICY=passive, or waiting threads count as working. */
@@ -82,6 +85,7 @@ seconds(enum what what, bool is_conv, const int64_t *x, const int64_t *w, struct
     struct sd_node *n;
     int runs = 0;
 
+    sd_graph_products(g, products);
     weight->raw = values(s, weight->numel);
     bias->raw = values(s, bias->numel);
     if (what == WEIGHT) {
@@ -207,7 +211,12 @@ main(int argc, char **argv)
 {
     double before = sgemm_rate();
 
-    printf("%s, %d threads; sgemm 2048: %.1f GFLOP/s\n", sd_isa_name(), omp_get_max_threads(), before);
+    if (argc > 1 && strcmp(argv[1], "bf16") == 0) {
+        products = SD_BF16;
+        argc--;
+        argv++;
+    }
+    printf("%s, %s, %d threads; sgemm 2048: %.1f GFLOP/s\n", sd_isa_name(), sd_dtype_name(products), omp_get_max_threads(), before);
     printf("%-26s%9s%8s%9s%8s%9s%8s\n", "", "ms", "forward", "ms", "dx", "ms", "dw");
     for (size_t i = 0; i < sizeof convs / sizeof *convs; i++)
         if (wanted(convs[i].name, argc, argv))
