@@ -12,6 +12,7 @@ void
 add_shape(struct sd_node *n)
 {
     sd_expect_shape(n, "second operand", n->in[1], n->in[0]->ndim, n->in[0]->shape);
+    sd_expect_dtype(n, "second operand", n->in[1]);
     sd_out_like(n, n->in[0]);
 }
 

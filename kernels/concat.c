@@ -18,6 +18,7 @@ concat_shape(struct sd_node *n)
     shape[a->ndim - 1] = -1;
     sd_expect_shape(n, "second operand", b, a->ndim, shape);
     shape[a->ndim - 1] = sd_cols(a) + sd_cols(b);
+    sd_expect_dtype(n, "second input", n->in[1]);
     sd_out(n, a->dtype, a->ndim, shape);
 }
 

@@ -49,7 +49,9 @@ conv2d_shape(struct sd_node *n)
         sd_expect_shape(n, "channel_add", n->in[ADD], 2, (int64_t[]){ shape[0], out });
     if (n->in[RESIDUAL])
         sd_expect_shape(n, "residual", n->in[RESIDUAL], 4, shape);
-    sd_out(n, SD_F32, 4, shape);
+    sd_expect_dtype(n, "channel_add", n->in[ADD]);
+    sd_expect_dtype(n, "residual", n->in[RESIDUAL]);
+    sd_out(n, x->dtype, 4, shape);
     product_flops(n);
 }
 

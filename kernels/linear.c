@@ -31,7 +31,8 @@ linear_shape(struct sd_node *n)
         sd_expect_shape(n, "bias", n->in[BIAS], 1, &out);
     if (n->in[RESIDUAL])
         sd_expect_shape(n, "residual", n->in[RESIDUAL], x->ndim, shape);
-    sd_out(n, SD_F32, x->ndim, shape);
+    sd_expect_dtype(n, "residual", n->in[RESIDUAL]);
+    sd_out(n, x->dtype, x->ndim, shape);
     product_flops(n);
 }
 

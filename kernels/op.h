@@ -47,6 +47,7 @@ struct sd_node {
     const void *attr;                           /* copy of the struct given to sd_apply */
     double flops, backward_flops;               /* of matrix products only; backward for the wanted gradients (prepare) */
     size_t scratch_bytes;                       /* wanted while forward or backward runs */
+    size_t own_scratch;                         /* of these, the op's own; the rest is run_convert.c's */
     void *scratch;                              /* 64-byte aligned, given while it runs */
     bool training;                              /* some gradient flows through this node */
     bool bf16;                                  /* operands of products are rounded: sd_operand() */
@@ -57,6 +58,7 @@ struct sd_node {
     void (*vendor_free)(void *);
     size_t index;                               /* in the order described */
     int block;                                  /* unit of recomputation, 0 for none */
+    bool converted;                             /* on the CPU, and some operand is BF16 or F16: run_convert.c */
 };
 
 /* What a gradient reads, for the table: inputs by index, the output, the saved tensors. */

@@ -1,6 +1,7 @@
 /* ops.h - the catalogue of ops: what each computes, on which shapes.  Formulas stand in <op>.c.
  * Every tensor argument named `weight`, `bias` ... may be a parameter (sd_use) or an ordinary tensor; NULL where "or NULL".
- * dtype SD_F32 throughout unless said.  Letters: batch B, height H, width W, channels C, tokens L, width D. */
+ * Activations are F32, BF16 or F16, those of one op alike, and so is its result; add_noise and mse take F32 alone; what has no
+ * activation among its inputs (embedding, timestep_embedding) gives the graph's type.  Letters: batch B, height H, width W, channels C, tokens L, width D. */
 #ifndef SD_OPS_H
 #define SD_OPS_H
 
@@ -78,6 +79,9 @@ struct sd_tensor *sd_op_add_noise(struct sd_graph *g, struct sd_tensor *x, struc
  *   (1/(h w C), min-SNR, mask area);  returns [B]; its gradient is taken with respect to pred only. */
 struct sd_tensor *sd_op_mse(struct sd_graph *g, struct sd_tensor *pred, struct sd_tensor *target, struct sd_tensor *mask,
                             struct sd_tensor *weight);
+
+/* cast - x in another type of activations (x itself where it has it already). */
+struct sd_tensor *sd_op_cast(struct sd_graph *g, struct sd_tensor *x, enum sd_dtype dtype);
 
 /* copy - a dense copy of a pitched tensor. */
 struct sd_tensor *sd_op_copy(struct sd_graph *g, struct sd_tensor *x);

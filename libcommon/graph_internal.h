@@ -41,6 +41,7 @@ struct sd_storage {
     bool redo;                  /* its node is run again before the backward pass reads it */
     bool redone;
     bool is_gradient;
+    bool elsewhere;             /* the gradient of a parameter: no bytes of the arena */
     bool written;               /* a gradient: an earlier step has stored into it */
     bool values;                /* a parameter: read as row-major numbers, so that it gets an address */
     struct sd_life *life;       /* the one being built */

@@ -215,6 +215,7 @@ sd_param_drop(struct sd_param *p)
         free(k);
     }
     p->packs = NULL;
+    sd_param_forget(p);
 }
 
 size_t

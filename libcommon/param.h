@@ -56,12 +56,13 @@ size_t sd_param_bytes_made(void);
 /* Forms on a device: dense, in dtype, in the file's order (SD_ROWS) or, for convolutions, [out, kh, kw, in] (SD_TAPS).
  * sd_param_want - announced when a plan is prepared; counted once.  sd_param_on - where it lies, from the bind on.
  * A trainable's F32 rows are its device_value itself; other forms of trainables are made again by sd_param_refresh (recordable). */
-enum sd_layout { SD_ROWS, SD_TAPS };
-void  sd_param_want(struct sd_param *p, enum sd_dtype dtype, enum sd_layout layout);
-void *sd_param_on(const struct sd_param *p, enum sd_dtype dtype, enum sd_layout layout);
+enum sd_param_layout { SD_ROWS, SD_TAPS };
+void  sd_param_want(struct sd_param *p, enum sd_dtype dtype, enum sd_param_layout layout);
+void *sd_param_on(const struct sd_param *p, enum sd_dtype dtype, enum sd_param_layout layout);
 /* sd_param_upload - make all forms that are wanted and not there yet. */
 void  sd_param_upload(struct sd_param *p, struct sd_device *d);
 void  sd_param_refresh(struct sd_param *p, struct sd_device *d);
+void  sd_param_forget(struct sd_param *p);      /* the forms on the device */
 size_t sd_param_device_bytes(void);             /* of all wanted forms of the program */
 
 #ifdef __cplusplus

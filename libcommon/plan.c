@@ -45,7 +45,7 @@ mark_wanted(struct sd_graph *g)
         if (sd_ops[n->op].flags & F_NO_GRAD)
             continue;
         for (int a = 0; a < n->n_in; a++)
-            if (n->in[a] && n->in[a]->dtype == SD_F32 && storage(n->in[a])->wanted)
+            if (n->in[a] && sd_dtype_is_real(n->in[a]->dtype) && storage(n->in[a])->wanted)
                 n->out->storage->wanted = true;
     }
 }
@@ -60,8 +60,9 @@ gradient(struct sd_tensor *x)
         d = sd_tensor_new(x->graph, base->name, base->dtype, base->ndim, base->shape);
         d->storage = sd_alloc(x->graph->scope, sizeof *d->storage);
         d->storage->is_gradient = true;
+        d->storage->elsewhere = base->param;
         base->storage->grad = d;
-        if (base->param && !(d->data = base->param->grad))
+        if (base->param && !x->graph->device && !(d->data = base->param->grad))
             sd_bug("plan", "%s: trainable, but its gradient has no place yet", base->name);
     }
     if (x == base)
@@ -89,7 +90,7 @@ make_gradients(struct sd_graph *g, const bool *needed, struct sd_tensor *loss)
         n->training = true;
         n->dout = gradient(n->out);
         for (int a = 0; a < n->n_in; a++)
-            if (n->in[a] && n->in[a]->dtype == SD_F32 && storage(n->in[a])->wanted) {
+            if (n->in[a] && sd_dtype_is_real(n->in[a]->dtype) && storage(n->in[a])->wanted) {
                 if (sd_ops[n->op].reads[a] & R_NONE)
                     sd_bug(n->path, "%s has no gradient for input %d, and a trainable lies upstream of it", sd_ops[n->op].name, a);
                 n->din[a] = gradient(n->in[a]);
@@ -354,8 +355,35 @@ mark_operands(struct sd_node *n)
         if (!x || !x->param || (!x->base && sd_ops[n->op].flags & W_IN(a)))
             continue;
         storage(x)->values = true;
-        sd_param_reserve_values(x->param);
+        if (n->graph->device)
+            sd_param_want(x->param, SD_F32, SD_ROWS);
+        else
+            sd_param_reserve_values(x->param);
     }
+}
+
+/* Everything that a kernel decides before bytes are placed. */
+static int
+prepare(struct sd_node *n)
+{
+    const struct sd_op_info *info = &sd_ops[n->op];
+    size_t convert;
+
+    if (n->graph->device && !info->forward_cuda)
+        return sd_fail("%s: there is no CUDA kernel for %s", n->path, info->name);
+    mark_operands(n);
+    if (n->graph->device) {
+        info->prepare_cuda(n);
+        return 0;
+    }
+    if (info->prepare)
+        info->prepare(n);
+    if ((convert = sd_convert_bytes(n))) {
+        n->converted = true;
+        n->own_scratch = (n->scratch_bytes + SD_ALIGN - 1) / SD_ALIGN * SD_ALIGN;
+        n->scratch_bytes = n->own_scratch + convert;
+    }
+    return 0;
 }
 
 /* -- entries -------------------------------------------------------------------------------------------------------- */
@@ -418,11 +446,8 @@ plan_within(struct sd_graph *g, struct sd_tensor *loss, enum sd_recompute least,
         make_gradients(g, needed, loss);
     }
     for (size_t i = 0; i < g->nodes.count; i++)
-        if (needed[i]) {
-            mark_operands(node_at(g, i));
-            if (sd_ops[node_at(g, i)->op].prepare)
-                sd_ops[node_at(g, i)->op].prepare(node_at(g, i));
-        }
+        if (needed[i] && prepare(node_at(g, i)) < 0)
+            return NULL;
     for (enum sd_recompute level = least;; level++) {
         p = plan(g, loss, needed, level);
         if (!budget || (int64_t)p->arena_bytes <= budget)
@@ -457,6 +482,7 @@ sd_plan_free(struct sd_plan *p)
         return;
     if (getenv("SD_PROFILE"))
         sd_plan_profile(p);
+    sd_device_forget(p);
     if (p->own_arena)
         sd_arena_free(p->arena);
     sd_scope_close(p->scope);

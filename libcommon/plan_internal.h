@@ -36,6 +36,10 @@ struct sd_plan {
     struct sd_arena *arena;
     bool own_arena;
     const void *seed;
+    void *device_seed;
+    struct sd_recording *recording; /* of all steps, on a device */
+    long runs;
+    unsigned arena_moves;           /* what arena->moves was when the steps were recorded */
     bool guarded;
     struct sd_plan_report report;
 };
@@ -43,9 +47,29 @@ struct sd_plan {
 enum { SD_ALIGN = 64, SD_GUARD = 64 };      /* SD_GUARD: bytes behind every buffer in tests */
 
 struct sd_arena {
+    struct sd_device *device;
     char *base;
     size_t bytes;
+    unsigned moves;             /* times that it has grown: addresses are new */
 };
+
+/* run.c for run_device.c */
+void sd_step_addresses(struct sd_plan *p, struct sd_step *s);
+void sd_address(struct sd_tensor *x, void *data);
+
+/* run_device.c - the same for a plan on a device.  sd_device_run: once as it stands, then recorded and replayed. */
+void sd_device_bind(struct sd_plan *p);
+void sd_device_run(struct sd_plan *p);
+void sd_device_step(struct sd_plan *p, struct sd_step *s);
+bool sd_device_is_finite(struct sd_device *d, const struct sd_tensor *x);
+void sd_device_forget(struct sd_plan *p);
+
+/* run_convert.c - a node whose activations are not F32, by the C loops: operands are converted, the loops run, results are
+ * rounded.  sd_convert_bytes - room for that behind the op's own scratch; 0 when there is nothing to convert. */
+size_t sd_convert_bytes(const struct sd_node *n);
+void   sd_convert_run(struct sd_node *n, bool backward);
+void   sd_to_real(real *to, const void *from, enum sd_dtype dtype, size_t count);
+void   sd_from_real(void *to, enum sd_dtype dtype, const real *from, size_t count);
 
 static inline struct sd_tensor *
 base_of(struct sd_tensor *x)

@@ -40,7 +40,7 @@ touches(struct sd_plan *p, struct sd_tensor *x, int step)
 {
     struct sd_tensor *base = base_of(x);
 
-    if (base->param || (base->data && !base->storage->life))
+    if (base->param || base->storage->elsewhere)
         return;         /* parameters and their gradients lie elsewhere */
     if (!base->storage->life)
         new_life(p, base, step, tensor_bytes(base), false);

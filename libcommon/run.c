@@ -1,6 +1,8 @@
 /* run - bind a plan to memory, feed, run, fetch. */
 #include "plan_internal.h"
 
+#include "device.h"
+
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -21,13 +23,21 @@ sd_arena_new(void)
     return a;
 }
 
+static void
+release(struct sd_arena *a)
+{
+    if (a->base && a->device)
+        sd_device_free(a->device, a->base);
+    else if (a->base)
+        munmap(a->base, a->bytes);
+}
+
 void
 sd_arena_free(struct sd_arena *a)
 {
     if (!a)
         return;
-    if (a->base)
-        munmap(a->base, a->bytes);
+    release(a);
     free(a);
 }
 
@@ -36,29 +46,33 @@ arena_grow(struct sd_arena *a, size_t bytes)
 {
     if (bytes <= a->bytes)
         return;
-    if (a->base)
-        munmap(a->base, a->bytes);
+    release(a);
     bytes = (bytes + (2 << 20) - 1) / (2 << 20) * (2 << 20);
+    a->bytes = bytes;
+    a->moves++;
+    if (a->device) {
+        a->base = sd_device_alloc(a->device, bytes, "activations");
+        return;
+    }
     a->base = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (a->base == MAP_FAILED)
         sd_die("memory", "cannot have %.2f GiB for activations", (double)bytes / (1 << 30));
     madvise(a->base, bytes, MADV_HUGEPAGE);
-    a->bytes = bytes;
 }
 
 /* Give a tensor, and every view of it, its address. */
-static void
-address(struct sd_tensor *x, char *data)
+void
+sd_address(struct sd_tensor *x, void *data)
 {
     x->data = data;
     for (struct sd_tensor *v = x->views; v; v = v->next_view)
-        v->data = data + (size_t)v->offset * sd_element_size(v->dtype);
+        v->data = (char *)data + (size_t)v->offset * sd_element_size(v->dtype);
 }
 
 static void
 address_life(struct sd_plan *p, const struct sd_life *l)
 {
-    address(l->tensor, p->arena->base + l->offset);
+    sd_address(l->tensor, p->arena->base + l->offset);
 }
 
 void
@@ -68,12 +82,19 @@ sd_plan_bind(struct sd_plan *p, struct sd_arena *arena)
 
     p->own_arena = !arena;
     p->arena = arena ? arena : sd_arena_new();
+    if (p->arena->base && p->arena->device != g->device)
+        sd_bug("bind", "plans of two devices in one arena");
+    p->arena->device = g->device;
     arena_grow(p->arena, p->arena_bytes);
+    if (g->device) {
+        sd_device_bind(p);
+        return;
+    }
     for (size_t i = 0; i < g->tensors.count; i++) {
         struct sd_tensor *x = g->tensors.item[i];
 
         if (x->param && !x->base && (x->param->trainable || x->storage->values))
-            address(x, (char *)(uintptr_t)sd_param_values(x->param));
+            sd_address(x, (void *)(uintptr_t)sd_param_values(x->param));
     }
 }
 
@@ -97,6 +118,8 @@ where(struct sd_plan *p, struct sd_tensor *x)
     struct sd_tensor *base = x->base ? x->base : x;
     const struct sd_life *l = life_of(p, base);
 
+    if (base->param && p->graph->device)
+        return (char *)sd_param_on(base->param, SD_F32, SD_ROWS) + (size_t)x->offset * sizeof(float);
     if (base->param)
         return (char *)(uintptr_t)sd_param_values(base->param) + (size_t)x->offset * sizeof(real);
     if (!l)
@@ -126,7 +149,9 @@ sd_feed(struct sd_plan *p, struct sd_tensor *input, const void *data)
     if (!life_of(p, input))
         return;                     /* nothing in this plan reads it */
     to = where(p, input);
-    if (input->dtype == SD_F32 && !SD_REAL_IS_FLOAT)
+    if (p->graph->device)
+        sd_device_write(p->graph->device, to, data, input->numel * sd_dtype_size(input->dtype));
+    else if (input->dtype == SD_F32 && !SD_REAL_IS_FLOAT)
         for (size_t i = 0; i < input->numel; i++)
             ((real *)to)[i] = ((const float *)data)[i];
     else
@@ -138,12 +163,14 @@ sd_fetch(struct sd_plan *p, struct sd_tensor *output, void *data)
 {
     const char *from = where(p, output);
     size_t size = sd_element_size(output->dtype);
-    int64_t rows = sd_rows(output), cols = sd_cols(output);
+    int64_t rows = sd_dense(output) ? 1 : sd_rows(output), cols = sd_dense(output) ? (int64_t)output->numel : sd_cols(output);
 
     for (int64_t r = 0; r < rows; r++) {
         const char *row = from + (size_t)(r * output->pitch) * size;
 
-        if (output->dtype == SD_F32 && !SD_REAL_IS_FLOAT)
+        if (p->graph->device)
+            sd_device_read(p->graph->device, (char *)data + (size_t)(r * cols) * size, row, (size_t)cols * size);
+        else if (output->dtype == SD_F32 && !SD_REAL_IS_FLOAT)
             for (int64_t c = 0; c < cols; c++)
                 ((float *)data)[r * cols + c] = (float)((const real *)row)[c];
         else
@@ -162,13 +189,14 @@ now(void)
     return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
 }
 
+/* The gradient of the loss, of 16-bit elements too. */
 static void
-fill(struct sd_tensor *x, real value)
+fill(struct sd_tensor *x, const real *values, real value)
 {
-    real *y = x->data;
+    size_t size = sd_element_size(x->dtype);
 
     for (size_t i = 0; i < x->numel; i++)
-        y[i] = value;
+        sd_from_real((char *)x->data + i * size, x->dtype, values ? &values[i] : &value, 1);
 }
 
 /* Poison a buffer that is about to be written, and fence it. */
@@ -201,37 +229,50 @@ check_guards(struct sd_plan *p, const struct sd_step *s)
     }
 }
 
+void
+sd_step_addresses(struct sd_plan *p, struct sd_step *s)
+{
+    for (size_t i = 0; i < s->begins.count; i++)
+        address_life(p, s->begins.item[i]);
+    if (s->node)
+        s->node->scratch = s->scratch ? p->arena->base + s->scratch->offset : NULL;
+    if (s->kind == SD_STEP_BACKWARD)
+        memcpy(s->node->din_store, s->din_store, sizeof s->din_store);
+}
+
 static void
 run_step(struct sd_plan *p, struct sd_step *s)
 {
     struct sd_node *n = s->node;
 
-    for (size_t i = 0; i < s->begins.count; i++) {
-        address_life(p, s->begins.item[i]);
-        if (p->guarded)
-            set_guard(p, s->begins.item[i]);
+    sd_step_addresses(p, s);
+    if (p->graph->device) {
+        sd_device_step(p, s);
+        return;
     }
+    for (size_t i = 0; p->guarded && i < s->begins.count; i++)
+        set_guard(p, s->begins.item[i]);
     if (p->guarded && s->scratch)
         set_guard(p, s->scratch);
-    if (n)
-        n->scratch = s->scratch ? p->arena->base + s->scratch->offset : NULL;
     switch (s->kind) {
     case SD_STEP_FORWARD:
     case SD_STEP_REDO:
-        sd_ops[n->op].forward_cpu(n);
+        if (n->converted)
+            sd_convert_run(n, false);
+        else
+            sd_ops[n->op].forward_cpu(n);
         break;
     case SD_STEP_BACKWARD:
-        memcpy(n->din_store, s->din_store, sizeof n->din_store);
-        sd_ops[n->op].backward_cpu(n);
+        if (n->converted)
+            sd_convert_run(n, true);
+        else
+            sd_ops[n->op].backward_cpu(n);
         break;
     case SD_STEP_ZERO:
-        fill(s->tensor, 0);
+        fill(s->tensor, NULL, 0);
         break;
     case SD_STEP_ONE:
-        if (p->seed)
-            memcpy(s->tensor->data, p->seed, s->tensor->numel * sizeof(real));
-        else
-            fill(s->tensor, 1);
+        fill(s->tensor, p->seed, 1);
         break;
     }
     if (p->guarded)
@@ -245,12 +286,18 @@ sd_run(struct sd_plan *p)
 {
     if (profiling < 0)
         profiling = getenv("SD_PROFILE") != NULL;
+    if (p->graph->device && !profiling) {
+        sd_device_run(p);
+        return;
+    }
     /* lives that begin at step 0 without being written there are the inputs: addressed with it */
     for (size_t i = 0; i < p->steps.count; i++) {
         struct sd_step *s = p->steps.item[i];
         double start = profiling ? now() : 0;
 
         run_step(p, s);
+        if (profiling && p->graph->device)
+            sd_device_wait(p->graph->device);
         if (profiling) {
             s->seconds += now() - start;
             s->calls++;
@@ -262,15 +309,22 @@ static bool
 finite_tensor(const struct sd_tensor *x)
 {
     int64_t rows = sd_rows(x), cols = sd_cols(x);
+    size_t size = sd_element_size(x->dtype);
 
-    if (x->dtype != SD_F32)
+    if (!sd_dtype_is_real(x->dtype))
         return true;
+    if (x->graph->device)
+        return sd_device_is_finite(x->graph->device, x);
     for (int64_t r = 0; r < rows; r++) {
-        const real *row = (const real *)x->data + r * x->pitch;
+        const char *row = (const char *)x->data + (size_t)(r * x->pitch) * size;
 
-        for (int64_t c = 0; c < cols; c++)
-            if (!isfinite(row[c]))
+        for (int64_t c = 0; c < cols; c++) {
+            real v;
+
+            sd_to_real(&v, row + (size_t)c * size, x->dtype, 1);
+            if (!isfinite(v))
                 return false;
+        }
     }
     return true;
 }

@@ -1,0 +1,170 @@
+/* param_device - forms of parameters on a device: uploaded once, in the dtype and order that the kernels want. */
+#include "device.h"
+#include "param.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+struct sd_param_form {
+    struct sd_param_form *next;
+    enum sd_dtype dtype;
+    enum sd_param_layout layout;
+    size_t bytes;
+    void *data;                     /* NULL while only wanted */
+    struct sd_device *device;
+};
+
+static size_t bytes_wanted;
+
+size_t
+sd_param_device_bytes(void)
+{
+    return bytes_wanted;
+}
+
+/* Is this form the trainable's own value? */
+static bool
+is_value(const struct sd_param *p, enum sd_dtype dtype, enum sd_param_layout layout)
+{
+    return p->trainable && dtype == SD_F32 && layout == SD_ROWS;
+}
+
+/* A matrix, or a kernel of one tap, lies in the file as [out, taps, in] does. */
+static enum sd_param_layout
+plain_layout(const struct sd_param *p, enum sd_param_layout layout)
+{
+    return p->ndim == 4 && p->shape[2] * p->shape[3] > 1 ? layout : SD_ROWS;
+}
+
+static struct sd_param_form *
+find(const struct sd_param *p, enum sd_dtype dtype, enum sd_param_layout layout)
+{
+    struct sd_param_form *f = p->forms;
+
+    layout = plain_layout(p, layout);
+    while (f && (f->dtype != dtype || f->layout != layout))
+        f = f->next;
+    return f;
+}
+
+void
+sd_param_want(struct sd_param *p, enum sd_dtype dtype, enum sd_param_layout layout)
+{
+    struct sd_param_form *f;
+
+    layout = plain_layout(p, layout);
+    if (is_value(p, dtype, layout) || find(p, dtype, layout))
+        return;
+    f = calloc(1, sizeof *f);
+    if (!f)
+        sd_die(p->path, "out of memory");
+    f->dtype = dtype;
+    f->layout = layout;
+    f->bytes = p->numel * sd_dtype_size(dtype);
+    f->next = p->forms;
+    p->forms = f;
+    bytes_wanted += f->bytes;
+}
+
+void *
+sd_param_on(const struct sd_param *p, enum sd_dtype dtype, enum sd_param_layout layout)
+{
+    struct sd_param_form *f;
+
+    if (is_value(p, dtype, plain_layout(p, layout)))
+        return p->device_value;
+    f = find(p, dtype, layout);
+    if (!f || !f->data)
+        sd_bug("param", "%s is not on the device as %s", p->path, sd_dtype_name(dtype));
+    return f->data;
+}
+
+void
+sd_param_forget(struct sd_param *p)
+{
+    while (p->forms) {
+        struct sd_param_form *next = p->forms->next;
+
+        if (p->forms->data)
+            sd_device_free(p->forms->device, p->forms->data);
+        bytes_wanted -= p->forms->bytes;
+        free(p->forms);
+        p->forms = next;
+    }
+}
+
+#if SD_WITH_CUDA && SD_REAL_IS_FLOAT
+#include "device_ops.h"
+
+/* f->data from what lies at `from` on the device, in the file's order. */
+static void
+make(const struct sd_param *p, const struct sd_param_form *f, const void *from, enum sd_dtype dtype)
+{
+    if (f->layout == SD_TAPS)
+        sd_device_taps(f->device, f->data, f->dtype, from, dtype, p->shape[0], p->shape[1], p->shape[2], p->shape[3]);
+    else
+        sd_device_cast(f->device, f->data, f->dtype, from, dtype, p->numel);
+}
+
+static void
+upload(const struct sd_param *p, const struct sd_param_form *f)
+{
+    struct sd_device *d = f->device;
+    void *room;
+
+    if (f->layout == SD_ROWS && f->dtype == p->dtype) {
+        sd_device_write(d, f->data, p->raw, f->bytes);
+        return;
+    }
+    if (sd_dtype_is_real(p->dtype)) {
+        room = sd_device_workspace(d, p->numel * sd_dtype_size(p->dtype));
+        sd_device_write(d, room, p->raw, p->numel * sd_dtype_size(p->dtype));
+        make(p, f, room, p->dtype);
+    } else {
+        float *values = malloc(p->numel * sizeof *values + 1);
+
+        if (!values)
+            sd_die(p->path, "out of memory");
+        sd_param_convert(values, p, 0, p->numel);
+        room = sd_device_workspace(d, p->numel * sizeof *values);
+        sd_device_write(d, room, values, p->numel * sizeof *values);
+        make(p, f, room, SD_F32);
+        free(values);
+    }
+}
+
+void
+sd_param_upload(struct sd_param *p, struct sd_device *d)
+{
+    for (struct sd_param_form *f = p->forms; f; f = f->next) {
+        if (f->data)
+            continue;
+        f->device = d;
+        f->data = sd_device_alloc(d, f->bytes ? f->bytes : 1, p->path);
+        if (p->trainable)
+            make(p, f, p->device_value, SD_F32);
+        else
+            upload(p, f);
+    }
+}
+
+void
+sd_param_refresh(struct sd_param *p, struct sd_device *d)
+{
+    for (struct sd_param_form *f = p->forms; f; f = f->next)
+        if (f->data && f->device == d)
+            make(p, f, p->device_value, SD_F32);
+}
+#else
+void
+sd_param_upload(struct sd_param *p, struct sd_device *d SD_UNUSED)
+{
+    sd_bug("param", "%s: no devices in this build", p->path);
+}
+
+void
+sd_param_refresh(struct sd_param *p, struct sd_device *d)
+{
+    sd_param_upload(p, d);
+}
+#endif

@@ -1,0 +1,149 @@
+/* run_device - a plan's steps on a device: the CUDA twins, recorded once and replayed. */
+#include "device.h"
+#include "plan_internal.h"
+
+#include <string.h>
+
+#if SD_WITH_CUDA && SD_REAL_IS_FLOAT
+#include "device_ops.h"
+
+void
+sd_device_bind(struct sd_plan *p)
+{
+    struct sd_graph *g = p->graph;
+
+    for (size_t i = 0; i < g->tensors.count; i++) {
+        struct sd_tensor *x = g->tensors.item[i];
+
+        if (!x->param || x->base)
+            continue;
+        sd_param_upload(x->param, g->device);
+        if (x->param->trainable && x->storage->grad)
+            sd_address(x->storage->grad, x->param->device_grad);
+        if (x->param->trainable || x->storage->values)
+            sd_address(x, sd_param_on(x->param, SD_F32, SD_ROWS));
+    }
+}
+
+/* What the backward pass starts from. */
+static void
+seed(struct sd_plan *p, struct sd_tensor *x)
+{
+    struct sd_device *d = p->graph->device;
+    size_t bytes = x->numel * sizeof(float);
+
+    if (!p->seed) {
+        sd_device_fill_real(d, x->data, x->dtype, x->numel, 1);
+        return;
+    }
+    if (!p->device_seed) {
+        p->device_seed = sd_device_alloc(d, bytes, "seed");
+        sd_device_write(d, p->device_seed, p->seed, bytes);
+    }
+    sd_device_cast(d, x->data, x->dtype, p->device_seed, SD_F32, x->numel);
+}
+
+void
+sd_device_step(struct sd_plan *p, struct sd_step *s)
+{
+    struct sd_node *n = s->node;
+
+    switch (s->kind) {
+    case SD_STEP_FORWARD:
+    case SD_STEP_REDO:
+        sd_ops[n->op].forward_cuda(n);
+        break;
+    case SD_STEP_BACKWARD:
+        sd_ops[n->op].backward_cuda(n);
+        break;
+    case SD_STEP_ZERO:
+        sd_device_fill(p->graph->device, s->tensor->data, 0, s->tensor->numel * sd_element_size(s->tensor->dtype));
+        break;
+    case SD_STEP_ONE:
+        seed(p, s->tensor);
+        break;
+    }
+}
+
+static void
+all_steps(struct sd_plan *p)
+{
+    for (size_t i = 0; i < p->steps.count; i++) {
+        sd_step_addresses(p, p->steps.item[i]);
+        sd_device_step(p, p->steps.item[i]);
+    }
+}
+
+void
+sd_device_forget(struct sd_plan *p)
+{
+    if (p->recording)
+        sd_recording_free(p->recording);
+    if (p->device_seed)
+        sd_device_free(p->graph->device, p->device_seed);
+    p->recording = NULL;
+    p->device_seed = NULL;
+}
+
+void
+sd_device_run(struct sd_plan *p)
+{
+    struct sd_device *d = p->graph->device;
+
+    if (p->runs++ == 0) {           /* libraries choose and allocate; many plans run but once */
+        all_steps(p);
+        return;
+    }
+    if (p->recording && p->arena_moves != p->arena->moves) {
+        sd_recording_free(p->recording);
+        p->recording = NULL;
+    }
+    if (!p->recording) {
+        sd_device_record(d);
+        all_steps(p);
+        p->recording = sd_device_recorded(d);
+        p->arena_moves = p->arena->moves;
+    }
+    sd_device_replay(d, p->recording);
+}
+
+bool
+sd_device_is_finite(struct sd_device *d, const struct sd_tensor *x)
+{
+    int *flag = sd_device_workspace(d, sizeof *flag), found = 0;
+
+    sd_device_fill(d, flag, 0, sizeof *flag);
+    sd_device_finite(d, x->data, x->dtype, sd_rows(x), sd_cols(x), x->pitch, flag);
+    sd_device_read(d, &found, flag, sizeof found);
+    return !found;
+}
+#else
+void
+sd_device_bind(struct sd_plan *p SD_UNUSED)
+{
+    sd_bug("plan", "no devices in this build");
+}
+
+void
+sd_device_run(struct sd_plan *p)
+{
+    sd_device_bind(p);
+}
+
+void
+sd_device_step(struct sd_plan *p, struct sd_step *s SD_UNUSED)
+{
+    sd_device_bind(p);
+}
+
+bool
+sd_device_is_finite(struct sd_device *d SD_UNUSED, const struct sd_tensor *x SD_UNUSED)
+{
+    return false;
+}
+
+void
+sd_device_forget(struct sd_plan *p SD_UNUSED)
+{
+}
+#endif
