@@ -175,6 +175,16 @@ read_operand(const struct operand &x, int64_t i)
     }
 }
 
+static __device__ inline void
+write_operand(void *p, enum sd_dtype dtype, int64_t i, float x)
+{
+    switch (dtype) {
+    case SD_BF16: static_cast<bf16 *>(p)[i] = from_float<bf16>(x); break;
+    case SD_F16: static_cast<f16 *>(p)[i] = from_float<f16>(x); break;
+    default: static_cast<float *>(p)[i] = x;
+    }
+}
+
 static inline struct operand
 operand_of(const struct sd_tensor *x)
 {
