@@ -483,7 +483,7 @@ open_model(void)
     const struct sd_model_options o = { .vae = vae_name };
     struct sd_encoding e = { .cache = sd_cache_open(run.scope, cache_folder), .salt = salt,
                              .portable = strcmp(cache_scope, "portable") == 0, .tile = tile, .memory = sd_shared.memory,
-                             .arena = sd_arena_new() };
+                             .products = sd_shared_products(), .arena = sd_arena_new() };
     const char *subject = model_name ? model_name : vae_name;
     struct sd_tokenizer *tokenizer;
     struct sd_vae *vae;

@@ -283,7 +283,8 @@ load(struct run *r)
                                          .sampler = r->sampler,
                                          .guidance_scale = guidance_scale,
                                          .guidance_rescale = guidance_rescale,
-                                         .clip_skip = (int)clip_skip })))
+                                         .clip_skip = (int)clip_skip,
+                                         .products = sd_shared_products() })))
         sd_die(model_name, "%s", sd_reason());
     r->start.draw = r->draw;
     if (noise_file && sd_start_load(&r->start, r->scope, noise_file, r->channels, r->h, r->w) < 0)

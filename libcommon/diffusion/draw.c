@@ -111,6 +111,7 @@ planned(struct sd_draw *d, enum net_kind kind, int64_t batch, int64_t chunks)
     n->batch = batch;
     n->chunks = chunks;
     n->graph = sd_graph_new();
+    sd_graph_products(n->graph, d->o.products);
     if (describe(d, n) < 0) {
         sd_graph_free(n->graph);
         return NULL;

@@ -34,7 +34,8 @@ void
 sd_latents_nets_open(struct sd_latents_nets *x, struct sd_scope *s, const struct sd_encoding *e,
                      void (*describe)(struct sd_latents_net *n, void *user), void *user)
 {
-    *x = (struct sd_latents_nets){ s, e->arena, e->memory, NULL, describe, user };
+    *x = (struct sd_latents_nets){ .scope = s, .arena = e->arena, .memory = e->memory, .products = e->products,
+                                   .describe = describe, .user = user };
     sd_on_close(s, close_nets, x);
 }
 
@@ -60,6 +61,7 @@ sd_latents_net(struct sd_latents_nets *x, const int64_t size[3], bool bind)
         n = sd_alloc(x->scope, sizeof *n);
         memcpy(n->size, size, sizeof n->size);
         n->graph = sd_graph_new();
+        sd_graph_products(n->graph, x->products);
         x->describe(n, x->user);
         sd_keep(n->out);
         n->plan = sd_plan_inference(n->graph, 0);
@@ -98,7 +100,7 @@ sd_latents_key_parts(struct sd_key *k, const struct sd_encoding *e, const char *
     sd_key_text(k, "kind", kind);
     sd_key_text(k, "weights", weights_hash);
     sd_key_text(k, "config", config);
-    sd_key_text(k, "dtype", "f32");
+    sd_key_text(k, "dtype", e->products == SD_BF16 ? "bf16" : "f32");
     sd_key_text(k, "salt", e->salt ? e->salt : "");
     if (!e->portable) {
         sd_key_text(k, "engine", "cpu " SD_VERSION);

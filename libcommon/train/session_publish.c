@@ -314,6 +314,8 @@ draw(struct sd_run *x, struct sd_scope *s, const struct sd_outputs *from, int64_
         say(&w, "--lora", from->lora);
     if (S.clip_skip)
         say(&w, "--clip-skip", sd_sprintf(s, "%lld", (long long)S.clip_skip));
+    if (*sd_shared.dtype)
+        say(&w, "--dtype", sd_shared.dtype);
     if (sd_shared.threads)
         say(&w, "--threads", sd_sprintf(s, "%lld", (long long)sd_shared.threads));
     say(&w, "--sheet", sd_sprintf(s, "%s.step%06lld.png", base_name(s), (long long)step));

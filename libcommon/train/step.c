@@ -37,6 +37,7 @@ sd_train_step_new(struct sd_scope *s, const struct sd_trainer_model *m, const st
     struct sd_graph *g = x->graph = sd_graph_new();
     struct sd_tensor *noisy, *target, *pred;
 
+    sd_graph_products(g, m->products);
     x->shape = *shape;
     x->latents = sd_input(g, "latents", SD_F32, 4, picture);
     x->noise = sd_input(g, "noise", SD_F32, 4, picture);
@@ -73,6 +74,7 @@ sd_text_states_new(struct sd_scope *s, const struct sd_trainer_model *m, int64_t
     struct sd_text_states *x = sd_alloc(s, sizeof *x);
 
     x->graph = sd_graph_new();
+    sd_graph_products(x->graph, m->products);
     x->chunks = chunks;
     x->length = length;
     x->input_ids = sd_input(x->graph, "input_ids", SD_I32, 2, (int64_t[]){ chunks, length });

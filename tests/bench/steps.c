@@ -1,5 +1,6 @@
 /* steps - what a user waits for, on a full-size model, beside this machine's own rate in the same run:
- * guided step, VAE decode and encode, text, LoRA step, TI step.  Usage: steps MODEL [WORD ...]; words choose rows.
+ * guided step, VAE decode and encode, text, LoRA step, TI step, in f32 and, where the machine has it, with products of bf16.
+ * Usage: steps MODEL [f32|bf16] [WORD ...]; words choose rows.
  *
  * floor   operations of the row (matrix products, as counted by the plan; equal to flops.py) over the base rate
  * base    best median of sgemm 4096^3 and of direct 3x3 convolutions 2x320 64^2 and 2x1280 16^2 (C loops' formula, oneDNN's sgemm)
@@ -11,6 +12,7 @@
 #include "plan.h"
 #include "train/step.h"
 #include "train/targets.h"
+#include "op.h"
 
 #include <dnnl.h>
 #include <math.h>
@@ -22,6 +24,7 @@
 enum { RUNS = 5, MAX_TIMES = 64 };
 
 static bool cpu_time;
+static enum sd_dtype products;
 
 static double
 now(void)
@@ -123,6 +126,7 @@ convolution_rate(int64_t batch, int64_t channels, int64_t side)
 
 struct row {
     const char *name;
+    enum sd_dtype products;
     double flops, seconds;
     double begun, first;                /* start of everything; end of the first run */
     double anonymous, packed;           /* bytes */
@@ -143,6 +147,15 @@ status(const char *name)
     if (f)
         fclose(f);
     return bytes;
+}
+
+static struct sd_graph *
+graph(void)
+{
+    struct sd_graph *g = sd_graph_new();
+
+    sd_graph_products(g, products);
+    return g;
 }
 
 static void
@@ -212,7 +225,7 @@ static void
 guided(struct row *row, struct sd_model *m)
 {
     struct sd_unet *unet = sd_model_unet(m);
-    struct sd_graph *g = sd_graph_new();
+    struct sd_graph *g = graph();
     struct sd_tensor *in[3] = { sd_input(g, "sample", SD_F32, 4, (int64_t[]){ 2, 64, 64, 4 }),
                                 sd_input(g, "timesteps", SD_F32, 1, (int64_t[]){ 2 }),
                                 sd_input(g, "states", SD_F32, 3, (int64_t[]){ 2, 77, m->unet_config.cross_attention_dim }) };
@@ -225,7 +238,7 @@ static void
 decode(struct row *row, struct sd_model *m)
 {
     struct sd_vae *vae = sd_model_vae(m);
-    struct sd_graph *g = sd_graph_new();
+    struct sd_graph *g = graph();
     struct sd_tensor *in[1] = { sd_input(g, "latents", SD_F32, 4, (int64_t[]){ 1, 64, 64, 4 }) };
 
     must(vae, row->name);
@@ -236,7 +249,7 @@ static void
 encode(struct row *row, struct sd_model *m)
 {
     struct sd_vae *vae = sd_model_vae(m);
-    struct sd_graph *g = sd_graph_new();
+    struct sd_graph *g = graph();
     struct sd_tensor *in[1] = { sd_input(g, "pixel_values", SD_F32, 4, (int64_t[]){ 1, 512, 512, 3 }) };
 
     must(vae, row->name);
@@ -247,7 +260,7 @@ static void
 text(struct row *row, struct sd_model *m)
 {
     struct sd_clip_text *encoder = sd_model_text_encoder(m);
-    struct sd_graph *g = sd_graph_new();
+    struct sd_graph *g = graph();
     struct sd_tensor *in[1] = { sd_input(g, "input_ids", SD_I32, 2, (int64_t[]){ 2, 77 }) };
 
     must(encoder, row->name);
@@ -260,7 +273,8 @@ training(struct row *row, struct sd_model *m, bool lora)
     struct sd_scope *s = sd_scope_open();
     struct sd_trainables *t = sd_trainables_new(s);
     struct sd_adapters *adapters = sd_adapters_new(s);
-    struct sd_trainer_model tm = { .unet = sd_model_unet(m), .text = sd_model_text_encoder(m), .text_trains = !lora };
+    struct sd_trainer_model tm = { .unet = sd_model_unet(m), .text = sd_model_text_encoder(m), .text_trains = !lora,
+                                   .products = products };
     struct sd_step_shape shape = { 1, 4, 64, 64, 1, 77, false };
     struct sd_targets targets = { .patterns = "to_q,to_k,to_v,to_out.0", .rank = 16, .seed = 1 };
     struct sd_train_step *step;
@@ -296,24 +310,34 @@ chosen(const char *name, int argc, char **argv)
 int
 main(int argc, char **argv)
 {
-    struct row rows[] = { { .name = "text, 2 prompts" }, { .name = "guided step 512x512" }, { .name = "vae decode 512x512" },
-                          { .name = "vae encode 512x512" }, { .name = "lora step r16, batch 1" }, { .name = "ti step, batch 1" } };
+    static const char *const names[] = { "text, 2 prompts", "guided step 512x512", "vae decode 512x512", "vae encode 512x512",
+                                         "lora step r16, batch 1", "ti step, batch 1" };
+    enum { KINDS = sizeof names / sizeof *names };
+    struct row rows[2 * KINDS] = { 0 };
     struct sd_scope *s = sd_scope_open();
     struct sd_model *m = NULL;
+    const char *only = NULL, *model;
     double base, conv[2];
     struct rusage usage;
 
     sd_program = "steps";
     cpu_time = getenv("CPU") != NULL;
     if (argc < 2)
-        sd_usage(NULL, "usage: steps MODEL [WORD ...]");
-    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
-        if (!chosen(rows[i].name, argc, argv))
+        sd_usage(NULL, "usage: steps MODEL [f32|bf16] [WORD ...]");
+    model = argv[1];
+    if (argc > 2 && (strcmp(argv[2], "f32") == 0 || strcmp(argv[2], "bf16") == 0))
+        only = argv++[2];
+    argc -= only != NULL;
+    for (size_t i = 0; i < 2 * KINDS; i++) {
+        rows[i].name = names[i % KINDS];
+        rows[i].products = products = i < KINDS ? SD_F32 : SD_BF16;
+        if ((products == SD_BF16 && sd_isa() < SD_ISA_AVX512BF16) || (only && (products == SD_BF16) != (*only == 'b')) ||
+            !chosen(rows[i].name, argc, argv))
             continue;
         rows[i].begun = now();
         if (!m)
-            must(m = sd_model_open(s, argv[1], NULL), argv[1]);
-        switch (i) {
+            must(m = sd_model_open(s, model, NULL), model);
+        switch (i % KINDS) {
         case 0: text(&rows[i], m); break;
         case 1: guided(&rows[i], m); break;
         case 2: decode(&rows[i], m); break;
@@ -329,12 +353,12 @@ main(int argc, char **argv)
            omp_get_max_threads(), cpu_time ? "process" : "wall", base * 1e-9, conv[0] * 1e-9, conv[1] * 1e-9);
     for (int i = 0; i < 2; i++)
         base = conv[i] > base ? conv[i] : base;
-    printf("| what | TFLOP | floor s | ours s | x floor | GFLOP/s | activations GB | arena GB | packed GB | anonymous GB | start s |\n"
-           "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |\n");
+    printf("| what | products | TFLOP | floor s | ours s | x floor | GFLOP/s | activations GB | arena GB | packed GB | anonymous GB | start s |\n"
+           "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |\n");
     for (size_t i = 0; i < sizeof rows / sizeof *rows; i++)
         if (rows[i].seconds > 0)
-            printf("| %s | %.3f | %.3f | %.3f | %.2f | %.0f | %.2f | %.2f | %.2f | %.2f | %.2f |\n", rows[i].name, rows[i].flops * 1e-12, rows[i].flops / base,
-                   rows[i].seconds, rows[i].seconds * base / rows[i].flops, rows[i].flops / rows[i].seconds * 1e-9,
+            printf("| %s | %s | %.3f | %.3f | %.3f | %.2f | %.0f | %.2f | %.2f | %.2f | %.2f | %.2f |\n", rows[i].name,
+                   rows[i].products == SD_BF16 ? "bf16" : "f32", rows[i].flops * 1e-12, rows[i].flops / base, rows[i].seconds, rows[i].seconds * base / rows[i].flops, rows[i].flops / rows[i].seconds * 1e-9,
                    (double)rows[i].report.activations_bytes * 1e-9, (double)rows[i].report.arena_bytes * 1e-9, rows[i].packed * 1e-9,
                    rows[i].anonymous * 1e-9, rows[i].first - rows[i].begun);
     getrusage(RUSAGE_SELF, &usage);

@@ -306,7 +306,7 @@ END
     is_line "sd-encode-latents: --tile: 24 pixels: expected a multiple of 16"
     run -2 --separate-stderr encode --device cuda three.sd
     [[ -z $output && $stderr == "sd-encode-latents: --device: cuda"* ]]
-    for d in bf16 f16 tf32; do
+    for d in f16 tf32; do
         run -2 --separate-stderr encode --dtype $d three.sd
         [[ -z $output && $stderr == "sd-encode-latents: --dtype: $d"* ]]
     done

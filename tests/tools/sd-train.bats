@@ -201,7 +201,7 @@ END
 --placeholder-token <new>= --output-embedding x|<new>=
 --replay x --noise-offset 0.1|--noise-offset: has no effect
 --replay x --num-train-epochs 2|--num-train-epochs: has no effect
---dtype bf16|--dtype
+--dtype tf32|--dtype
 --lr-scheduler steps|--lr-scheduler
 --train-batch-size 0|--train-batch-size
 END

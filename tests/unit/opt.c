@@ -85,7 +85,7 @@ static const struct { const char *words; int status; const char *expected;
     { "--memory 99999999999G", 2, "--memory: expected a size such as 8G, found \"99999999999G\"" },
     { "--device gpu", 2, "--device: expected auto, cpu, cuda or cuda:N, found \"gpu\"" },
     { "--device cuda:1", 2, "--device: cuda:1: this build computes on the CPU only" },
-    { "--dtype bf16", 2, "--dtype: bf16: the CPU computes in f32 here" },
+    { "--dtype tf32", 2, "--dtype: tf32: the CPU computes in f32 or bf16" },
     { "--reslution 5", 2, "--reslution: unknown option, did you mean --resolution?" },
     { "--resol 5", 2, "--resol: unknown option, did you mean --resolution?" },
     { "-x", 2, "-x: unknown option (--help lists them)" },
