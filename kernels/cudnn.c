@@ -1,0 +1,30 @@
+/* cudnn.c - convolutions and attention by cuDNN 9 (backend API). */
+#include "vendor.h"
+
+#include <stdio.h>
+
+#include "product_cuda.h"
+
+static void *library;
+static char version[32];
+
+static bool
+open_library(void)
+{
+    static const char *const names[] = { "libcudnn.so.9", NULL };
+    static bool tried;
+    size_t (*get_version)(void);
+
+    if (!tried && (library = vendor_open(names)) && vendor_find(library, "cudnnGetVersion", &get_version))
+        snprintf(version, sizeof version, "cudnn %zu", get_version());
+    else if (!tried)
+        library = NULL;
+    tried = true;
+    return library != NULL;
+}
+
+const char *
+cudnn_version(void)
+{
+    return open_library() ? version : "no cudnn";
+}
