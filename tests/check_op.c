@@ -1,11 +1,19 @@
 /* check_op - gradient checks (double build) and path checks (float build) of ops. */
 #include "check_op.h"
 
+#include "device.h"
+#include "plan_internal.h"
+
 #include <omp.h>
 
 enum { MAX_IN = SD_MAX_IN, WIDER = 3, BEFORE = 1 };
 enum way { ADD, STORE, PITCHED, WAYS };
 static const char *const way_names[] = { "added", "stored", "pitched" };
+
+/* What the next trials run on, in what activations are, and which inputs are weights (never activations). */
+static struct sd_device *device;
+static enum sd_dtype compute_dtype = SD_F32;
+static unsigned weight_inputs;
 
 struct shape {
     int ndim;
@@ -86,6 +94,34 @@ place_of(const struct operand *o, size_t i)
     return o->wide ? i / (size_t)o->cols * (size_t)o->wide_cols + BEFORE + i % (size_t)o->cols : i;
 }
 
+/* The trainable's place on the device. */
+static void
+to_device(struct sd_param *p)
+{
+    size_t bytes = p->numel * sizeof(float);
+
+    p->device_value = sd_device_alloc(device, bytes, p->path);
+    p->device_grad = sd_device_alloc(device, bytes, p->path);
+    sd_device_write(device, p->device_value, p->value, bytes);
+    sd_device_fill(device, p->device_grad, 0, bytes);
+}
+
+static void
+feed(struct trial *t, struct sd_tensor *input, const float *values)
+{
+    real *wide = sd_alloc_array(t->scope, input->numel, sizeof *wide);
+    void *data = sd_alloc(t->scope, input->numel * sizeof(real));
+
+    if (input->dtype == SD_F32) {
+        sd_feed(t->plan, input, values);
+        return;
+    }
+    for (size_t i = 0; i < input->numel; i++)
+        wide[i] = (real)values[i];
+    sd_from_real(data, input->dtype, wide, input->numel);
+    sd_feed(t->plan, input, data);
+}
+
 /* wanted: bit i = input i trainable; frozen: bit i = a frozen parameter instead of a fed input */
 static void
 trial_open(struct trial *t, check_describe *f, const struct shape *shapes, int count, unsigned wanted, unsigned frozen,
@@ -96,17 +132,21 @@ trial_open(struct trial *t, check_describe *f, const struct shape *shapes, int c
     t->scope = sd_scope_open();
     t->graph = sd_graph_new();
     sd_graph_products(t->graph, products);
+    sd_graph_on(t->graph, device, compute_dtype);
     t->count = count;
     for (int i = 0; i < count; i++) {
         struct operand *o = &t->in[i];
         int64_t side[SD_MAX_DIMS];
         char name[16];
         size_t n;
+        /* beside 16-bit activations a weight is a parameter, whole */
+        bool fixed = weight_inputs >> i & 1 && compute_dtype != SD_F32;
+        enum sd_dtype dtype = fixed ? SD_F32 : compute_dtype;
 
         *o = (struct operand){ .shape = shapes[i], .integer = integer_limit[i] > 0, .plain = values[i] };
         memcpy(side, shapes[i].side, sizeof side);
         o->cols = o->wide_cols = side[shapes[i].ndim - 1];
-        o->wide = way == PITCHED && shapes[i].ndim > 1 && !o->integer;
+        o->wide = way == PITCHED && shapes[i].ndim > 1 && !o->integer && !fixed;
         if (o->wide)
             o->wide_cols = side[shapes[i].ndim - 1] = o->cols + WIDER;
         n = shapes[i].numel / (size_t)o->cols * (size_t)o->wide_cols;
@@ -121,18 +161,21 @@ trial_open(struct trial *t, check_describe *f, const struct shape *shapes, int c
                 o->param->value[place_of(o, k)] = values[i][k];
             if (!o->param->trainable) {         /* a pitched input without gradient is fed */
                 o->param = NULL;
-                o->input = sd_input(t->graph, name, SD_F32, shapes[i].ndim, side);
+                o->input = sd_input(t->graph, name, dtype, shapes[i].ndim, side);
                 in[i] = o->input;
-            } else
-                in[i] = sd_use(t->graph, o->param);
-        } else if (!o->integer && frozen >> i & 1) {
+            } else {
+                if (device)
+                    to_device(o->param);
+                in[i] = sd_op_cast(t->graph, sd_use(t->graph, o->param), dtype);
+            }
+        } else if (!o->integer && (fixed || (frozen >> i & 1 && dtype == SD_F32))) {
             o->param = sd_param_new(t->scope, name, SD_F32, shapes[i].ndim, side, values[i]);
             in[i] = sd_use(t->graph, o->param);
         } else
-            in[i] = o->input = sd_input(t->graph, name, o->integer ? SD_I32 : SD_F32, shapes[i].ndim, side);
+            in[i] = o->input = sd_input(t->graph, name, o->integer ? SD_I32 : dtype, shapes[i].ndim, side);
         if (o->wide)
             in[i] = sd_slice(in[i], shapes[i].ndim - 1, BEFORE, o->cols);
-        else if (way == STORE && wanted >> i & 1)
+        else if (way == STORE && wanted >> i & 1 && !fixed)
             in[i] = sd_op_copy(t->graph, in[i]);
     }
     t->out = sd_keep(f(t->graph, in));
@@ -159,7 +202,7 @@ trial_open(struct trial *t, check_describe *f, const struct shape *shapes, int c
 
             for (size_t k = 0; k < o->shape.numel; k++)
                 wide[place_of(o, k)] = values[i][k];
-            sd_feed(t->plan, o->input, wide);
+            feed(t, o->input, wide);
         }
     }
 }
@@ -167,6 +210,11 @@ trial_open(struct trial *t, check_describe *f, const struct shape *shapes, int c
 static void
 trial_close(struct trial *t)
 {
+    for (int i = 0; device && i < t->count; i++)
+        if (t->in[i].param && t->in[i].param->trainable) {
+            sd_device_free(device, t->in[i].param->device_value);
+            sd_device_free(device, t->in[i].param->device_grad);
+        }
     sd_plan_free(t->plan);
     sd_graph_free(t->graph);
     sd_scope_close(t->scope);
@@ -327,11 +375,25 @@ compute(struct sd_scope *s, check_describe *f, const struct shape *shapes, int c
         sd_plan_seed(t.plan, seed);
     sd_run(t.plan);
     sd_run(t.plan);             /* the second run must not depend on what the first left behind; gradients double */
+    sd_run(t.plan);             /* on a device: once as it stands, recorded and replayed, replayed */
     r.count = t.out->numel;
     for (int i = 0; i < count; i++)
         r.count += wanted >> i & 1 && t.in[i].param ? t.in[i].param->numel : 0;
     r.data = sd_alloc_array(s, r.count, sizeof *r.data);
-    sd_fetch(t.plan, t.out, r.data);
+    if (t.out->dtype == SD_F32)
+        sd_fetch(t.plan, t.out, r.data);
+    else {
+        void *raw = sd_alloc(s, t.out->numel * sizeof(real));
+        real *values_out = sd_alloc_array(s, t.out->numel, sizeof *values_out);
+
+        sd_fetch(t.plan, t.out, raw);
+        sd_to_real(values_out, raw, t.out->dtype, t.out->numel);
+        for (size_t i = 0; i < t.out->numel; i++)
+            r.data[i] = (float)values_out[i];
+    }
+    for (int i = 0; device && i < count; i++)
+        if (wanted >> i & 1 && t.in[i].param)
+            sd_device_read(device, t.in[i].param->grad, t.in[i].param->device_grad, t.in[i].param->numel * sizeof(float));
     r.count = t.out->numel;
     for (int i = 0; i < count; i++)
         for (size_t k = 0; wanted >> i & 1 && t.in[i].param && k < t.in[i].param->numel; k++)
@@ -397,16 +459,112 @@ check_variants(const char *name, check_describe *f, const char *text, unsigned m
     sd_scope_close(s);
 }
 
+/* -- devices -------------------------------------------------------------------------------------------------------- */
+
+/* Which inputs of the op under test are weights, and does every op in it take 16-bit activations? */
+static bool
+classify(check_describe *f, const struct shape *shapes, int count)
+{
+    static const unsigned of_op[SD_OP_COUNT] = {
+        [SD_OP_linear] = 6, [SD_OP_conv2d] = 6, [SD_OP_group_norm] = 6, [SD_OP_layer_norm] = 6, [SD_OP_embedding] = 14, [SD_OP_scale] = 2
+    };
+    struct sd_graph *g = sd_graph_new();
+    struct sd_tensor *in[MAX_IN] = { 0 };
+    bool any = true;
+
+    weight_inputs = 0;
+    for (int i = 0; i < count; i++)
+        in[i] = sd_input(g, "in", integer_limit[i] ? SD_I32 : SD_F32, shapes[i].ndim, shapes[i].side);
+    f(g, in);
+    for (size_t k = 0; k < g->nodes.count; k++) {
+        const struct sd_node *n = g->nodes.item[k];
+
+        any &= n->op != SD_OP_add_noise && n->op != SD_OP_mse && n->op != SD_OP_timestep_embedding;
+        for (int a = 0; a < n->n_in; a++)
+            for (int i = 0; i < count; i++)
+                if (n->in[a] && base_of(n->in[a]) == in[i] && of_op[n->op] >> a & 1)
+                    weight_inputs |= 1u << i;
+    }
+    sd_graph_free(g);
+    return any;
+}
+
+/* The CUDA twins against the C loops, for each type of activations. */
+static void
+check_device(struct sd_device *d, const char *name, check_describe *f, const char *text, unsigned mask, double tolerance)
+{
+    static const enum sd_dtype dtypes[] = { SD_F32, SD_BF16, SD_F16 };
+    static const double allowed[] = { 2e-6, 6e-3, 8e-4 };
+    struct shape shapes[MAX_IN];
+    int count = parse(text, shapes);
+    struct sd_scope *s = sd_scope_open();
+    float **values = random_values(s, shapes, count);
+    bool all = classify(f, shapes, count);
+    unsigned able = 0;
+
+    for (int i = 0; i < count; i++)
+        able |= !integer_limit[i] && mask >> i & 1 ? 1u << i : 0;
+    for (int k = 0; k < (all ? 3 : 1); k++)
+        for (int variant = 0; variant < 4; variant++) {
+            static const char *const names[] = { "all gradients", "frozen weight", "no gradient", "pitched" };
+            unsigned wanted = variant == 2 ? 0 : variant == 1 ? able & ~2u : able, frozen = variant ? 2u : 0;
+            enum way way = variant == 3 ? PITCHED : variant == 1 ? STORE : ADD;
+            double limit = k ? allowed[k] : tolerance > allowed[0] ? tolerance : allowed[0], error;
+            struct result plain, found, again;
+
+            compute_dtype = dtypes[k];
+            for (int i = 0; i < count; i++)     /* numbers that every type holds */
+                for (size_t e = 0; e < shapes[i].numel && !integer_limit[i]; e++)
+                    values[i][e] = roundf(values[i][e] * 128) / 128;
+            sd_plain = true;
+            plain = compute(s, f, shapes, count, wanted, frozen, way, values);
+            sd_plain = false;
+            device = d;
+            found = compute(s, f, shapes, count, wanted, frozen, way, values);
+            again = compute(s, f, shapes, count, wanted, frozen, way, values);
+            device = NULL;
+            error = check_distance(found.data, plain.data, plain.count);
+            CHECK(error <= limit, "%s [%s] %s, %s on %s: %.1e from the C loops, allowed %.0e", name, text, names[variant],
+                  sd_dtype_name(dtypes[k]), sd_device_name(d), error, limit);
+            CHECK(memcmp(found.data, again.data, found.count * sizeof *found.data) == 0, "%s [%s] %s, %s: the same bits twice", name,
+                  text, names[variant], sd_dtype_name(dtypes[k]));
+        }
+    compute_dtype = SD_F32;
+    weight_inputs = 0;
+    sd_scope_close(s);
+}
+
+/* The device that this run of the tests is about: SD_TEST_DEVICE, or the emulated one; NULL: the CPU. */
+static struct sd_device *
+tested_device(void)
+{
+    static struct sd_device *d;
+    static bool asked;
+    const char *wanted = getenv("SD_TEST_DEVICE");
+
+#ifdef SD_EMULATE
+    wanted = "cuda";
+#endif
+    if (!asked && wanted && sd_device_open(&d, wanted) < 0)
+        sd_bug("check", "%s", sd_reason());
+    asked = true;
+    return d;
+}
+
 void
 check_paths_of(const char *name, check_describe *f, const char *text, unsigned mask, double tolerance)
 {
-    if (SD_REAL_IS_FLOAT)
+    if (SD_REAL_IS_FLOAT && tested_device())
+        check_device(tested_device(), name, f, text, mask, tolerance);
+    else if (SD_REAL_IS_FLOAT)
         check_variants(name, f, text, mask, tolerance, 0);
 }
 
 void
 check_bf16_of(const char *name, check_describe *f, const char *text, unsigned mask, double tolerance, double rounding)
 {
+    if (tested_device())
+        return;
     if (SD_REAL_IS_FLOAT && sd_isa_best() < SD_ISA_AVX512BF16)
         check_skip(name, "products of bf16: this machine has no AVX512_BF16");
     else if (SD_REAL_IS_FLOAT)
@@ -496,7 +654,7 @@ check_dtypes(const char *name, check_describe *f, const char *text, size_t (*for
     enum sd_isa chosen = sd_isa(), best = sd_isa_best() < SD_ISA_AVX512 ? sd_isa_best() : SD_ISA_AVX512;
 
     sd_guard = true;
-    for (int d = 0; d < 3 && SD_REAL_IS_FLOAT; d++) {
+    for (int d = 0; d < 3 && SD_REAL_IS_FLOAT && !tested_device(); d++) {
         struct sd_scope *s = sd_scope_open();
         size_t numel = shapes[1].numel, size = sd_dtype_size(dtypes[d]), reserved, made;
         char *raw = sd_alloc(s, (numel + 1) * size);
