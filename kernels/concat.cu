@@ -53,7 +53,7 @@ concat_forward_cuda(struct sd_node *n)
     SD_BY_DTYPE(y->dtype, T, {
         constexpr int N = points<T>();
         const int64_t size = (int64_t)sizeof(T);
-        struct row_grid g = row_grid(rows, ceil_div(na + nb, N));
+        struct row_cut g = cut_rows(rows, ceil_div(na + nb, N));
         bool whole = na % N == 0 && nb % N == 0 && aligned16(y->data, 0) && aligned16(a->data, a->pitch * size)
                      && aligned16(b->data, b->pitch * size);
 

@@ -35,7 +35,7 @@ template <class Y, class X> void
 move_rows(struct sd_device *d, Y *y, int64_t y_pitch, const X *x, int64_t x_pitch, int64_t rows, int64_t cols, bool add)
 {
     constexpr int N = points<Y, X>();
-    struct row_grid g;
+    struct row_cut g;
     bool whole = aligned16(y, y_pitch * (int64_t)sizeof(Y)) && aligned16(x, x_pitch * (int64_t)sizeof(X));
 
     if (!rows || !cols)
@@ -44,7 +44,7 @@ move_rows(struct sd_device *d, Y *y, int64_t y_pitch, const X *x, int64_t x_pitc
         pointwise(d, y, rows * cols, add, same(), x);
         return;
     }
-    g = row_grid(rows, ceil_div(cols, N));
+    g = cut_rows(rows, ceil_div(cols, N));
     SD_LAUNCH(d, (rows_kernel<N, Y, X>), dim3(g.rows, g.pieces), POINT_THREADS, 0, y, y_pitch, x, x_pitch, rows, cols, add,
               whole, g.shift);
 }
@@ -127,7 +127,7 @@ sd_device_finite(struct sd_device *d, const void *x, enum sd_dtype dtype, int64_
     SD_BY_DTYPE(dtype, T, {
         constexpr int N = points<T>();
         const T *p = static_cast<const T *>(x);
-        struct row_grid g = row_grid(rows, ceil_div(cols, N));
+        struct row_cut g = cut_rows(rows, ceil_div(cols, N));
 
         SD_LAUNCH(d, (finite_kernel<N, T>), dim3(g.rows, g.pieces), POINT_THREADS, 0, p, rows, cols, pitch, end,
                   aligned16(p, pitch * (int64_t)sizeof(T)), g.shift, flag);

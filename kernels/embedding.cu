@@ -38,7 +38,7 @@ embedding_rows_kernel(struct operand d, const int32_t *ids, int64_t tokens, int6
     float sum = add && c < D ? read_operand(d, r * D + c) : 0;
 
     for (int64_t from = 0; from < tokens; from += THREADS) {
-        int count = (int)(tokens - from < THREADS ? tokens - from : THREADS);
+        int count = tokens - from < THREADS ? (int)(tokens - from) : (int)THREADS;
 
         if ((int)threadIdx.x < count)
             room.id[threadIdx.x] = ids[from + threadIdx.x];
@@ -76,7 +76,9 @@ whole(const struct sd_tensor *x)
 enum sd_dtype
 form_of(const struct sd_node *n, int i)
 {
-    return i == 1 && !n->in[1]->param->trainable ? n->out->dtype : SD_F32;
+    if (i == 1 && !n->in[1]->param->trainable)
+        return n->out->dtype;
+    return SD_F32;
 }
 
 struct operand

@@ -68,7 +68,7 @@ geglu_forward_cuda(struct sd_node *n)
         return;
     SD_BY_DTYPE(n->out->dtype, T, {
         constexpr int N = points<T>();
-        struct row_grid g = row_grid(rows, ceil_div(C, N));
+        struct row_cut g = cut_rows(rows, ceil_div(C, N));
         bool whole = aligned16(n->in[0]->data, C * (int64_t)sizeof(T)) && aligned16(n->out->data, 0);
 
         SD_LAUNCH(device_of(n), (geglu_forward_kernel<N, T>), dim3(g.rows, g.pieces), POINT_THREADS, 0, data<T>(n->out),
@@ -85,7 +85,7 @@ geglu_backward_cuda(struct sd_node *n)
         return;
     SD_BY_DTYPE(n->out->dtype, T, {
         constexpr int N = points<T>();
-        struct row_grid g = row_grid(rows, ceil_div(C, N));
+        struct row_cut g = cut_rows(rows, ceil_div(C, N));
         bool whole = aligned16(n->in[0]->data, C * (int64_t)sizeof(T)) && aligned16(n->dout->data, 0)
                      && aligned16(n->din[0]->data, 0);
 

@@ -132,22 +132,22 @@ pointwise(struct sd_device *d, Y *y, int64_t count, bool add, F f, const X *... 
 /* -- rows ------------------------------------------------------------------------------------------------------------- */
 
 /* Rows of pieces of N elements: a block has rows of `1 << shift` neighbouring threads; blockIdx.x counts rows, .y pieces. */
-struct row_grid {
+struct row_cut {
     unsigned rows, pieces;      /* blocks */
     int shift;
 };
 
-static inline struct row_grid
-row_grid(int64_t rows, int64_t pieces)
+static inline struct row_cut
+cut_rows(int64_t rows, int64_t pieces)
 {
-    struct row_grid g = { 0, 0, 0 };
+    struct row_cut g = { 0, 0, 0 };
 
     while (1 << g.shift < WARP && 1 << g.shift < pieces)
         g.shift++;
     g.rows = (unsigned)ceil_div(rows, POINT_THREADS >> g.shift);
     g.pieces = (unsigned)ceil_div(pieces, (int64_t)1 << g.shift);
     if (g.pieces > 65535)
-        sd_bug("row_grid", "rows of %lld pieces", (long long)pieces);
+        sd_bug("cut_rows", "rows of %lld pieces", (long long)pieces);
     return g;
 }
 

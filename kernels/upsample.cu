@@ -77,7 +77,7 @@ upsample_forward_cuda(struct sd_node *n)
         return;
     SD_BY_DTYPE(x->dtype, T, {
         constexpr int N = points<T>();
-        struct row_grid g = row_grid(pixels, ceil_div(C, N));
+        struct row_cut g = cut_rows(pixels, ceil_div(C, N));
         bool whole = aligned16(x->data, C * (int64_t)sizeof(T)) && aligned16(n->out->data, 0);
 
         SD_LAUNCH(device_of(n), (upsample_forward_kernel<N, T>), dim3(g.rows, g.pieces), POINT_THREADS, 0, data<T>(n->out),
@@ -95,7 +95,7 @@ upsample_backward_cuda(struct sd_node *n)
         return;
     SD_BY_DTYPE(x->dtype, T, {
         constexpr int N = points<T>();
-        struct row_grid g = row_grid(pixels, ceil_div(C, N));
+        struct row_cut g = cut_rows(pixels, ceil_div(C, N));
         bool whole = aligned16(n->din[0]->data, C * (int64_t)sizeof(T)) && aligned16(n->dout->data, 0);
 
         SD_LAUNCH(device_of(n), (upsample_backward_kernel<N, T>), dim3(g.rows, g.pieces), POINT_THREADS, 0, data<T>(n->din[0]),
