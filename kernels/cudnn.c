@@ -28,3 +28,17 @@ cudnn_version(void)
 {
     return open_library() ? version : "no cudnn";
 }
+
+bool
+cudnn_conv(struct sd_device *d, const struct conv_call *call)
+{
+    (void)d, (void)call;
+    return false;
+}
+
+bool
+cudnn_attention(struct sd_device *d, const struct attention_call *call)
+{
+    (void)d, (void)call;
+    return false;
+}

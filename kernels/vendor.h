@@ -8,7 +8,7 @@
 #include <stdbool.h>
 #include <stddef.h>
 
-#include "device.h"
+#include "product_cuda.h"
 
 #ifdef __cplusplus
 extern "C" {
@@ -17,6 +17,11 @@ extern "C" {
 /* "cublasLt 130100", "no cublasLt": part of what names an engine. */
 const char *cublas_version(void);
 const char *cudnn_version(void);
+
+/* product_cuda.h says what is asked. */
+bool cublas_gemm(struct sd_device *d, const struct gemm_call *call);
+bool cudnn_conv(struct sd_device *d, const struct conv_call *call);
+bool cudnn_attention(struct sd_device *d, const struct attention_call *call);
 
 /* vendor_open - dlopen of the first of `names` (ended by NULL) found in $SD_CUDA_LIBS (folders, separated by ':'; set and
  * empty: nowhere at all), the loader's path, the toolkit, Python's nvidia packages.  NULL with sd_fail. */
