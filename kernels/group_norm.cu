@@ -1,0 +1,550 @@
+/* group_norm: CUDA twin of group_norm.c, where the formulas are.
+ *
+ * NHWC: a pixel's channels are neighbours, and a group's are some 4 to 80 of them, not always a multiple of 8.  So a thread has a
+ * unit of N neighbouring channels (16 bytes) of every lanes-th pixel of a chunk, and keeps sums by channel; channels are put
+ * together to groups in shared memory, chunks by whoever needs them, always in the same order: the cut hangs on the shape alone.
+ *   forward    1. mean and sum of squares about it of each chunk and group   2. all chunks together, then y
+ *   gradient   1. sums of g and g n of each chunk and group (and channel, when weights learn)   2. all chunks together, then dx
+ * Step 2 of a small picture puts the chunks together in every block; of a large one (the VAE's) a kernel between does it once.
+ * Squares are summed about the first pixel's value of the channel, then about means (Chan et al.): nothing cancels in f32.
+ * Bound by memory: x is read twice (the second time from L2 up to some 40 MB) and y written once; the gradient reads x and dy
+ * twice and writes dx.  SiLU costs an exp and a division an element, below the transfer's time. */
+#include "norm.cuh"
+
+using namespace sd;
+
+namespace {
+
+enum {
+    THREADS = 256, WARPS = THREADS / WARP, BATCH = 4,       /* BATCH pixels of a thread are under way at once */
+    MAX_CHANNELS = 4096,
+    FEW_CHUNKS = 64, FEW_GROUPS = 64        /* up to these, step 2 puts the chunks together itself */
+};
+
+struct attributes { int groups; double eps; bool silu; };       /* group_norm.h, which C++ does not read */
+
+/* How a picture is cut: a function of its shape. */
+struct cut {
+    int64_t B, P;           /* samples, pixels of each */
+    int C, groups, size;    /* channels, of a group */
+    int chunks, blocks;     /* of a sample: for the sums, for the results */
+    int units, lanes;       /* units of N channels; pixels side by side in a block */
+    bool few;
+};
+
+struct sums_room { float a[MAX_CHANNELS], b[MAX_CHANNELS]; };      /* by lane and channel */
+struct stat_room { float at[FEW_GROUPS][2]; };
+
+__device__ inline int64_t begin_of(int64_t P, int64_t i, int64_t pieces) { return P * i / pieces; }
+
+/* the thread's place: its first unit, its lane (>= lanes: idle), the distance to its next unit */
+__device__ inline void
+place(const struct cut &k, int *unit, int *lane, int *step)
+{
+    int t = threadIdx.x;
+
+    *unit = k.units < THREADS ? t % k.units : t;
+    *lane = k.units < THREADS ? t / k.units : 0;
+    *step = k.units < THREADS ? k.units : (int)THREADS;
+}
+
+/* pixels of `count` that lane l of `lanes` has */
+__device__ inline int64_t pixels_of(int64_t count, int l, int lanes) { return l < count ? (count - l + lanes - 1) / lanes : 0; }
+
+/* BATCH pixels from p on, `lanes` apart, of those before `count` */
+template <int N, class T> __device__ inline void
+take_pixels(T v[BATCH][N], const T *x, int64_t p, const struct cut &k, int64_t count, int left, bool whole)
+{
+#pragma unroll
+    for (int q = 0; q < BATCH; q++)
+        if (p + q * k.lanes < count)
+            take<N>(v[q], x + (p + q * k.lanes) * k.C, left, whole);
+}
+
+/* -- forward ---------------------------------------------------------------------------------------------------------- */
+
+/* part[b, chunk, g] = mean, sum of squares about it */
+template <int N, class T> __global__ void
+__launch_bounds__(THREADS, 2)
+moments_kernel(float *part, const T *x, struct cut k, bool whole)
+{
+    SD_SHARED(struct sums_room, room);
+    int64_t b = blockIdx.y, first = begin_of(k.P, blockIdx.x, k.chunks), count = begin_of(k.P, blockIdx.x + 1, k.chunks) - first;
+    int unit, lane, step, warp = threadIdx.x / WARP, items = k.lanes * k.size;
+
+    place(k, &unit, &lane, &step);
+    x += (b * k.P + first) * k.C;
+    for (; lane < k.lanes && unit < k.units; unit += step) {
+        int c = unit * N;
+        float start[N] = {}, sum[N] = {}, square[N] = {}, n = (float)pixels_of(count, lane, k.lanes);
+        T v[BATCH][N];
+
+        if (lane < count)
+            take_as_floats<N>(start, x + (int64_t)lane * k.C + c, k.C - c, whole);
+        for (int64_t p = lane; p < count; p += BATCH * k.lanes) {
+            take_pixels<N>(v, x + c, p, k, count, k.C - c, whole);
+#pragma unroll
+            for (int q = 0; q < BATCH; q++)
+                if (p + q * k.lanes < count)
+#pragma unroll
+                    for (int j = 0; j < N; j++) {
+                        float e = to_float(v[q][j]) - start[j];
+
+                        sum[j] += e;
+                        square[j] += e * e;
+                    }
+        }
+#pragma unroll
+        for (int j = 0; j < N; j++)
+            if (c + j < k.C) {
+                float mean = n > 0 ? sum[j] / n : 0;
+
+                room.a[lane * k.C + c + j] = start[j] + mean;
+                room.b[lane * k.C + c + j] = fmaxf(square[j] - sum[j] * mean, 0);
+            }
+    }
+    __syncthreads();
+    for (int g = warp; g < k.groups; g += WARPS) {          /* a warp, a group: the means' mean, then squares about it */
+        float anchor = room.a[g * k.size], sum = 0, square = 0, mean;
+
+        for (int i = threadIdx.x % WARP; i < items; i += WARP) {
+            int l = i / k.size, at = l * k.C + g * k.size + i % k.size;
+
+            if (l < count)
+                sum += (float)pixels_of(count, l, k.lanes) * (room.a[at] - anchor);
+        }
+        mean = anchor + warp_sum(sum) / (float)(count * k.size);
+        for (int i = threadIdx.x % WARP; i < items; i += WARP) {
+            int l = i / k.size, at = l * k.C + g * k.size + i % k.size;
+            float e = l < count ? room.a[at] - mean : 0;
+
+            if (l < count)
+                square += room.b[at] + (float)pixels_of(count, l, k.lanes) * e * e;
+        }
+        square = warp_sum(square);
+        if (threadIdx.x % WARP == 0) {
+            float *to = part + ((b * k.chunks + blockIdx.x) * k.groups + g) * 2;
+
+            to[0] = mean;
+            to[1] = square;
+        }
+    }
+}
+
+/* all chunks of one group, by a warp: mean and 1/std in every lane */
+__device__ inline void
+join_moments(float *mean, float *inverse, const float *part, int64_t b, int g, const struct cut &k, float eps)
+{
+    const float *from = part + (b * k.chunks * k.groups + g) * 2;
+    float anchor = from[0], sum = 0, square = 0, total = (float)(k.P * k.size);
+
+    for (int i = threadIdx.x % WARP; i < k.chunks; i += WARP)
+        sum += (float)((begin_of(k.P, i + 1, k.chunks) - begin_of(k.P, i, k.chunks)) * k.size)
+               * (from[(int64_t)i * k.groups * 2] - anchor);
+    *mean = anchor + warp_sum(sum) / total;
+    for (int i = threadIdx.x % WARP; i < k.chunks; i += WARP) {
+        float e = from[(int64_t)i * k.groups * 2] - *mean;
+
+        square += from[(int64_t)i * k.groups * 2 + 1]
+                  + (float)((begin_of(k.P, i + 1, k.chunks) - begin_of(k.P, i, k.chunks)) * k.size) * e * e;
+    }
+    *inverse = 1.0f / sqrtf(warp_sum(square) / total + eps);
+}
+
+/* saved[b, g] = mean, 1/std; a warp a group */
+__global__ void
+join_moments_kernel(float *saved, const float *part, struct cut k, float eps)
+{
+    int64_t b = blockIdx.y;
+    int g = (int)(blockIdx.x * WARPS + threadIdx.x / WARP);
+    float mean, inverse;
+
+    if (g >= k.groups)
+        return;
+    join_moments(&mean, &inverse, part, b, g, k, eps);
+    if (threadIdx.x % WARP == 0) {
+        saved[(b * k.groups + g) * 2] = mean;
+        saved[(b * k.groups + g) * 2 + 1] = inverse;
+    }
+}
+
+/* part not NULL: the chunks are put together here, and block 0 of each sample saves what comes out */
+template <int N, class T> __global__ void
+__launch_bounds__(THREADS, 2)
+normalise_kernel(T *y, float *saved, const float *part, const T *x, struct operand weight, struct operand bias, struct cut k,
+                 float eps, bool silu, bool whole)
+{
+    SD_SHARED(struct stat_room, room);
+    int64_t b = blockIdx.y, first = begin_of(k.P, blockIdx.x, k.blocks), count = begin_of(k.P, blockIdx.x + 1, k.blocks) - first;
+    const float *stat = saved + b * k.groups * 2;
+    int unit, lane, step;
+
+    if (part) {
+        for (int g = threadIdx.x / WARP; g < k.groups; g += WARPS) {
+            float mean, inverse;
+
+            join_moments(&mean, &inverse, part, b, g, k, eps);
+            if (threadIdx.x % WARP == 0) {
+                room.at[g][0] = mean;
+                room.at[g][1] = inverse;
+                if (blockIdx.x == 0) {
+                    saved[(b * k.groups + g) * 2] = mean;
+                    saved[(b * k.groups + g) * 2 + 1] = inverse;
+                }
+            }
+        }
+        __syncthreads();
+        stat = &room.at[0][0];
+    }
+    place(k, &unit, &lane, &step);
+    x += (b * k.P + first) * k.C;
+    y += (b * k.P + first) * k.C;
+    for (; lane < k.lanes && unit < k.units; unit += step) {
+        int c = unit * N;
+        float by[N], plus[N];
+        T v[BATCH][N];
+
+        take_weights<N>(by, weight, c, k.C - c, 1);
+        take_weights<N>(plus, bias, c, k.C - c, 0);
+#pragma unroll
+        for (int j = 0; j < N; j++)
+            if (c + j < k.C) {
+                int g = (c + j) / k.size;
+
+                by[j] *= stat[2 * g + 1];
+                plus[j] -= stat[2 * g] * by[j];
+            }
+        for (int64_t p = lane; p < count; p += BATCH * k.lanes) {
+            take_pixels<N>(v, x + c, p, k, count, k.C - c, whole);
+#pragma unroll
+            for (int q = 0; q < BATCH; q++)
+                if (p + q * k.lanes < count) {
+#pragma unroll
+                    for (int j = 0; j < N; j++) {
+                        float z = to_float(v[q][j]) * by[j] + plus[j];
+
+                        v[q][j] = from_float<T>(silu ? z * sigmoid<T>(z) : z);
+                    }
+                    give<N>(y + (p + q * k.lanes) * k.C + c, v[q], k.C - c, whole);
+                }
+        }
+    }
+}
+
+/* -- gradient --------------------------------------------------------------------------------------------------------- */
+
+/* what the gradient needs of N channels: n = x by + plus;  z = n weight + bias */
+template <int N> struct channels { float by[N], plus[N], weight[N], bias[N]; };
+
+template <int N> __device__ inline void
+open_channels(struct channels<N> *h, const float *stat, const struct operand &weight, const struct operand &bias, int c,
+              const struct cut &k)
+{
+    take_weights<N>(h->weight, weight, c, k.C - c, 1);
+    take_weights<N>(h->bias, bias, c, k.C - c, 0);
+#pragma unroll
+    for (int j = 0; j < N; j++) {
+        int g = (c + j < k.C ? c + j : c) / k.size;
+
+        h->by[j] = stat[2 * g + 1];
+        h->plus[j] = -stat[2 * g] * h->by[j];
+    }
+}
+
+template <class T> __device__ inline float
+through_silu(float dy, float z)
+{
+    float s = sigmoid<T>(z);
+
+    return dy * s * (1 + z * (1 - s));
+}
+
+/* part[b, chunk, g] = sums of g and g n;  by_channel[b, chunk, c] = sums of dz and dz n, unless NULL */
+template <int N, class T> __global__ void
+__launch_bounds__(THREADS, 2)
+gradient_sums_kernel(float *part, float *by_channel, const T *dy, const T *x, const float *saved, struct operand weight,
+                     struct operand bias, struct cut k, bool silu, bool whole)
+{
+    SD_SHARED(struct sums_room, room);
+    int64_t b = blockIdx.y, first = begin_of(k.P, blockIdx.x, k.chunks), count = begin_of(k.P, blockIdx.x + 1, k.chunks) - first;
+    int unit, lane, step, items = k.lanes * k.size;
+
+    place(k, &unit, &lane, &step);
+    x += (b * k.P + first) * k.C;
+    dy += (b * k.P + first) * k.C;
+    for (; lane < k.lanes && unit < k.units; unit += step) {
+        int c = unit * N;
+        struct channels<N> h;
+        float sum[N] = {}, sum_n[N] = {};
+        T v[BATCH][N], d[BATCH][N];
+
+        open_channels<N>(&h, saved + b * k.groups * 2, weight, bias, c, k);
+        for (int64_t p = lane; p < count; p += BATCH * k.lanes) {
+            take_pixels<N>(v, x + c, p, k, count, k.C - c, whole);
+            take_pixels<N>(d, dy + c, p, k, count, k.C - c, whole);
+#pragma unroll
+            for (int q = 0; q < BATCH; q++)
+                if (p + q * k.lanes < count)
+#pragma unroll
+                    for (int j = 0; j < N; j++) {
+                        float n = to_float(v[q][j]) * h.by[j] + h.plus[j], dz = to_float(d[q][j]);
+
+                        if (silu)
+                            dz = through_silu<T>(dz, n * h.weight[j] + h.bias[j]);
+                        sum[j] += dz;
+                        sum_n[j] += dz * n;
+                    }
+        }
+#pragma unroll
+        for (int j = 0; j < N; j++)
+            if (c + j < k.C) {
+                room.a[lane * k.C + c + j] = sum[j];
+                room.b[lane * k.C + c + j] = sum_n[j];
+            }
+    }
+    __syncthreads();
+    for (int c = threadIdx.x; by_channel && c < k.C; c += THREADS) {
+        float *to = by_channel + ((b * k.chunks + blockIdx.x) * k.C + c) * 2, sum = 0, sum_n = 0;
+
+        for (int l = 0; l < k.lanes; l++) {
+            sum += room.a[l * k.C + c];
+            sum_n += room.b[l * k.C + c];
+        }
+        to[0] = sum;
+        to[1] = sum_n;
+    }
+    for (int g = threadIdx.x / WARP; g < k.groups; g += WARPS) {
+        float sum = 0, sum_n = 0;
+
+        for (int i = threadIdx.x % WARP; i < items; i += WARP) {
+            int c = g * k.size + i % k.size, at = i / k.size * k.C + c;
+            float w = weight.p ? read_operand(weight, c) : 1;
+
+            sum += w * room.a[at];
+            sum_n += w * room.b[at];
+        }
+        sum = warp_sum(sum);
+        sum_n = warp_sum(sum_n);
+        if (threadIdx.x % WARP == 0) {
+            float *to = part + ((b * k.chunks + blockIdx.x) * k.groups + g) * 2;
+
+            to[0] = sum;
+            to[1] = sum_n;
+        }
+    }
+}
+
+/* all chunks of one group, by a warp: averages of g and g n in every lane */
+__device__ inline void
+join_sums(float *g_average, float *gn_average, const float *part, int64_t b, int g, const struct cut &k)
+{
+    const float *from = part + (b * k.chunks * k.groups + g) * 2;
+    float sum = 0, sum_n = 0, total = (float)(k.P * k.size);
+
+    for (int i = threadIdx.x % WARP; i < k.chunks; i += WARP) {
+        sum += from[(int64_t)i * k.groups * 2];
+        sum_n += from[(int64_t)i * k.groups * 2 + 1];
+    }
+    *g_average = warp_sum(sum) / total;
+    *gn_average = warp_sum(sum_n) / total;
+}
+
+__global__ void
+join_sums_kernel(float *averages, const float *part, struct cut k)
+{
+    int64_t b = blockIdx.y;
+    int g = (int)(blockIdx.x * WARPS + threadIdx.x / WARP);
+    float sum, sum_n;
+
+    if (g >= k.groups)
+        return;
+    join_sums(&sum, &sum_n, part, b, g, k);
+    if (threadIdx.x % WARP == 0) {
+        averages[(b * k.groups + g) * 2] = sum;
+        averages[(b * k.groups + g) * 2 + 1] = sum_n;
+    }
+}
+
+/* averages: NULL where the chunks are put together here */
+template <int N, class T> __global__ void
+__launch_bounds__(THREADS, 2)
+gradient_kernel(T *dx, const float *part, const float *averages, const T *dy, const T *x, const float *saved, struct operand weight,
+                struct operand bias, struct cut k, bool silu, bool add, bool whole)
+{
+    SD_SHARED(struct stat_room, room);
+    int64_t b = blockIdx.y, first = begin_of(k.P, blockIdx.x, k.blocks), count = begin_of(k.P, blockIdx.x + 1, k.blocks) - first;
+    const float *average = averages ? averages + b * k.groups * 2 : &room.at[0][0];
+    int unit, lane, step;
+
+    if (!averages) {
+        for (int g = threadIdx.x / WARP; g < k.groups; g += WARPS) {
+            float sum, sum_n;
+
+            join_sums(&sum, &sum_n, part, b, g, k);
+            if (threadIdx.x % WARP == 0) {
+                room.at[g][0] = sum;
+                room.at[g][1] = sum_n;
+            }
+        }
+        __syncthreads();
+    }
+    place(k, &unit, &lane, &step);
+    x += (b * k.P + first) * k.C;
+    dy += (b * k.P + first) * k.C;
+    dx += (b * k.P + first) * k.C;
+    for (; lane < k.lanes && unit < k.units; unit += step) {
+        int c = unit * N;
+        struct channels<N> h;
+        float minus[N], minus_n[N];
+        T v[BATCH / 2][N], d[BATCH / 2][N], old[BATCH / 2][N];
+
+        open_channels<N>(&h, saved + b * k.groups * 2, weight, bias, c, k);
+#pragma unroll
+        for (int j = 0; j < N; j++) {
+            int g = (c + j < k.C ? c + j : c) / k.size;
+
+            minus[j] = average[2 * g];
+            minus_n[j] = average[2 * g + 1];
+        }
+        for (int64_t p = lane; p < count; p += BATCH / 2 * k.lanes) {
+#pragma unroll
+            for (int q = 0; q < BATCH / 2; q++)
+                if (p + q * k.lanes < count) {
+                    int64_t at = (p + q * k.lanes) * k.C + c;
+
+                    take<N>(v[q], x + at, k.C - c, whole);
+                    take<N>(d[q], dy + at, k.C - c, whole);
+                    if (add)
+                        take<N>(old[q], dx + at, k.C - c, whole);
+                }
+#pragma unroll
+            for (int q = 0; q < BATCH / 2; q++)
+                if (p + q * k.lanes < count) {
+#pragma unroll
+                    for (int j = 0; j < N; j++) {
+                        float n = to_float(v[q][j]) * h.by[j] + h.plus[j], dz = to_float(d[q][j]), e;
+
+                        if (silu)
+                            dz = through_silu<T>(dz, n * h.weight[j] + h.bias[j]);
+                        e = (dz * h.weight[j] - minus[j] - n * minus_n[j]) * h.by[j];
+                        v[q][j] = from_float<T>(add ? to_float(old[q][j]) + e : e);
+                    }
+                    give<N>(dx + (p + q * k.lanes) * k.C + c, v[q], k.C - c, whole);
+                }
+        }
+    }
+}
+
+/* -- host ------------------------------------------------------------------------------------------------------------- */
+
+int64_t at_least_1(int64_t x) { return x > 1 ? x : 1; }
+
+/* Chunks of some 10 000 elements, at most 64 of a sample, keep all processors busy from 8 x 8 pixels up; above 4 million elements
+ * chunks are larger, and as many as it takes. */
+struct cut
+cut_of(const struct sd_node *n)
+{
+    const struct attributes *a = static_cast<const struct attributes *>(n->attr);
+    const struct sd_tensor *x = n->in[0];
+    int N = x->dtype == SD_F32 ? 4 : 8;
+    struct cut k = {};
+    int64_t elements, chunks;
+
+    k.B = x->shape[0];
+    k.P = k.B ? sd_rows(x) / k.B : 0;
+    k.C = (int)sd_cols(x);
+    k.groups = a->groups;
+    k.size = k.C / k.groups;
+    elements = k.P * k.C;
+    chunks = elements > (int64_t)FEW_CHUNKS << 16 ? ceil_div(elements, 1 << 16) : ceil_div(elements, 10240);
+    if (elements <= (int64_t)FEW_CHUNKS << 16 && chunks > FEW_CHUNKS)
+        chunks = FEW_CHUNKS;
+    k.chunks = (int)at_least_1(chunks < k.P ? chunks : k.P);
+    chunks = ceil_div(elements, 10240);
+    k.blocks = (int)at_least_1(chunks < k.P ? chunks : k.P);
+    k.units = (int)ceil_div(k.C, N);
+    k.lanes = k.units && k.units < THREADS ? (int)THREADS / k.units : 1;
+    k.few = k.chunks <= FEW_CHUNKS && k.groups <= FEW_GROUPS;
+    if (k.C > MAX_CHANNELS)
+        sd_bug("group_norm", "%d channels on a device, at most %d", k.C, (int)MAX_CHANNELS);
+    return k;
+}
+
+int64_t part_floats(const struct cut &k) { return k.B * k.chunks * k.groups * 2; }
+
+}   /* namespace */
+
+void
+group_norm_prepare_cuda(struct sd_node *n)
+{
+    struct cut k = cut_of(n);
+    int64_t floats = part_floats(k) + k.B * k.groups * 2;
+
+    if (n->din[1] || n->din[2])
+        floats += k.B * k.chunks * k.C * 2;
+    n->scratch_bytes = (size_t)floats * sizeof(float);
+}
+
+void
+group_norm_forward_cuda(struct sd_node *n)
+{
+    const struct attributes *a = static_cast<const struct attributes *>(n->attr);
+    const struct sd_tensor *x = n->in[0];
+    struct cut k = cut_of(n);
+    float *part = static_cast<float *>(n->scratch), *saved = data<float>(n->saved[0]);
+    struct sd_device *d = device_of(n);
+    dim3 join((unsigned)ceil_div(k.groups, WARPS), (unsigned)k.B);
+
+    if (!x->numel)
+        return;
+    SD_BY_DTYPE(x->dtype, T, {
+        constexpr int N = points<T>();
+        bool whole = aligned16(x->data, k.C * (int64_t)sizeof(T)) && aligned16(n->out->data, 0);
+
+        SD_LAUNCH(d, (moments_kernel<N, T>), dim3((unsigned)k.chunks, (unsigned)k.B), THREADS, sizeof(struct sums_room), part,
+                  data<const T>(x), k, whole);
+        if (!k.few)
+            SD_LAUNCH(d, join_moments_kernel, join, THREADS, 0, saved, (const float *)part, k, (float)a->eps);
+        SD_LAUNCH(d, (normalise_kernel<N, T>), dim3((unsigned)k.blocks, (unsigned)k.B), THREADS, sizeof(struct stat_room),
+                  data<T>(n->out), saved, k.few ? part : (const float *)nullptr, data<const T>(x), operand_of(n->in[1]),
+                  operand_of(n->in[2]), k, (float)a->eps, a->silu, whole);
+    });
+}
+
+void
+group_norm_backward_cuda(struct sd_node *n)
+{
+    const struct attributes *a = static_cast<const struct attributes *>(n->attr);
+    const struct sd_tensor *x = n->in[0];
+    struct cut k = cut_of(n);
+    bool weights = n->din[1] || n->din[2];
+    float *part = static_cast<float *>(n->scratch), *averages = part + part_floats(k),
+          *by_channel = weights ? averages + k.B * k.groups * 2 : nullptr;
+    const float *saved = data<const float>(n->saved[0]);
+    struct sd_device *d = device_of(n);
+    dim3 join((unsigned)ceil_div(k.groups, WARPS), (unsigned)k.B);
+
+    if (!x->numel) {
+        if (k.C)
+            weight_gradients(n, part, 0, k.C);
+        return;
+    }
+    SD_BY_DTYPE(x->dtype, T, {
+        constexpr int N = points<T>();
+        bool whole = aligned16(x->data, k.C * (int64_t)sizeof(T)) && aligned16(n->dout->data, 0)
+                     && (!n->din[0] || aligned16(n->din[0]->data, 0));
+
+        SD_LAUNCH(d, (gradient_sums_kernel<N, T>), dim3((unsigned)k.chunks, (unsigned)k.B), THREADS, sizeof(struct sums_room), part,
+                  by_channel, data<const T>(n->dout), data<const T>(x), saved, operand_of(n->in[1]), operand_of(n->in[2]), k,
+                  a->silu, whole);
+        if (weights)
+            weight_gradients(n, by_channel, k.B * k.chunks, k.C);
+        if (n->din[0]) {
+            if (!k.few)
+                SD_LAUNCH(d, join_sums_kernel, join, THREADS, 0, averages, (const float *)part, k);
+            SD_LAUNCH(d, (gradient_kernel<N, T>), dim3((unsigned)k.blocks, (unsigned)k.B), THREADS, sizeof(struct stat_room),
+                      data<T>(n->din[0]), (const float *)part, k.few ? (const float *)nullptr : averages, data<const T>(n->dout),
+                      data<const T>(x), saved, operand_of(n->in[1]), operand_of(n->in[2]), k, a->silu, !n->din_store[0], whole);
+        }
+    });
+}
