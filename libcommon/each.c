@@ -87,8 +87,8 @@ do_stream(struct loop *l, const char *path)
 }
 
 /* Does the file start like a picture, of a kind that is read here or not?  The other kinds go to the program, which
- * names the kind and the converter. */
-static bool
+ * names the kind and the converter.  -1 with sd_fail when it cannot be opened. */
+static int
 looks_like_picture(const char *path)
 {
     static const struct { int at; const char *magic; size_t length; } kinds[] = {
@@ -100,16 +100,13 @@ looks_like_picture(const char *path)
     static const char *const names[] = { ".jpg", ".jpeg", ".png" };     /* or says that it is one, and may be broken */
     const char *dot = strrchr(path, '.');
     char start[16] = { 0 };
-    FILE *f = fopen(path, "rbe");
+    FILE *f;
 
     for (size_t i = 0; dot && i < sizeof names / sizeof *names; i++)
-        if (!strcasecmp(dot, names[i])) {
-            if (f)
-                fclose(f);
-            return true;
-        }
-    if (!f)
-        return true;                    /* unreadable: the program says why */
+        if (!strcasecmp(dot, names[i]))
+            return true;                /* unreadable: the program says why */
+    if (!(f = fopen(path, "rbe")))
+        return sd_fail("%s", strerror(errno));
     if (fread(start, 1, sizeof start, f) == 0)
         start[0] = 0;
     fclose(f);
@@ -134,13 +131,14 @@ do_folder(struct loop *l, const char *path)
     for (size_t i = 0; i < count; i++) {
         const char *file = sd_sprintf(s, "%s%s%s", path, path[strlen(path) - 1] == '/' ? "" : "/", names[i]);
         struct stat st;
+        int picture = !stat(file, &st) && S_ISREG(st.st_mode) ? looks_like_picture(file) : 0;
 
-        if (!stat(file, &st) && S_ISREG(st.st_mode) && looks_like_picture(file)) {
+        pictures += picture != 0;
+        others += !picture;
+        if (picture > 0)
             do_picture(l, file);
-            pictures++;
-        } else {
-            others++;
-        }
+        else if (picture < 0)
+            name_bad(l, file);
     }
     if (others)
         sd_note(0, "%s: %zu of %zu entries are no pictures, left out", path, others, count);
@@ -156,6 +154,7 @@ do_operand(struct loop *l, const char *path)
 {
     struct stat st;
 
+    errno = 0;
     if (!strcmp(path, "-")) {
         do_stream(l, NULL);
     } else if (stat(path, &st)) {
@@ -168,7 +167,10 @@ do_operand(struct loop *l, const char *path)
     } else if (l->each->pictures) {
         do_picture(l, path);
     } else {
-        sd_fail(S_ISDIR(st.st_mode) ? "is a folder, expected a record stream" : "not a record stream");
+        if (S_ISDIR(st.st_mode))
+            sd_fail("is a folder, expected a record stream");
+        else
+            sd_fail("%s", errno ? strerror(errno) : "not a record stream");
         name_bad(l, path);
     }
 }

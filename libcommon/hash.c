@@ -146,18 +146,16 @@ recall(struct sd_scope *s, const char *memory, const char *key, char hex[SD_SHA2
     return true;
 }
 
-/* A file that cannot be remembered is hashed again next time; that is all. */
+/* A hash that cannot be remembered is computed again next time; that is all. */
 static void
-remember(struct sd_scope *s, const char *memory, const char *key, const char *hex)
+remember(const char *memory, const char *key, const char *hex)
 {
-    char *part = sd_sprintf(s, "%s.%ld", memory, (long)getpid());
-    FILE *f = fopen(part, "wbe");
+    struct sd_output *o = sd_output_open(memory);
 
-    if (!f)
+    if (!o)
         return;
-    fprintf(f, "%s%s\n", key, hex);
-    if (fclose(f) || rename(part, memory))
-        unlink(part);
+    fprintf(sd_output_file(o), "%s%s\n", key, hex);
+    sd_output_commit(o);
 }
 
 int
@@ -186,7 +184,7 @@ sd_hash_file_cached(const char *path, char hex[SD_SHA256_HEX])
                 && !fstat(fd, &st)) {
                 identity(after, &st);
                 if (!strcmp(before, after) && !sd_make_folders(folder))
-                    remember(s, memory, before, hex);
+                    remember(memory, before, hex);
             }
         }
     }

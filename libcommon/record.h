@@ -34,7 +34,8 @@ bool sd_reader_broken(const struct sd_reader *r);
 /* sd_reader_count - records read so far, bad ones too: the number to name in messages. */
 uint64_t sd_reader_count(const struct sd_reader *r);
 void sd_reader_close(struct sd_reader *r);
-/* sd_is_record_stream - does the file start like a record stream?  A pipe cannot be peeked at and is taken for one. */
+/* sd_is_record_stream - does the file start like a record stream?  A pipe cannot be peeked at and is taken for one.
+ * False with errno when the file cannot be opened. */
 bool sd_is_record_stream(const char *path);
 
 /* Values.  The setters replace or append; text is copied, tensor data is referenced and must outlive the write. */

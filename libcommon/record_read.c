@@ -310,6 +310,7 @@ sd_is_record_stream(const char *path)
         return false;
     n = read(fd, start, sizeof start);
     close(fd);
+    errno = 0;
     if (n < 1 || !sd_walk_is_map(*start) || sd_walk_head(start, (uint64_t)n, &payload, &inside) <= 0)
         return false;
     at = (uint64_t)sd_walk_head(start, (uint64_t)n, &payload, &inside);

@@ -49,16 +49,22 @@ values() {
 # losses LOG
 losses() { jq -c '[.step, .loss]' "$1"; }
 
-# kill_and_resume TIMES STEPS: runs that are killed with -9 at random instants, chains of up to three, then resumed to the
+# kill_and_resume TIMES STEPS [ti]: runs that are killed with -9 at random instants, chains of up to three, then resumed to the
 # end; all must give the bytes of a run that was left alone.  At least half of the kills must have met a run under way.
 kill_and_resume() {
     local times=$1 steps=$2 i want met=0 pid
     local run=(sd-train-lora -q --threads 1 --model "$MODEL" --rank 2 --placeholder-token '<new>' --train-text-encoder --seed 3
         --gradient-accumulation-steps 2 --train-batch-size 2 --optimizer prodigy --lr-scheduler cosine --max-train-steps "$steps"
         --checkpointing-steps 2 --output out.safetensors --output-embedding new.safetensors --log log "$RECORDS/three.sd" "$RECORDS/two.sd")
+    if [ "${3:-}" = ti ]; then
+        run=(sd-train-ti -q --threads 1 --model "$MODEL" --placeholder-token '<new>' --num-vectors 2 --seed 3 --train-batch-size 2
+            --max-train-steps "$steps" --checkpointing-steps 1 --output out.safetensors --log log "$RECORDS/three.sd" "$RECORDS/two.sd")
+        ln -s out.safetensors new.safetensors
+    fi
     "${run[@]}"
     want="$(sum out.safetensors) $(sum new.safetensors) $(losses log | sha256sum)"
-    rm out.safetensors new.safetensors log
+    rm out.safetensors log
+    if [ ! -L new.safetensors ]; then rm new.safetensors; fi
     for ((i = 0; i < times; i++)); do
         "${run[@]}" --resume 2> err & pid=$!
         sleep "0.$(printf '%03d' $((RANDOM % 400 + 20)))"
@@ -68,9 +74,42 @@ kill_and_resume() {
             "${run[@]}" --resume
             [ "$(sum out.safetensors) $(sum new.safetensors) $(losses log | sha256sum)" = "$want" ]
             [ ! -e out.safetensors.state ]
-            rm -rf out.safetensors new.safetensors log
+            rm -rf out.safetensors log
+            if [ ! -L new.safetensors ]; then rm -f new.safetensors; fi
         fi
     done
     echo "$met of $times kills met a run"
     ((2 * met >= times))
 }
+
+# kill_in_state TIMES: as above, but each run is killed by one of the system calls that write its state (strace), chains of
+# three.  A call of a later step may not be met by a run that has less left to do; at least half must be.
+kill_in_state() {
+    local times=$1 i want met=0 status call number
+    local run=(sd-train-lora -q --threads 1 --model "$MODEL" --rank 1 --target-modules to_q --placeholder-token '<new>' --max-train-steps 20
+        --checkpointing-steps 1 --output out.safetensors --output-embedding new.safetensors --log log "$RECORDS/three.sd")
+    strace -f -y -o trace -e trace=openat,write,fsync,close,rename "${run[@]}"
+    want="$(sum out.safetensors) $(sum new.safetensors) $(losses log | sha256sum)"
+    awk '{ line = $0; sub(/^[0-9]+ +/, "", line); name = line; sub(/\(.*/, "", name); n[$1, name]++ }
+        name ~ /^[a-z0-9]+$/ && line ~ /\.state/ { print name, n[$1, name] }' trace > calls
+    rm out.safetensors new.safetensors log
+    for ((i = 0; i < times; i++)); do
+        # from the first third: the run goes on from where it was
+        read -r call number < <(head -n $(($(wc -l < calls) / 3)) calls | shuf -n 1)
+        status=0
+        { strace -f -o /dev/null -e trace="$call" -e inject="$call:signal=SIGKILL:when=$number" "${run[@]}" --resume; } 2> /dev/null || status=$?
+        ((status == 0 || status == 137))
+        if [ -e out.safetensors.state ]; then sd_state_is_whole; fi
+        if ((status == 137)); then met=$((met + 1)); fi
+        if ((i % 3 == 2 || i == times - 1)) || [ -e out.safetensors ]; then
+            "${run[@]}" --resume
+            [ "$(sum out.safetensors) $(sum new.safetensors) $(losses log | sha256sum)" = "$want" ]
+            if compgen -G '*.state*' || compgen -G '*.part'; then echo "left over"; return 1; fi
+            rm -rf out.safetensors new.safetensors log
+        fi
+    done
+    echo "# $met of $times kills met the state's writing"
+    ((2 * met >= times))
+}
+# Its data fit the checksum in it.
+sd_state_is_whole() { [ "$(metadata out.safetensors.state | jq -r .sd_state)" = 1 ]; }

@@ -86,21 +86,22 @@ main_bucket(const struct sd_dataset *d)
     return best;
 }
 
-/* scale * rank of the first layer of a kind: by the options, or as --init-lora brought it */
+/* scale * rank of the first convolution: by the options, or as --init-lora brought it */
 static double
-alpha_of(const struct sd_run *x, enum sd_adapter_kind kind)
+conv_alpha(const struct sd_run *x)
 {
     for (size_t i = 0; x->adapters && i < sd_adapters_count(x->adapters); i++) {
         const struct sd_adapter *a = sd_adapters_at(x->adapters, i);
 
-        if (a->kind == kind)
+        if (a->kind == SD_ADAPTER_CONV)
             return (double)*(const float *)a->scale->raw * (double)a->down->shape[0];
     }
     return 0;
 }
 
+/* of the adapters, or, where lora is NULL, of tokens */
 static const char *const *
-metadata(struct sd_run *x, struct sd_scope *s, bool lora, const char *path, int64_t step)
+metadata(struct sd_run *x, struct sd_scope *s, const struct sd_lora *lora, const char *path, int64_t step)
 {
     int factor = sd_vae_factor(&x->model->vae_config);
     struct sd_metadata m = { .name = S.name ? S.name : stem(s, path),
@@ -108,12 +109,10 @@ metadata(struct sd_run *x, struct sd_scope *s, bool lora, const char *path, int6
                              .model_hash = x->unet_hash,
                              .settings = x->settings,
                              .made_from = x->made_from,
-                             .lora = lora,
+                             .lora = lora != NULL,
                              .vae_hash = x->data ? x->data->vae_hash : NULL,
-                             .rank = S.rank,
-                             .alpha = alpha_of(x, SD_ADAPTER_LINEAR),
                              .conv_rank = S.conv_rank,
-                             .conv_alpha = alpha_of(x, SD_ADAPTER_CONV),
+                             .conv_alpha = conv_alpha(x),
                              .steps = step,
                              .images = x->data ? (int64_t)x->data->count : 0,
                              .batch_size = S.batch_size,
@@ -125,6 +124,8 @@ metadata(struct sd_run *x, struct sd_scope *s, bool lora, const char *path, int6
                              .unet_lr = S.learning_rate,
                              .text_encoder_lr = S.text_encoder_learning_rate };
 
+    if (lora)
+        sd_lora_dim(lora, save_dtype(), &m.rank, &m.alpha);
     if (x->data) {
         m.width = main_bucket(x->data)->width * factor;
         m.height = main_bucket(x->data)->height * factor;
@@ -208,7 +209,7 @@ save_tokens(struct sd_run *x, struct sd_scope *s, const struct sd_outputs *to, i
         double r;
 
         if (sd_embedding_save(&e, path, a1111 ? SD_EMBEDDING_A1111 : SD_EMBEDDING_DIFFUSERS, save_dtype(),
-                              metadata(x, s, false, path, step)) < 0)
+                              metadata(x, s, NULL, path, step)) < 0)
             sd_die(path, "%s", sd_reason());
         if (!sd_is_kept(path))
             continue;
@@ -228,7 +229,7 @@ save_lora(struct sd_run *x, struct sd_scope *s, const char *path, const char *fo
     struct sd_lora *lora = sd_targets_lora(s, &x->targets, x->adapters);
     double worst, r = lora_rounding(lora);
 
-    if (sd_lora_save(lora, path, sd_lora_format(format), save_dtype(), metadata(x, s, true, path, step)) < 0)
+    if (sd_lora_save(lora, path, sd_lora_format(format), save_dtype(), metadata(x, s, lora, path, step)) < 0)
         sd_die(path, "%s", sd_reason());
     if (!sd_is_kept(path))
         return;

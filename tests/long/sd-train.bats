@@ -1,9 +1,18 @@
 #!/usr/bin/env bats
-# sd-train-lora: fifty kills at random instants, each resumed to the same bytes.
+# Training killed many times, at random instants and while it writes its state; each time resumed to the same bytes.
 
 load ../helper
 load ../training
 
 @test "killed fifty times at random instants, chains of three: the same bytes and one log line a step" {
     kill_and_resume 50 200
+}
+
+@test "killed fifty times by the calls that write the state, chains of three: the same" {
+    if ! strace -o /dev/null true 2> /dev/null; then skip "strace is not here, or may not trace"; fi
+    kill_in_state 50
+}
+
+@test "sd-train-ti: killed twenty times at random instants, chains of three: the same" {
+    kill_and_resume 20 200 ti
 }

@@ -237,6 +237,11 @@ END
     kill_and_resume 5 100
 }
 
+@test "killed four times while the state is written, and resumed: the same" {
+    if ! strace -o /dev/null true 2> /dev/null; then skip "strace is not here, or may not trace"; fi
+    kill_in_state 4
+}
+
 # in the background of a script SIGINT is ignored, unless it is asked for
 lora_asked() {
     exec env --default-signal=INT sd-train-lora --threads 1 --model "$MODEL" --rank 2 --placeholder-token '<new>' \
