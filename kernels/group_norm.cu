@@ -16,7 +16,7 @@ using namespace sd;
 namespace {
 
 enum {
-    THREADS = 256, WARPS = THREADS / WARP, BATCH = 4,       /* BATCH pixels of a thread are under way at once */
+    THREADS = 256, WARPS = THREADS / WARP, BATCH = 4, PAIRS = 2,        /* pixels of a thread under way at once: of x; of x and dy */
     MAX_CHANNELS = 4096,
     FEW_CHUNKS = 64, FEW_GROUPS = 64        /* up to these, step 2 puts the chunks together itself */
 };
@@ -51,12 +51,12 @@ place(const struct cut &k, int *unit, int *lane, int *step)
 /* pixels of `count` that lane l of `lanes` has */
 __device__ inline int64_t pixels_of(int64_t count, int l, int lanes) { return l < count ? (count - l + lanes - 1) / lanes : 0; }
 
-/* BATCH pixels from p on, `lanes` apart, of those before `count` */
-template <int N, class T> __device__ inline void
-take_pixels(T v[BATCH][N], const T *x, int64_t p, const struct cut &k, int64_t count, int left, bool whole)
+/* Q pixels from p on, `lanes` apart, of those before `count` */
+template <int Q, int N, class T> __device__ inline void
+take_pixels(T v[Q][N], const T *x, int64_t p, const struct cut &k, int64_t count, int left, bool whole)
 {
 #pragma unroll
-    for (int q = 0; q < BATCH; q++)
+    for (int q = 0; q < Q; q++)
         if (p + q * k.lanes < count)
             take<N>(v[q], x + (p + q * k.lanes) * k.C, left, whole);
 }
@@ -82,7 +82,7 @@ moments_kernel(float *part, const T *x, struct cut k, bool whole)
         if (lane < count)
             take_as_floats<N>(start, x + (int64_t)lane * k.C + c, k.C - c, whole);
         for (int64_t p = lane; p < count; p += BATCH * k.lanes) {
-            take_pixels<N>(v, x + c, p, k, count, k.C - c, whole);
+            take_pixels<BATCH, N>(v, x + c, p, k, count, k.C - c, whole);
 #pragma unroll
             for (int q = 0; q < BATCH; q++)
                 if (p + q * k.lanes < count)
@@ -215,7 +215,7 @@ normalise_kernel(T *y, float *saved, const float *part, const T *x, struct opera
                 plus[j] -= stat[2 * g] * by[j];
             }
         for (int64_t p = lane; p < count; p += BATCH * k.lanes) {
-            take_pixels<N>(v, x + c, p, k, count, k.C - c, whole);
+            take_pixels<BATCH, N>(v, x + c, p, k, count, k.C - c, whole);
 #pragma unroll
             for (int q = 0; q < BATCH; q++)
                 if (p + q * k.lanes < count) {
@@ -233,21 +233,23 @@ normalise_kernel(T *y, float *saved, const float *part, const T *x, struct opera
 
 /* -- gradient --------------------------------------------------------------------------------------------------------- */
 
-/* what the gradient needs of N channels: n = x by + plus;  z = n weight + bias */
-template <int N> struct channels { float by[N], plus[N], weight[N], bias[N]; };
+/* what the gradient needs of N channels: n = x by + plus;  z = x scale + shift */
+template <int N> struct channels { float by[N], plus[N], scale[N], shift[N]; };
 
 template <int N> __device__ inline void
 open_channels(struct channels<N> *h, const float *stat, const struct operand &weight, const struct operand &bias, int c,
               const struct cut &k)
 {
-    take_weights<N>(h->weight, weight, c, k.C - c, 1);
-    take_weights<N>(h->bias, bias, c, k.C - c, 0);
+    take_weights<N>(h->scale, weight, c, k.C - c, 1);
+    take_weights<N>(h->shift, bias, c, k.C - c, 0);
 #pragma unroll
     for (int j = 0; j < N; j++) {
         int g = (c + j < k.C ? c + j : c) / k.size;
 
         h->by[j] = stat[2 * g + 1];
         h->plus[j] = -stat[2 * g] * h->by[j];
+        h->shift[j] += h->plus[j] * h->scale[j];
+        h->scale[j] *= h->by[j];
     }
 }
 
@@ -276,21 +278,21 @@ gradient_sums_kernel(float *part, float *by_channel, const T *dy, const T *x, co
         int c = unit * N;
         struct channels<N> h;
         float sum[N] = {}, sum_n[N] = {};
-        T v[BATCH][N], d[BATCH][N];
+        T v[PAIRS][N], d[PAIRS][N];
 
         open_channels<N>(&h, saved + b * k.groups * 2, weight, bias, c, k);
-        for (int64_t p = lane; p < count; p += BATCH * k.lanes) {
-            take_pixels<N>(v, x + c, p, k, count, k.C - c, whole);
-            take_pixels<N>(d, dy + c, p, k, count, k.C - c, whole);
+        for (int64_t p = lane; p < count; p += PAIRS * k.lanes) {
+            take_pixels<PAIRS, N>(v, x + c, p, k, count, k.C - c, whole);
+            take_pixels<PAIRS, N>(d, dy + c, p, k, count, k.C - c, whole);
 #pragma unroll
-            for (int q = 0; q < BATCH; q++)
+            for (int q = 0; q < PAIRS; q++)
                 if (p + q * k.lanes < count)
 #pragma unroll
                     for (int j = 0; j < N; j++) {
                         float n = to_float(v[q][j]) * h.by[j] + h.plus[j], dz = to_float(d[q][j]);
 
                         if (silu)
-                            dz = through_silu<T>(dz, n * h.weight[j] + h.bias[j]);
+                            dz = through_silu<T>(dz, to_float(v[q][j]) * h.scale[j] + h.shift[j]);
                         sum[j] += dz;
                         sum_n[j] += dz * n;
                     }
@@ -395,38 +397,32 @@ gradient_kernel(T *dx, const float *part, const float *averages, const T *dy, co
     for (; lane < k.lanes && unit < k.units; unit += step) {
         int c = unit * N;
         struct channels<N> h;
-        float minus[N], minus_n[N];
-        T v[BATCH / 2][N], d[BATCH / 2][N], old[BATCH / 2][N];
+        T v[PAIRS][N], d[PAIRS][N], old[PAIRS][N];
 
         open_channels<N>(&h, saved + b * k.groups * 2, weight, bias, c, k);
 #pragma unroll
-        for (int j = 0; j < N; j++) {
+        for (int j = 0; j < N; j++) {           /* from here on by, plus: (average(g) + n average(g n)) / std = x by + plus */
             int g = (c + j < k.C ? c + j : c) / k.size;
+            float slope = average[2 * g + 1] * h.by[j];
 
-            minus[j] = average[2 * g];
-            minus_n[j] = average[2 * g + 1];
+            h.plus[j] = h.plus[j] * slope + average[2 * g] * h.by[j];
+            h.by[j] *= slope;
         }
-        for (int64_t p = lane; p < count; p += BATCH / 2 * k.lanes) {
+        for (int64_t p = lane; p < count; p += PAIRS * k.lanes) {
+            take_pixels<PAIRS, N>(v, x + c, p, k, count, k.C - c, whole);
+            take_pixels<PAIRS, N>(d, dy + c, p, k, count, k.C - c, whole);
+            if (add)
+                take_pixels<PAIRS, N>(old, (const T *)dx + c, p, k, count, k.C - c, whole);
 #pragma unroll
-            for (int q = 0; q < BATCH / 2; q++)
-                if (p + q * k.lanes < count) {
-                    int64_t at = (p + q * k.lanes) * k.C + c;
-
-                    take<N>(v[q], x + at, k.C - c, whole);
-                    take<N>(d[q], dy + at, k.C - c, whole);
-                    if (add)
-                        take<N>(old[q], dx + at, k.C - c, whole);
-                }
-#pragma unroll
-            for (int q = 0; q < BATCH / 2; q++)
+            for (int q = 0; q < PAIRS; q++)
                 if (p + q * k.lanes < count) {
 #pragma unroll
                     for (int j = 0; j < N; j++) {
-                        float n = to_float(v[q][j]) * h.by[j] + h.plus[j], dz = to_float(d[q][j]), e;
+                        float in = to_float(v[q][j]), e = to_float(d[q][j]);
 
                         if (silu)
-                            dz = through_silu<T>(dz, n * h.weight[j] + h.bias[j]);
-                        e = (dz * h.weight[j] - minus[j] - n * minus_n[j]) * h.by[j];
+                            e = through_silu<T>(e, in * h.scale[j] + h.shift[j]);
+                        e = e * h.scale[j] - (in * h.by[j] + h.plus[j]);
                         v[q][j] = from_float<T>(add ? to_float(old[q][j]) + e : e);
                     }
                     give<N>(dx + (p + q * k.lanes) * k.C + c, v[q], k.C - c, whole);
