@@ -30,7 +30,7 @@ cudnn_version(void)
 }
 
 bool
-cudnn_conv(struct sd_device *d, const struct conv_call *call)
+cudnn_conv2d(struct sd_device *d, const struct conv_call *call)
 {
     (void)d, (void)call;
     return false;

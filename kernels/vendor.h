@@ -20,7 +20,7 @@ const char *cudnn_version(void);
 
 /* product_cuda.h says what is asked. */
 bool cublas_gemm(struct sd_device *d, const struct gemm_call *call);
-bool cudnn_conv(struct sd_device *d, const struct conv_call *call);
+bool cudnn_conv2d(struct sd_device *d, const struct conv_call *call);
 bool cudnn_attention(struct sd_device *d, const struct attention_call *call);
 
 /* vendor_open - dlopen of the first of `names` (ended by NULL) found in $SD_CUDA_LIBS (folders, separated by ':'; set and
