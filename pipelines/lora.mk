@@ -33,7 +33,8 @@ SAMPLE  ?= --num-inference-steps 30
 JOBS    ?= 1
 THREADS ?= $(shell echo $$(( ($$(nproc) + $(JOBS) - 1) / $(JOBS) )))
 threads := --threads $(THREADS)
-tokens  := $(or $(TOKEN),$(findstring --placeholder-token,$(TRAIN)),$(findstring --config,$(TRAIN)))
+config  := $(patsubst --config=%,%,$(filter --config=%,$(subst --config ,--config=,$(TRAIN))))
+tokens  := $(or $(TOKEN),$(findstring --placeholder-token,$(TRAIN)),$(if $(config),$(shell jq -r '."placeholder-token" // empty | tostring' $(config))))
 photos  := $(sort $(wildcard $(PHOTOS)/*))
 quiet   ?= -q
 
@@ -70,8 +71,8 @@ $(RUN)/latents.sd: $(RUN)/captioned.sd $(RUN)/encode.json
 	mv $@.part $@
 
 # A state older than its settings belongs to another run.
-$(RUN)/lora.safetensors: $(RUN)/latents.sd $(RUN)/train.json
-	if [ -e $@.state ] && { [ $(RUN)/train.json -nt $@.state ] || [ $< -nt $@.state ]; }; then rm -f $@.state; fi
+$(RUN)/lora.safetensors: $(RUN)/latents.sd $(RUN)/train.json $(config)
+	for f in $^; do if [ $$f -nt $@.state ]; then rm -f $@.state; fi; done
 	sd-train-lora $(threads) --model '$(MODEL)' $(if $(TOKEN),--placeholder-token '$(TOKEN)') \
 	  --output $@ $(if $(tokens),--output-embedding $(RUN)/embedding.safetensors) --overwrite --resume --log $(RUN)/train.log $(TRAIN) $<
 

@@ -109,3 +109,20 @@ END
     [[ $stderr == *"0 encoded, 3 from the cache"* ]]
     cmp run/lora.safetensors runs/2/lora.safetensors
 }
+
+@test "settings from a file: a token only where it names one; another file, another training" {
+    echo '{"rank": 2, "max-train-steps": 1}' > plain.json
+    echo '{"rank": 2, "max-train-steps": 1, "placeholder-token": ["<rex>"]}' > token.json
+    TRAIN='--config plain.json'
+    run -0 --separate-stderr pipeline TOKEN= train
+    [ -s run/lora.safetensors ] && [ ! -e run/embedding.safetensors ]
+    mark
+    run -0 --separate-stderr pipeline TOKEN= train
+    [ ! run/lora.safetensors -nt mark ]
+    echo '{"rank": 1, "max-train-steps": 1}' > plain.json
+    run -0 --separate-stderr pipeline TOKEN= train
+    [ run/lora.safetensors -nt mark ]
+    TRAIN='--config=token.json'
+    run -0 --separate-stderr pipeline TOKEN= RUN=named train
+    [ -s named/lora.safetensors ] && [ -s named/embedding.safetensors ]
+}
