@@ -8,14 +8,27 @@ BUILD   ?= build$(if $(SAN),-san)
 VERSION := 0.1.0
 V       ?= 0
 PACKAGES := msgpack libjpeg libpng jansson libutf8proc libcrypto libxxhash
-DEBIAN   := gcc make pkg-config libdnnl-dev libmsgpack-dev libjpeg-dev libpng-dev libjansson-dev libutf8proc-dev libssl-dev \
-            libxxhash-dev jq bats mandoc shellcheck clang libclang-rt-14-dev
+DEBIAN   := gcc g++ make pkg-config libdnnl-dev libmsgpack-dev libjpeg-dev libpng-dev libjansson-dev libutf8proc-dev libssl-dev \
+            libxxhash-dev jq bats mandoc shellcheck strace clang libclang-rt-14-dev
 
 say   = $(say_$(V))
 say_0 = @printf '  %-4s %s\n' '$(1)' '$(2)';
 
+# CUDA: with nvcc, unless `make CUDA=`.  CXX builds the emulator of the tests; it has to share OpenMP with CC
+CUDA ?= yes
+NVCC ?= $(firstword $(shell command -v nvcc) $(wildcard /usr/local/cuda/bin/nvcc))
+ifeq ($(origin CXX),default)
+CXX  := $(if $(findstring clang,$(CC)),$(subst clang,clang++,$(CC)),g++)
+endif
+nvcc := $(and $(CUDA),$(wildcard libcommon/device_cuda.cu),$(NVCC))
+cuda_home := $(if $(nvcc),$(abspath $(dir $(realpath $(nvcc)))..))
+
 programs := $(patsubst tools/%.c,%,$(wildcard tools/*.c))
 c_lib    := $(wildcard libcommon/*.c libcommon/*/*.c) $(filter-out %_simd.c,$(wildcard kernels/*.c))
+cu       := $(wildcard kernels/*.cu)                    # kernels: nvcc builds them, and the emulator
+cu_lib   := $(if $(nvcc),$(cu) $(wildcard libcommon/*.cu))
+sees     := $(shell grep -lE 'SD_WITH_CUDA|SD_EMULATE' libcommon/*.c kernels/*.c)  # compiled for a build with CUDA, or without
+device   := libcommon/device_none.c                     # the device of a build without
 simd     := $(wildcard kernels/*_simd.c)                # one source, three instruction sets
 isas     := sse4 avx2 avx512
 c_all    := $(c_lib) $(wildcard tools/*.c tests/*.c tests/*/*.c)
@@ -34,24 +47,41 @@ pkg_libs   = $(eval pkg_libs := $$(shell pkg-config --libs $(PACKAGES)))$(pkg_li
 cppflags := -Ilibcommon -Ikernels -Itests -I. -DSD_VERSION='"$(VERSION)"' -DSD_DATADIR='"$(DATADIR)"' $(CPPFLAGS)
 cflags    = $(std) $(warn) $(pkg_cflags) $(if $(SAN),-fsanitize=$(SAN) -fno-omit-frame-pointer -fno-sanitize-recover=all)
 ldflags  := -fopenmp $(if $(SAN),-fsanitize=$(SAN)) $(LDFLAGS)
-libs      = $(pkg_libs) -lm -ldl
+libs      = $(pkg_libs) $(cuda_ld) -lm -ldl
 
-lib_o    := $(c_lib:%.c=$(BUILD)/%.o) $(foreach i,$(isas),$(simd:%.c=$(BUILD)/%.$(i).o))
+nvflags   = -std=c++17 -gencode=arch=compute_80,code=sm_80 -gencode=arch=compute_90a,code=sm_90a \
+            -gencode=arch=compute_90,code=compute_90 -Xcompiler -Wall,-Wextra,-fno-exceptions,-fno-rtti \
+            $(if $(or $(CI),$(WERROR)),-Werror all-warnings -Xcompiler -Werror)
+NVCCFLAGS ?= -O2 -lineinfo
+cxxflags  = -std=c++17 -D_GNU_SOURCE -ffp-contract=off -fopenmp -fno-math-errno -Wall -Wextra -Wno-unknown-pragmas -Wno-pass-failed \
+            $(if $(or $(CI),$(WERROR)),-Werror) $(if $(SAN),-fsanitize=$(SAN) -fno-omit-frame-pointer -fno-sanitize-recover=all)
+cuda_cpp := $(if $(nvcc),-DSD_WITH_CUDA=1 -isystem $(cuda_home)/include)
+cuda_ld  := $(if $(nvcc),-L$(cuda_home)/lib64 -lcudart_static -lrt -lpthread)
+
+lib_o    := $(patsubst %.c,$(BUILD)/%.o,$(filter-out $(if $(nvcc),$(device)),$(c_lib))) \
+            $(foreach i,$(isas),$(simd:%.c=$(BUILD)/%.$(i).o)) $(cu_lib:%=$(BUILD)/%.o)
+# the library once more with kernels/*.cu as host C++ and a device of the tests' own
+emulate_own := $(sees:%.c=$(BUILD)/emulate/%.o) $(cu:%=$(BUILD)/emulate/%.o) \
+               $(patsubst %.cpp,$(BUILD)/%.o,$(wildcard tests/emulate/*.cpp))
+emulate_o := $(filter-out $(patsubst %.c,$(BUILD)/%.o,$(sees) $(device)) %.cu.o,$(lib_o)) $(emulate_own)
 lib_f64  := $(c_lib:%.c=$(BUILD)/f64/%.o)               # the same loops in double, for gradient checks
 lib      := $(BUILD)/libsd.a
 lib64    := $(BUILD)/f64/libsd.a
+lib_emulate := $(BUILD)/emulate/libsd.a
 bins     := $(programs:%=$(BUILD)/%)
 unit     := $(patsubst %.c,$(BUILD)/%,$(wildcard tests/unit/*.c))
 models   := $(patsubst %.c,$(BUILD)/%,$(wildcard tests/models/*.c))
 ops      := $(patsubst %.c,$(BUILD)/%,$(wildcard tests/ops/*.c))
 ops64    := $(patsubst %.c,$(BUILD)/f64/%,$(wildcard tests/ops/*.c))
+emulated := $(patsubst %.c,$(BUILD)/emulate/%,$(wildcard tests/ops/*.c)) \
+            $(patsubst %.cu,$(BUILD)/%,$(wildcard tests/emulate/*.cu))
 benches  := $(patsubst %.c,$(BUILD)/%,$(wildcard tests/bench/*.c))
 fuzzers  := $(patsubst tests/fuzz/%.c,$(BUILD)/fuzz/%,$(wildcard tests/fuzz/*.c))
 bats     := $(wildcard tests/tools/*.bats tests/pipelines/*.bats)
 fuzz_o   := $(patsubst %.c,$(BUILD)/fuzz/%.o,$(filter-out %/graph.c %/plan.c %/run.c,$(wildcard libcommon/*.c libcommon/model/*.c)))
 first    := $(filter deps,$(MAKECMDGOALS))             # before anything is compiled, under -j too
 
-.PHONY: all deps check check-long check-full demo bench fuzz lint install uninstall clean clip-vocabulary tests
+.PHONY: all deps check check-cuda check-long check-full demo bench bench-cuda emulate fuzz lint install uninstall clean clip-vocabulary tests
 .DELETE_ON_ERROR:
 .SECONDARY:
 all: $(bins)
@@ -69,7 +99,33 @@ $(BUILD)/%_simd.$(1).o: %_simd.c | $(first)
 endef
 $(foreach i,$(isas),$(eval $(call isa_rule,$(i))))
 
-$(lib): $(lib_o)
+# Written when it changes: what is compiled for a device, and by what
+$(BUILD)/with_cuda: always
+	@mkdir -p $(@D)
+	@to='$(or $(nvcc),no CUDA)'; [ "$$(cat $@ 2> /dev/null)" = "$$to" ] || { echo "$$to" > $@; echo "  CUDA $$to"; }
+.PHONY: always
+$(sees:%.c=$(BUILD)/%.o): cppflags += $(cuda_cpp)
+$(sees:%.c=$(BUILD)/%.o) $(cu_lib:%=$(BUILD)/%.o): $(BUILD)/with_cuda
+$(BUILD)/%.cu.o: %.cu | $(first)
+	@mkdir -p $(@D)
+	$(call say,NVCC,$<) $(nvcc) $(cppflags) $(nvflags) $(NVCCFLAGS) -MMD -MP -MF $(@:.o=.d) -c -o $@ $<
+$(BUILD)/emulate/%.o: %.c | $(first)
+	@mkdir -p $(@D)
+	$(call say,CC,$< emulated) $(CC) $(cppflags) -DSD_WITH_CUDA=1 -DSD_EMULATE $(cflags) $(CFLAGS) -MMD -MP -c -o $@ $<
+$(BUILD)/emulate/%.cu.o: %.cu | $(first)
+	@mkdir -p $(@D)
+	$(call say,CXX,$<) $(CXX) -x c++ $(cppflags) -DSD_EMULATE $(cxxflags) $(CFLAGS) -MMD -MP -c -o $@ $<
+$(BUILD)/tests/emulate/%.o: tests/emulate/%.cpp | $(first)
+	@mkdir -p $(@D)
+	$(call say,CXX,$<) $(CXX) $(cppflags) -DSD_EMULATE $(cxxflags) $(CFLAGS) -O3 -MMD -MP -c -o $@ $<
+
+# DATADIR is compiled in: another one makes what holds it again
+$(BUILD)/datadir: FORCE
+	@mkdir -p $(@D)
+	@echo '$(DATADIR)' | cmp -s - $@ || echo '$(DATADIR)' > $@
+$(addsuffix libcommon/model/tokenizer_find.o,$(BUILD)/ $(BUILD)/f64/ $(BUILD)/fuzz/): $(BUILD)/datadir
+.PHONY: FORCE
+$(lib): $(lib_o) $(BUILD)/with_cuda
 	@rm -f $@
 	$(call say,AR,$@) $(AR) rcs $@ $(lib_o)
 $(lib64): $(lib_f64)
@@ -86,6 +142,18 @@ $(ops): $(BUILD)/%: $(BUILD)/%.o $(BUILD)/tests/check_op.o $(lib)
 	$(call say,LD,$@) $(CC) $(ldflags) -o $@ $< $(BUILD)/tests/check_op.o $(lib) $(libs)
 $(ops64): $(BUILD)/f64/%: $(BUILD)/f64/%.o $(BUILD)/f64/tests/check_op.o $(lib64)
 	$(call say,LD64,$@) $(CC) $(ldflags) -o $@ $< $(BUILD)/f64/tests/check_op.o $(lib64) $(libs)
+$(lib_emulate): $(emulate_o)
+	@rm -f $@
+	$(call say,AR,$@) $(AR) rcs $@ $(emulate_o)
+$(BUILD)/emulate/tests/ops/%: $(BUILD)/tests/ops/%.o $(BUILD)/tests/check_op.o $(lib_emulate)
+	@mkdir -p $(@D)
+	$(call say,LD,$@) $(CXX) $(ldflags) -o $@ $< $(BUILD)/tests/check_op.o $(lib_emulate) $(pkg_libs) -lm -ldl
+$(BUILD)/emulate/tests/models/%: $(BUILD)/tests/models/%.o $(lib_emulate)
+	@mkdir -p $(@D)
+	$(call say,LD,$@) $(CXX) $(ldflags) -o $@ $< $(lib_emulate) $(pkg_libs) -lm -ldl
+$(BUILD)/tests/emulate/%: $(BUILD)/emulate/tests/emulate/%.cu.o $(lib_emulate)
+	@mkdir -p $(@D)
+	$(call say,LD,$@) $(CXX) $(ldflags) -o $@ $< $(lib_emulate) $(pkg_libs) -lm -ldl
 # libFuzzer needs clang; what it tests is built once more, with its coverage
 $(BUILD)/fuzz/%.o: %.c | $(first)
 	@mkdir -p $(@D)
@@ -97,9 +165,19 @@ $(BUILD)/fuzz/libsd.a: $(fuzz_o)
 $(fuzzers): $(BUILD)/fuzz/%: $(BUILD)/fuzz/tests/fuzz/%.o $(BUILD)/fuzz/libsd.a
 	$(call say,LD,$@) clang -fsanitize=fuzzer,address,undefined -o $@ $< $(BUILD)/fuzz/libsd.a $(libs)
 
-tests: all $(unit) $(models) $(ops) $(ops64)
+tests: all $(unit) $(models) $(ops) $(ops64) $(emulated)
 check: tests $(fuzzers)
-	@BUILD=$(abspath $(BUILD)) tests/run $(unit) $(ops64) $(ops) $(models) $(bats) tests/lint tests/fuzz/run
+	@BUILD=$(abspath $(BUILD)) tests/run $(unit) $(ops64) $(ops) $(emulated) $(models) $(bats) tests/lint tests/fuzz/run
+# The kernels of kernels/*.cu on the CPU: every op against the C loops, and the emulator's own tests
+emulate: $(emulated)
+	@BUILD=$(abspath $(BUILD)) tests/run $(emulated)
+# The same tests on a card; needs nvcc and a driver
+check-cuda: all $(ops) $(models)
+	@$(if $(nvcc),,echo "check-cuda: this build has no CUDA: $$(cat $(BUILD)/with_cuda)" >&2; exit 1)
+	@BUILD=$(abspath $(BUILD)) SD_TEST_DEVICE=cuda tests/run $(ops) $(models)
+bench-cuda: all $(benches)
+	@$(if $(nvcc),,echo "bench-cuda: this build has no CUDA: $$(cat $(BUILD)/with_cuda)" >&2; exit 1)
+	@BUILD=$(abspath $(BUILD)) SD_TEST_DEVICE=cuda tests/bench/run $(if $(RESULT),| tee tests/bench/results/$(RESULT))
 fuzz: $(fuzzers)
 	@tests/fuzz/run $(fuzzers)
 check lint: export LINT_FLAGS = $(cppflags) $(filter-out -Werror,$(std) $(warn)) $(pkg_cflags)
@@ -149,4 +227,4 @@ bench: all $(benches)
 	@BUILD=$(abspath $(BUILD)) tests/bench/run $(if $(RESULT),| tee tests/bench/results/$(RESULT))
 clean:
 	rm -rf build build-san $(BUILD)
--include $(c_all:%.c=$(BUILD)/%.d) $(fuzz_o:.o=.d) $(fuzzers:$(BUILD)/fuzz/%=$(BUILD)/fuzz/tests/fuzz/%.d) $(c_all:%.c=$(BUILD)/f64/%.d) $(foreach i,$(isas),$(simd:%.c=$(BUILD)/%.$(i).d))
+-include $(cu_lib:%=$(BUILD)/%.d) $(emulate_own:.o=.d) $(patsubst %.cu,$(BUILD)/emulate/%.cu.d,$(wildcard tests/emulate/*.cu)) $(c_all:%.c=$(BUILD)/%.d) $(fuzz_o:.o=.d) $(fuzzers:$(BUILD)/fuzz/%=$(BUILD)/fuzz/tests/fuzz/%.d) $(c_all:%.c=$(BUILD)/f64/%.d) $(foreach i,$(isas),$(simd:%.c=$(BUILD)/%.$(i).d))
