@@ -25,7 +25,7 @@ embedding_shape(struct sd_node *n)
         sd_expect_shape(n, "learned rows", rows, 2, (int64_t[]){ -1, D });
     if (positions && sd_expect_shape(n, "positions", positions, 2, (int64_t[]){ -1, D }) && positions->shape[0] < ids->shape[1])
         sd_graph_fault(n->graph, "%lld positions, input has %lld tokens", (long long)positions->shape[0], (long long)ids->shape[1]);
-    sd_out(n, sd_graph_compute(n->graph), 3, (int64_t[]){ ids->shape[0], ids->shape[1], D });
+    sd_out(n, sd_graph_activations(n->graph), 3, (int64_t[]){ ids->shape[0], ids->shape[1], D });
     n->scratch_bytes = (size_t)D * sizeof(real);
 }
 

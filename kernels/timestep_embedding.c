@@ -18,7 +18,7 @@ timestep_embedding_shape(struct sd_node *n)
     sd_expect_shape(n, "timesteps", n->in[0], 1, (int64_t[]){ -1 });
     if (a->width < 2)
         sd_graph_fault(n->graph, "timestep embedding: width %d", a->width);
-    sd_out(n, sd_graph_compute(n->graph), 2, (int64_t[]){ n->in[0]->shape[0], a->width });
+    sd_out(n, sd_graph_activations(n->graph), 2, (int64_t[]){ n->in[0]->shape[0], a->width });
 }
 
 void

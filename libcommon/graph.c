@@ -92,12 +92,14 @@ sd_graph_scope(struct sd_graph *g)
 }
 
 void
-sd_graph_on(struct sd_graph *g, struct sd_device *d, enum sd_dtype compute)
+sd_graph_on(struct sd_graph *g, const struct sd_compute *c)
 {
-    if (g->nodes.count || !sd_dtype_is_real(compute))
-        sd_bug("graph", "device and dtype %s come before the first node", sd_dtype_name(compute));
-    g->device = d;
-    g->compute = compute;
+    if (g->nodes.count || !sd_dtype_is_real(c->activations))
+        sd_bug("graph", "device and dtype %s come before the first node", sd_dtype_name(c->activations));
+    g->device = c->device;
+    g->activations = c->activations;
+    g->tf32 = c->tf32;
+    sd_graph_products(g, c->products);
 }
 
 struct sd_device *
@@ -107,9 +109,15 @@ sd_graph_device(const struct sd_graph *g)
 }
 
 enum sd_dtype
-sd_graph_compute(const struct sd_graph *g)
+sd_graph_activations(const struct sd_graph *g)
 {
-    return g->compute;
+    return g->activations;
+}
+
+bool
+sd_graph_tf32(const struct sd_graph *g)
+{
+    return g->tf32;
 }
 
 /* The product of the sides; false, and 0, when a side is negative or there are more elements than any machine holds: sides

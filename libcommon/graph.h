@@ -42,11 +42,18 @@ struct sd_graph *sd_graph_new(void);
 void sd_graph_free(struct sd_graph *g);
 struct sd_scope *sd_graph_scope(struct sd_graph *g);
 
-/* sd_graph_on - before anything is described: the device its plan will run on (NULL: the CPU), and what activations are held
- * in: SD_F32 (as a new graph has it), SD_BF16 or SD_F16.  Networks cast what comes in and what goes out. */
-void sd_graph_on(struct sd_graph *g, struct sd_device *d, enum sd_dtype compute);
+/* How a graph computes; all zero, as a new graph has it: on the CPU, in f32. */
+struct sd_compute {
+    struct sd_device *device;       /* NULL: the CPU */
+    enum sd_dtype activations;      /* what they are held in: SD_F32, SD_BF16, SD_F16; networks cast what comes in and goes out */
+    enum sd_dtype products;         /* sd_graph_products(); SD_F32 on a device */
+    bool tf32;                      /* on a device: products of F32 may round their operands to tf32 */
+};
+/* sd_graph_on - before anything is described. */
+void sd_graph_on(struct sd_graph *g, const struct sd_compute *c);
 struct sd_device *sd_graph_device(const struct sd_graph *g);
-enum sd_dtype sd_graph_compute(const struct sd_graph *g);
+enum sd_dtype sd_graph_activations(const struct sd_graph *g);
+bool sd_graph_tf32(const struct sd_graph *g);
 
 /* sd_graph_products - what the operands of the matrix products described from here on (linear, conv2d, attention and their
  * gradients) are rounded to: SD_F32 (as a new graph has it) or SD_BF16.  Sums, and all that is kept, stay f32. */

@@ -15,7 +15,8 @@ void sd_array_push(struct sd_scope *s, struct sd_array *a, void *item);
 struct sd_graph {
     struct sd_scope *scope;
     struct sd_device *device;   /* NULL: the CPU */
-    enum sd_dtype compute;      /* of activations */
+    enum sd_dtype activations;
+    bool tf32;
     struct sd_array nodes;      /* in the order described: every input before its reader */
     struct sd_array tensors;    /* all, views too */
     struct sd_array kept;

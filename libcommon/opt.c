@@ -1,7 +1,6 @@
 /* opt.c - the option table's parser, --help, --help=json and --config. */
 #include "opt.h"
 #include "json.h"
-#include "op.h"
 
 #include <ctype.h>
 #include <errno.h>
@@ -491,12 +490,6 @@ read_config(void)
     sd_scope_close(s);
 }
 
-enum sd_dtype
-sd_shared_products(void)
-{
-    return strcmp(sd_shared.dtype, "bf16") == 0 ? SD_BF16 : SD_F32;
-}
-
 static void
 check_shared(void)
 {
@@ -505,13 +498,6 @@ check_shared(void)
     if (strcmp(d, "auto") && strcmp(d, "cpu") && strcmp(d, "cuda")
             && (strncmp(d, "cuda:", 5) || !d[5] || strlen(d) > 8 || strspn(d + 5, "0123456789") != strlen(d + 5)))
         sd_usage("--device", "expected auto, cpu, cuda or cuda:N, found \"%s\"", d);
-    if (strncmp(d, "cuda", 4) == 0)
-        sd_usage("--device", "%s: this build computes on the CPU only", d);
-    if (sd_shared_products() == SD_BF16 && sd_isa() < SD_ISA_AVX512BF16)
-        sd_usage("--dtype", "bf16: needs a processor with AVX512_BF16, %s", sd_isa_best() < SD_ISA_AVX512BF16
-                 ? "which this one has not" : "and SD_ISA is set to less");
-    if (*sd_shared.dtype && strcmp(sd_shared.dtype, "f32") != 0 && sd_shared_products() != SD_BF16)
-        sd_usage("--dtype", "%s: the CPU computes in f32 or bf16", sd_shared.dtype);
 #ifdef _OPENMP
     if (sd_shared.threads)
         omp_set_num_threads((int)sd_shared.threads);

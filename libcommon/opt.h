@@ -7,7 +7,6 @@
 #define SD_OPT_H
 
 #include "diag.h"
-#include "dtype.h"
 
 enum sd_opt_kind {
     SD_OPT_END = 0,
@@ -47,13 +46,11 @@ struct sd_shared_options {  /* what the user chose; one per program */
     bool json_lines, keep_going, overwrite, plan;
     int64_t threads;        /* 0: the affinity mask; OMP_NUM_THREADS wins over the mask */
     const char *device;     /* "auto", "cpu", "cuda", "cuda:N" */
-    const char *dtype;      /* "" for the device's default; as products read it: sd_shared_products() */
+    const char *dtype;      /* "" for the device's default; device and dtype are made real by compute.h */
     int64_t seed;
     int64_t memory;         /* 0: no limit */
 };
 extern struct sd_shared_options sd_shared;
-/* sd_shared_products - what --dtype asks products to be of, for sd_graph_products(); sd_options has refused what cannot be. */
-enum sd_dtype sd_shared_products(void);
 
 /* sd_options - parse, apply --config (JSON object of long names; flags win), check ranges; leave operands in argc, argv
  * (argv[0] stays the program).  Ends the program for -h, -V, --help=json (status 0) and for any fault (status 2).

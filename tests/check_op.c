@@ -131,8 +131,7 @@ trial_open(struct trial *t, check_describe *f, const struct shape *shapes, int c
 
     t->scope = sd_scope_open();
     t->graph = sd_graph_new();
-    sd_graph_products(t->graph, products);
-    sd_graph_on(t->graph, device, compute_dtype);
+    sd_graph_on(t->graph, &(struct sd_compute){ .device = device, .activations = compute_dtype, .products = products });
     t->count = count;
     for (int i = 0; i < count; i++) {
         struct operand *o = &t->in[i];

@@ -1,6 +1,7 @@
 /* sd-encode-latents - records with pixel_values to the same with latents: the VAE's posterior, made once for a picture
  * and kept in a cache.  What is encoded and how it is named is in libcommon/diffusion/latents.c; here are the order of
  * the records and which are left out. */
+#include "compute.h"
 #include "diffusion/latents.h"
 #include "model/model_tokenizer.h"
 #include "opt.h"
@@ -483,7 +484,7 @@ open_model(void)
     const struct sd_model_options o = { .vae = vae_name };
     struct sd_encoding e = { .cache = sd_cache_open(run.scope, cache_folder), .salt = salt,
                              .portable = strcmp(cache_scope, "portable") == 0, .tile = tile, .memory = sd_shared.memory,
-                             .products = sd_shared_products(), .arena = sd_arena_new() };
+                             .compute = *sd_shared_compute(), .arena = sd_arena_new() };
     const char *subject = model_name ? model_name : vae_name;
     struct sd_tokenizer *tokenizer;
     struct sd_vae *vae;
@@ -544,6 +545,7 @@ main(int argc, char **argv)
     run.scope = sd_scope_open();
     sd_options(&argc, &argv, options, SD_OPT_RECORDS | SD_OPT_COMPUTE, "--model M [options] [records ...]",
                "pictures in records to latents, each encoded once");
+    sd_shared_compute();
     check_options();
     open_model();
     if (sd_shared.plan && argc < 2 && (fstat(0, &st) || !(S_ISREG(st.st_mode) || S_ISFIFO(st.st_mode)))) {

@@ -1,4 +1,5 @@
 /* sd-sample - prompts to pictures. */
+#include "compute.h"
 #include "diffusion/draw.h"
 #include "diffusion/infotext.h"
 #include "diffusion/start.h"
@@ -284,7 +285,7 @@ load(struct run *r)
                                          .guidance_scale = guidance_scale,
                                          .guidance_rescale = guidance_rescale,
                                          .clip_skip = (int)clip_skip,
-                                         .products = sd_shared_products() })))
+                                         .compute = *sd_shared_compute() })))
         sd_die(model_name, "%s", sd_reason());
     r->start.draw = r->draw;
     if (noise_file && sd_start_load(&r->start, r->scope, noise_file, r->channels, r->h, r->w) < 0)
@@ -580,6 +581,7 @@ main(int argc, char **argv)
 
     sd_options(&argc, &argv, options, SD_OPT_RECORDS | SD_OPT_COMPUTE | SD_OPT_SEED | SD_OPT_OVERWRITE,
                "--model MODEL [--prompt TEXT] [file ...]", "draws pictures from prompts");
+    sd_shared_compute();
     check_options();
     status = collect_jobs(&r, argc, argv);
     check_outputs(&r);

@@ -70,7 +70,7 @@ describe(struct sd_draw *d, struct net *n)
         if (!text)
             return -1;
         n->in[0] = sd_input(g, "input_ids", SD_I32, 2, (int64_t[]){ n->batch, d->length });
-        n->out = sd_clip_text(g, text, d->m.adapters, n->in[0], d->m.rows, d->o.clip_skip);
+        n->out = sd_op_cast(g, sd_clip_text(g, text, d->m.adapters, n->in[0], d->m.rows, d->o.clip_skip), SD_F32);
     } else if (n->kind == UNET) {
         struct sd_unet *unet = sd_model_unet(m);
 
@@ -111,7 +111,7 @@ planned(struct sd_draw *d, enum net_kind kind, int64_t batch, int64_t chunks)
     n->batch = batch;
     n->chunks = chunks;
     n->graph = sd_graph_new();
-    sd_graph_products(n->graph, d->o.products);
+    sd_graph_on(n->graph, &d->o.compute);
     if (describe(d, n) < 0) {
         sd_graph_free(n->graph);
         return NULL;
@@ -258,6 +258,7 @@ struct loop {
     size_t numel;               /* of one picture */
     bool guided, together;      /* both texts in one batch */
     float *x, *out, *uncond, *fresh, *nchw;
+    float *sample, *timesteps, *states;     /* fed */
 };
 
 enum texts { NEGATIVE, POSITIVE, BOTH };        /* both: the negative ones first */
@@ -266,8 +267,6 @@ static void
 fill(struct loop *l, struct net *n, int call, enum texts which)
 {
     const struct sd_sampler_step *step = &l->d->o.sampler->steps[call];
-    float *sample = sd_data(n->plan, n->in[0]), *timesteps = sd_data(n->plan, n->in[1]),
-          *text = sd_data(n->plan, n->in[2]);
     size_t states = (size_t)(n->chunks * l->d->length * l->d->state_width);
 
     for (int b = 0; b < (int)n->batch; b++) {
@@ -275,10 +274,13 @@ fill(struct loop *l, struct net *n, int call, enum texts which)
         bool negative = which == NEGATIVE || (which == BOTH && b < l->count);
 
         for (size_t i = 0; i < l->numel; i++)
-            sample[(size_t)b * l->numel + i] = (float)step->input_scale * l->x[(size_t)(b % l->count) * l->numel + i];
-        timesteps[b] = (float)step->timestep;
-        memcpy(text + (size_t)b * states, (negative ? p->negative : p->prompt)->states, states * sizeof *text);
+            l->sample[(size_t)b * l->numel + i] = (float)step->input_scale * l->x[(size_t)(b % l->count) * l->numel + i];
+        l->timesteps[b] = (float)step->timestep;
+        memcpy(l->states + (size_t)b * states, (negative ? p->negative : p->prompt)->states, states * sizeof *l->states);
     }
+    sd_feed(n->plan, n->in[0], l->sample);
+    sd_feed(n->plan, n->in[1], l->timesteps);
+    sd_feed(n->plan, n->in[2], l->states);
 }
 
 /* model_pred of all pictures under one of their two texts, or under both at once */
@@ -335,15 +337,21 @@ sd_draw_pictures(struct sd_draw *d, const struct sd_draw_picture *pictures, int 
     struct loop l = { .d = d, .pictures = pictures, .count = count,
                       .numel = (size_t)(d->h * d->w * d->channels), .guided = d->o.guidance_scale > 1 };
     size_t all = (size_t)count * l.numel;
+    int64_t most = pictures[0].prompt->chunks;
     struct sd_sampler_state *state = sd_sampler_state_new(s, sampler, (size_t)count, l.numel);
     int status = 0;
 
     l.together = l.guided && pictures[0].negative->chunks == pictures[0].prompt->chunks;
+    if (l.guided && pictures[0].negative->chunks > most)
+        most = pictures[0].negative->chunks;
     l.x = sd_alloc_array(s, all, sizeof(float));
     l.nchw = sd_alloc_array(s, l.numel, sizeof(float));
     l.out = sd_alloc_array(s, all, sizeof(float));
     l.uncond = sd_alloc_array(s, 2 * all, sizeof(float));
     l.fresh = sd_alloc_array(s, all, sizeof(float));
+    l.sample = sd_alloc_array(s, 2 * all, sizeof(float));
+    l.timesteps = sd_alloc_array(s, 2 * (size_t)count, sizeof(float));
+    l.states = sd_alloc_array(s, 2 * (size_t)count * (size_t)(most * d->length * d->state_width), sizeof(float));
     for (int b = 0; b < count; b++)
         draw_to_nhwc(l.x + (size_t)b * l.numel, pictures[b].start, d->channels, d->h * d->w);
     for (int call = 0; status == 0 && call < sampler->calls; call++) {

@@ -23,7 +23,7 @@ struct sd_draw_options {
     const struct sd_sampler *sampler;
     double guidance_scale, guidance_rescale;    /* guidance_scale at most 1: no negative prompt */
     int clip_skip;
-    enum sd_dtype products;                     /* sd_graph_products() */
+    struct sd_compute compute;
 };
 
 /* sd_draw_size - can the model draw that size?  -1 with sd_fail: the VAE's factor must divide it, and leave the UNet

@@ -19,33 +19,37 @@ draw_to_nchw(float *to, const float *from, int64_t channels, int64_t pixels)
             to[c * pixels + p] = from[p * channels + c];
 }
 
-static void
-fill_decoder(struct sd_draw *d, struct net *n, const float *latents)
+/* n's result on `in`, dense; NULL, with a module named, when it is not finite. */
+static float *
+run_on(struct net *n, struct sd_scope *s, const float *in)
 {
-    size_t numel = (size_t)(d->h * d->w * d->channels);
-    float *in = sd_data(n->plan, n->in[0]);
+    float *out = sd_alloc_array(s, n->out->numel, sizeof *out);
 
-    draw_to_nhwc(in, latents, d->channels, d->h * d->w);
-    for (size_t i = 0; i < numel; i++)
-        in[i] /= (float)d->m.model->vae_config.scaling_factor;
+    sd_feed(n->plan, n->in[0], in);
+    sd_run(n->plan);
+    sd_fetch(n->plan, n->out, out);
+    if (draw_finite(out, n->out->numel))
+        return out;
+    sd_feed(n->plan, n->in[0], in);         /* the input may have been written over */
+    draw_not_finite(n);
+    return NULL;
 }
 
 struct sd_image *
 sd_draw_decode(struct sd_draw *d, struct sd_scope *s, const float *latents)
 {
     struct net *n = draw_ready(d, DECODE, 1, 1);
-    size_t numel = (size_t)(d->o.width * d->o.height * 3);
+    size_t numel = (size_t)(d->o.width * d->o.height * 3), inputs = (size_t)(d->h * d->w * d->channels);
+    struct sd_scope *room = sd_scope_open();
+    float *in = sd_alloc_array(room, inputs, sizeof *in);
     struct sd_image *image;
-    const float *out;
+    const float *out = NULL;
 
-    if (!n)
-        return NULL;
-    fill_decoder(d, n, latents);
-    sd_run(n->plan);
-    out = sd_data(n->plan, n->out);
-    if (!draw_finite(out, numel)) {
-        fill_decoder(d, n, latents);
-        draw_not_finite(n);
+    draw_to_nhwc(in, latents, d->channels, d->h * d->w);
+    for (size_t i = 0; i < inputs; i++)
+        in[i] /= (float)d->m.model->vae_config.scaling_factor;
+    if (!n || !(out = run_on(n, room, in))) {
+        sd_scope_close(room);
         return NULL;
     }
     image = sd_image_new(s, (int)d->o.width, (int)d->o.height, 3);
@@ -54,16 +58,8 @@ sd_draw_decode(struct sd_draw *d, struct sd_scope *s, const float *latents)
 
         image->data[i] = (uint8_t)lrintf((v < 0 ? 0 : v > 1 ? 1 : v) * 255);
     }
+    sd_scope_close(room);
     return image;
-}
-
-static void
-fill_encoder(struct net *n, const struct sd_image *image)
-{
-    float *in = sd_data(n->plan, n->in[0]);
-
-    for (size_t i = 0; i < n->in[0]->numel; i++)
-        in[i] = 2 * ((float)image->data[i] / 255.0f) - 1;       /* as diffusers rounds it */
 }
 
 int
@@ -72,19 +68,18 @@ sd_draw_encode(struct sd_draw *d, struct sd_scope *s, const struct sd_image *ima
     size_t pixels = (size_t)(d->h * d->w), channels = (size_t)d->channels;
     struct net *n = draw_ready(d, ENCODE, 1, 1);
     const float *moments;
+    float *in;
 
     if (!n)
         return -1;
     if (image->width != d->o.width || image->height != d->o.height)
         return sd_fail("picture of %dx%d, expected %lldx%lld", image->width, image->height, (long long)d->o.width,
                        (long long)d->o.height);
-    fill_encoder(n, image);
-    sd_run(n->plan);
-    moments = sd_data(n->plan, n->out);
-    if (!draw_finite(moments, n->out->numel)) {
-        fill_encoder(n, image);
-        return draw_not_finite(n);
-    }
+    in = sd_alloc_array(s, n->in[0]->numel, sizeof *in);
+    for (size_t i = 0; i < n->in[0]->numel; i++)
+        in[i] = 2 * ((float)image->data[i] / 255.0f) - 1;       /* as diffusers rounds it */
+    if (!(moments = run_on(n, s, in)))
+        return -1;
     posterior->mean = sd_alloc_array(s, pixels * channels, sizeof(float));
     posterior->deviation = sd_alloc_array(s, pixels * channels, sizeof(float));
     for (size_t p = 0; p < pixels; p++)

@@ -1,5 +1,6 @@
 /* latents - the VAE's posterior of pictures, through the cache. */
 #include "latents_private.h"
+#include "compute.h"
 #include "kernels/op.h"
 
 #include <math.h>
@@ -34,7 +35,7 @@ void
 sd_latents_nets_open(struct sd_latents_nets *x, struct sd_scope *s, const struct sd_encoding *e,
                      void (*describe)(struct sd_latents_net *n, void *user), void *user)
 {
-    *x = (struct sd_latents_nets){ .scope = s, .arena = e->arena, .memory = e->memory, .products = e->products,
+    *x = (struct sd_latents_nets){ .scope = s, .arena = e->arena, .memory = e->memory, .compute = e->compute,
                                    .describe = describe, .user = user };
     sd_on_close(s, close_nets, x);
 }
@@ -61,7 +62,7 @@ sd_latents_net(struct sd_latents_nets *x, const int64_t size[3], bool bind)
         n = sd_alloc(x->scope, sizeof *n);
         memcpy(n->size, size, sizeof n->size);
         n->graph = sd_graph_new();
-        sd_graph_products(n->graph, x->products);
+        sd_graph_on(n->graph, &x->compute);
         x->describe(n, x->user);
         sd_keep(n->out);
         n->plan = sd_plan_inference(n->graph, 0);
@@ -100,11 +101,11 @@ sd_latents_key_parts(struct sd_key *k, const struct sd_encoding *e, const char *
     sd_key_text(k, "kind", kind);
     sd_key_text(k, "weights", weights_hash);
     sd_key_text(k, "config", config);
-    sd_key_text(k, "dtype", e->products == SD_BF16 ? "bf16" : "f32");
+    sd_key_text(k, "dtype", sd_compute_dtype(&e->compute));
     sd_key_text(k, "salt", e->salt ? e->salt : "");
     if (!e->portable) {
-        sd_key_text(k, "engine", "cpu " SD_VERSION);
-        sd_key_text(k, "isa", sd_isa_name());
+        sd_key_text(k, "engine", sd_compute_engine(&e->compute));
+        sd_key_text(k, "isa", sd_compute_unit(&e->compute));
     }
 }
 
@@ -219,12 +220,11 @@ store(struct sd_latents *l, const struct sd_latents_picture *p)
 
 /* -- encoding ----------------------------------------------------------------------------------------------------- */
 
-/* The part of a picture that lies at (top, left) becomes input b of the network. */
+/* The part of a picture that lies at (top, left) as an input of the network. */
 static void
-feed(struct sd_latents_net *n, size_t b, const struct sd_latents_picture *p, int64_t top, int64_t left)
+fill(float *in, const struct sd_latents_net *n, const struct sd_latents_picture *p, int64_t top, int64_t left)
 {
     int64_t height = n->size[1], width = n->size[2];
-    real *in = (real *)sd_data(n->plan, n->in) + (int64_t)b * height * width * 3;
 
     for (int64_t y = 0; y < height; y++) {
         const uint8_t *row = p->pixels + ((top + y) * p->width + left) * 3;
@@ -239,10 +239,17 @@ encode_whole(struct sd_latents *l, struct sd_latents_picture **p, size_t count, 
 {
     struct sd_latents_net *n = sd_latents_net(&l->nets, (int64_t[]){ (int64_t)count, p[0]->height, p[0]->width }, true);
 
+    struct sd_scope *s;
+    float *in;
+
     if (!n)
         return -1;
+    s = sd_scope_open();
+    in = sd_alloc_array(s, n->in->numel, sizeof *in);
     for (size_t b = 0; b < count; b++)
-        feed(n, b, p[b], 0, 0);
+        fill(in + b * (n->in->numel / count), n, p[b], 0, 0);
+    sd_feed(n->plan, n->in, in);
+    sd_scope_close(s);
     sd_run(n->plan);
     sd_fetch(n->plan, n->out, moments);
     return 0;
@@ -299,13 +306,19 @@ encode_tile(struct sd_latents *l, struct sd_scope *s, const struct sd_latents_pi
 {
     int64_t height = least(l->e.tile, p->height - top), width = least(l->e.tile, p->width - left);
     struct sd_latents_net *n = sd_latents_net(&l->nets, (int64_t[]){ 1, height, width }, true);
+    struct sd_scope *room;
+    float *in;
 
     if (!n)
         return -1;
     t->h = height / l->factor;
     t->w = width / l->factor;
     t->moments = sd_alloc_array(s, n->out->numel, sizeof *t->moments);
-    feed(n, 0, p, top, left);
+    room = sd_scope_open();
+    in = sd_alloc_array(room, n->in->numel, sizeof *in);
+    fill(in, n, p, top, left);
+    sd_feed(n->plan, n->in, in);
+    sd_scope_close(room);
     sd_run(n->plan);
     sd_fetch(n->plan, n->out, t->moments);
     return 0;

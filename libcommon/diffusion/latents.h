@@ -17,7 +17,7 @@ struct sd_encoding {
     const char *salt;           /* part of every key; NULL for none */
     bool portable;              /* keys without engine, its version and the instruction set */
     int64_t tile;               /* pixels of a side above which pictures are encoded in tiles; 0: never */
-    enum sd_dtype products;     /* sd_graph_products(); part of every key */
+    struct sd_compute compute;  /* its dtypes and engine are part of every key */
     int64_t memory;             /* bytes for packed weights and activations; 0: no limit */
     struct sd_arena *arena;     /* for the activations of pictures and captions, which never run together */
 };

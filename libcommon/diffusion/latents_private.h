@@ -17,7 +17,7 @@ struct sd_latents_nets {
     struct sd_scope *scope;
     struct sd_arena *arena;
     int64_t memory;
-    enum sd_dtype products;
+    struct sd_compute compute;
     struct sd_latents_net *first;
     /* describes n->in and n->out for n->size */
     void (*describe)(struct sd_latents_net *n, void *user);

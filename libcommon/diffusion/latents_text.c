@@ -20,7 +20,7 @@ describe_text(struct sd_latents_net *n, void *user)
     struct sd_captions *c = user;
 
     n->in = sd_input(n->graph, "input_ids", SD_I32, 2, (int64_t[]){ n->size[0], c->tokenizer->model_max_length });
-    n->out = sd_clip_text(n->graph, c->text, NULL, n->in, NULL, 0);
+    n->out = sd_op_cast(n->graph, sd_clip_text(n->graph, c->text, NULL, n->in, NULL, 0), SD_F32);
 }
 
 static const char *

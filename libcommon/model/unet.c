@@ -200,13 +200,14 @@ sd_unet(struct sd_graph *g, struct sd_unet *unet, const struct sd_adapters *adap
     const struct sd_unet_config *c = &unet->config;
     struct describe *d = sd_alloc(sd_graph_scope(g), sizeof *d);
     struct sd_tensor *x = sample;
+    enum sd_dtype dtype = sd_graph_activations(g);
 
     d->m = sd_module_begin(g, unet->weights, adapters);
     d->c = c;
-    d->states = encoder_hidden_states;
+    d->states = sd_op_cast(g, encoder_hidden_states, dtype);
     if (fits(d, sample, timesteps, encoder_hidden_states)) {
         d->emb = time_embedding(d, timesteps);
-        x = sd_conv2d(&d->m, "conv_in", sample, c->block_out_channels[0], c->conv_in_kernel, sd_same(c->conv_in_kernel),
+        x = sd_conv2d(&d->m, "conv_in", sd_op_cast(g, sample, dtype), c->block_out_channels[0], c->conv_in_kernel, sd_same(c->conv_in_kernel),
                       NULL, NULL);
         push_skip(d, x);
         for (int i = 0; i < c->levels; i++)
@@ -218,6 +219,7 @@ sd_unet(struct sd_graph *g, struct sd_unet *unet, const struct sd_adapters *adap
         x = sd_group_norm(&d->m, "conv_norm_out", x, c->norm_num_groups, c->norm_eps, true);
         x = sd_conv2d(&d->m, "conv_out", x, c->out_channels, c->conv_out_kernel, sd_same(c->conv_out_kernel), NULL,
                       NULL);
+        x = sd_op_cast(g, x, SD_F32);
     }
     sd_module_end(&d->m);
     return x;

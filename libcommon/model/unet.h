@@ -13,7 +13,7 @@ struct sd_unet {
  *   sample                  [B, h, w, in_channels], any h and w
  *   timesteps               [B] f32
  *   encoder_hidden_states   [B, L, cross_attention_dim]
- *   returns                 [B, h, w, out_channels] */
+ *   returns                 [B, h, w, out_channels] F32; sample and states may be F32 or the graph's activations */
 struct sd_tensor *sd_unet(struct sd_graph *g, struct sd_unet *unet, const struct sd_adapters *adapters,
                           struct sd_tensor *sample, struct sd_tensor *timesteps,
                           struct sd_tensor *encoder_hidden_states);

@@ -63,6 +63,7 @@ sd_vae_encode(struct sd_graph *g, struct sd_vae *vae, struct sd_tensor *x)
         return x;
     }
     sd_path_push(g, "encoder");
+    x = sd_op_cast(g, x, sd_graph_activations(g));
     x = sd_conv2d(&m, "conv_in", x, c->block_out_channels[0], 3, sd_same(3), NULL, NULL);
     for (int i = 0; i < c->levels; i++) {
         sd_path_push(g, "down_blocks.%d", i);
@@ -80,7 +81,7 @@ sd_vae_encode(struct sd_graph *g, struct sd_vae *vae, struct sd_tensor *x)
     if (c->use_quant_conv)
         x = sd_linear(&m, "quant_conv", x, 2 * c->latent_channels, true, NULL);
     sd_module_end(&m);
-    return x;
+    return sd_op_cast(g, x, SD_F32);
 }
 
 struct sd_tensor *
@@ -94,6 +95,7 @@ sd_vae_decode(struct sd_graph *g, struct sd_vae *vae, struct sd_tensor *x)
         sd_module_end(&m);
         return x;
     }
+    x = sd_op_cast(g, x, sd_graph_activations(g));
     if (c->use_post_quant_conv)
         x = sd_linear(&m, "post_quant_conv", x, c->latent_channels, true, NULL);
     sd_path_push(g, "decoder");
@@ -113,5 +115,5 @@ sd_vae_decode(struct sd_graph *g, struct sd_vae *vae, struct sd_tensor *x)
     x = sd_conv2d(&m, "conv_out", x, c->out_channels, 3, sd_same(3), NULL, NULL);
     sd_path_pop(g);
     sd_module_end(&m);
-    return x;
+    return sd_op_cast(g, x, SD_F32);
 }

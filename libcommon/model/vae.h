@@ -1,4 +1,4 @@
-/* vae.h - AutoencoderKL: pixels to latents and back. */
+/* vae.h - AutoencoderKL: pixels to latents and back; F32 in and out, whatever the activations between are. */
 #ifndef SD_MODEL_VAE_H
 #define SD_MODEL_VAE_H
 

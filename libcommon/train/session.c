@@ -1,6 +1,7 @@
 /* session - a training run from options to the first step: model, adapters, tokens, data, what all was made from. */
 #include "session_private.h"
 
+#include "compute.h"
 #include "op.h"
 
 #include <errno.h>
@@ -71,7 +72,7 @@ open_model(struct sd_run *x)
         sd_usage("--clip-skip", "%lld, the text encoder has %d layers", (long long)S.clip_skip,
                  x->model->text_config.num_hidden_layers);
     x->m.scaling_factor = x->model->vae_config.scaling_factor;
-    x->m.products = sd_shared_products();
+    x->m.compute = *sd_shared_compute();
 }
 
 static void
@@ -332,8 +333,8 @@ make_settings(struct sd_run *x)
     }
     json_object_set_new(x->made_from, "scaling-factor", json_real(x->m.scaling_factor));
     json_object_set_new(x->made_from, "numeric-contract", json_string("1 " SD_VERSION));
-    json_object_set_new(x->made_from, "isa", json_string(sd_isa_name()));
-    json_object_set_new(x->made_from, "dtype", json_string(x->m.products == SD_BF16 ? "bf16" : "f32"));
+    json_object_set_new(x->made_from, "isa", json_string(sd_compute_unit(&x->m.compute)));
+    json_object_set_new(x->made_from, "dtype", json_string(sd_compute_dtype(&x->m.compute)));
     json_object_set_new(x->made_from, "winograd", json_boolean(!winograd || *winograd != '0'));
 }
 

@@ -1,6 +1,7 @@
 /* session_options - the options of the training programs. */
 #include "session_options.h"
 
+#include "compute.h"
 #include "model/lora.h"
 
 #include <string.h>
@@ -236,6 +237,8 @@ sd_session_options_read(int *argc, char ***argv, enum sd_session_kind kind)
                "--model MODEL --output FILE [stream ...]",
                lora ? "teaches a model by low-rank adapters, and new tokens, from records with latents"
                     : "teaches a model new tokens from records with latents");
+    if (sd_shared_compute()->activations == SD_F16)
+        sd_usage("--dtype", "f16: for drawing only: gradients leave its range");
     if (!S.model)
         sd_usage("--model", "which model? a diffusers directory, a checkpoint file, or org/name");
     if (sd_option_given("max-train-steps") && sd_option_given("num-train-epochs"))

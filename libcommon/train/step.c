@@ -37,7 +37,7 @@ sd_train_step_new(struct sd_scope *s, const struct sd_trainer_model *m, const st
     struct sd_graph *g = x->graph = sd_graph_new();
     struct sd_tensor *noisy, *target, *pred;
 
-    sd_graph_products(g, m->products);
+    sd_graph_on(g, &m->compute);
     x->shape = *shape;
     x->latents = sd_input(g, "latents", SD_F32, 4, picture);
     x->noise = sd_input(g, "noise", SD_F32, 4, picture);
@@ -72,13 +72,15 @@ struct sd_text_states *
 sd_text_states_new(struct sd_scope *s, const struct sd_trainer_model *m, int64_t chunks, int64_t length, int clip_skip)
 {
     struct sd_text_states *x = sd_alloc(s, sizeof *x);
+    struct sd_tensor *states;
 
     x->graph = sd_graph_new();
-    sd_graph_products(x->graph, m->products);
+    sd_graph_on(x->graph, &m->compute);
     x->chunks = chunks;
     x->length = length;
     x->input_ids = sd_input(x->graph, "input_ids", SD_I32, 2, (int64_t[]){ chunks, length });
-    x->states = sd_keep(sd_clip_text(x->graph, m->text, m->adapters, x->input_ids, m->rows, clip_skip));
+    states = sd_clip_text(x->graph, m->text, m->adapters, x->input_ids, m->rows, clip_skip);
+    x->states = sd_keep(sd_op_cast(x->graph, states, SD_F32));
     x->plan = sd_plan_inference(x->graph, 0);
     if (!x->plan) {
         sd_graph_free(x->graph);

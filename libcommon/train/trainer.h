@@ -27,7 +27,7 @@ struct sd_trainer_model {
     struct sd_param *rows;                      /* learned tokens [n, D], or NULL */
     bool text_trains;                           /* rows, or adapters on the text encoder */
     double scaling_factor;
-    enum sd_dtype products;                     /* sd_graph_products() */
+    struct sd_compute compute;
 };
 
 struct sd_trainer_options {

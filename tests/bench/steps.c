@@ -274,7 +274,7 @@ training(struct row *row, struct sd_model *m, bool lora)
     struct sd_trainables *t = sd_trainables_new(s);
     struct sd_adapters *adapters = sd_adapters_new(s);
     struct sd_trainer_model tm = { .unet = sd_model_unet(m), .text = sd_model_text_encoder(m), .text_trains = !lora,
-                                   .products = products };
+                                   .compute = { .products = products } };
     struct sd_step_shape shape = { 1, 4, 64, 64, 1, 77, false };
     struct sd_targets targets = { .patterns = "to_q,to_k,to_v,to_out.0", .rank = 16, .seed = 1 };
     struct sd_train_step *step;
@@ -330,7 +330,7 @@ main(int argc, char **argv)
     argc -= only != NULL;
     for (size_t i = 0; i < 2 * KINDS; i++) {
         rows[i].name = names[i % KINDS];
-        rows[i].products = products = i < KINDS ? SD_F32 : SD_BF16;
+        rows[i].compute = { .products = products } = i < KINDS ? SD_F32 : SD_BF16;
         if ((products == SD_BF16 && sd_isa() < SD_ISA_AVX512BF16) || (only && (products == SD_BF16) != (*only == 'b')) ||
             !chosen(rows[i].name, argc, argv))
             continue;

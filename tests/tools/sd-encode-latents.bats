@@ -304,8 +304,8 @@ END
     counts 3 0 3
     run -2 --separate-stderr encode --tile 24 three.sd
     is_line "sd-encode-latents: --tile: 24 pixels: expected a multiple of 16"
-    run -2 --separate-stderr encode --device cuda three.sd
-    [[ -z $output && $stderr == "sd-encode-latents: --device: cuda"* ]]
+    run --separate-stderr encode --device cuda:99 three.sd      # on a machine with GPUs too
+    [[ $status == 3 && -z $output && $stderr == "sd-encode-latents: --device"*"cuda:99"* ]]
     for d in f16 tf32; do
         run -2 --separate-stderr encode --dtype $d three.sd
         [[ -z $output && $stderr == "sd-encode-latents: --dtype: $d"* ]]
