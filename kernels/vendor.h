@@ -20,6 +20,7 @@ const char *cudnn_version(void);
 
 /* product_cuda.h says what is asked. */
 bool cublas_gemm(struct sd_device *d, const struct gemm_call *call);
+extern bool vendor_tf32;            /* --dtype tf32: products of F32 may round their operands to TF32 */
 bool cudnn_conv2d(struct sd_device *d, const struct conv_call *call);
 bool cudnn_attention(struct sd_device *d, const struct attention_call *call);
 

@@ -63,7 +63,7 @@ main(void)
     check_paths("attention, keys are values", shared_keys, "2x70x24 2x33x24", 5e-6);
     check_paths("attention, keys are values, in parts", shared_keys, "1x600x24 1x33x24", 5e-6);
     paths(2, false, 0, "2x5x6 2x7x6 2x7x6");
-    paths(2, false, 3, "1x50x80 1x77x80 1x77x80");
+    paths(2, false, 2, "1x50x80 1x77x80 1x77x80");
     paths(3, true, 0, "2x77x24 2x77x24 2x77x24");
     paths(2, false, 0, "1x100x80 1x100x80 1x100x80");
     paths(1, false, 0, "2x49x160 2x97x160 2x97x160");
