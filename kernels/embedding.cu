@@ -89,7 +89,7 @@ weight(const struct sd_node *n, int i)
     if (!whole(n->in[i]))
         return operand_of(n->in[i]);
     o.dtype = form_of(n, i);
-    o.p = sd_param_on(n->in[i]->param, o.dtype, SD_ROWS);
+    o.p = sd_param_on(n->in[i]->param, form_of(n, i), SD_ROWS);
     return o;
 }
 

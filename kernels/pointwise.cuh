@@ -162,7 +162,7 @@ piece_of(int shift)
 
 struct operand {
     const void *p;          /* NULL: absent */
-    enum sd_dtype dtype;
+    int64_t dtype;          /* enum sd_dtype; as wide as a pointer, so that no byte of an argument is left open */
 };
 
 static __device__ inline float
@@ -176,7 +176,7 @@ read_operand(const struct operand &x, int64_t i)
 }
 
 static __device__ inline void
-write_operand(void *p, enum sd_dtype dtype, int64_t i, float x)
+write_operand(void *p, int64_t dtype, int64_t i, float x)
 {
     switch (dtype) {
     case SD_BF16: static_cast<bf16 *>(p)[i] = from_float<bf16>(x); break;
@@ -188,7 +188,7 @@ write_operand(void *p, enum sd_dtype dtype, int64_t i, float x)
 static inline struct operand
 operand_of(const struct sd_tensor *x)
 {
-    struct operand o = { x ? x->data : nullptr, x ? x->dtype : SD_F32 };
+    struct operand o = { x ? x->data : nullptr, x ? (int64_t)x->dtype : (int64_t)SD_F32 };
 
     if (x && !sd_dtype_is_real(x->dtype))
         sd_bug("cuda", "operand of %s", sd_dtype_name(x->dtype));

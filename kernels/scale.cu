@@ -16,7 +16,7 @@ struct product {
 };
 struct into {
     struct operand ds;
-    bool add;
+    int64_t add;
     __device__ void
     operator()(int64_t, double sum) const
     {
@@ -46,7 +46,7 @@ scale_backward_cuda(struct sd_node *n)
 
     if (n->din[1])          /* before dx, which may have the bytes of dy */
         sums(device_of(n), static_cast<double *>(n->scratch), 1, count, product{ operand_of(n->dout), operand_of(n->in[0]) },
-             into{ operand_of(n->din[1]), !n->din_store[1] });
+             into{ operand_of(n->din[1]), n->din_store[1] ? 0 : 1 });
     if (n->din[0])
         SD_BY_DTYPE(n->out->dtype, T, pointwise(device_of(n), data<T>(n->din[0]), count, !n->din_store[0],
                                                 scaled{ operand_of(n->in[1]) }, data<T>(n->dout)));
