@@ -195,5 +195,5 @@ if __name__ == "__main__":
             os.path.join(a.output, "taught.png"), optimize=True)
         StableDiffusionPipeline.save_lora_weights(
             a.output, unet_lora_layers=convert_state_dict_to_diffusers(get_peft_model_state_dict(pipe.unet)))
-        save_file({t: r.contiguous() for t, r in zip(tokens, rows)}, os.path.join(a.output, "token.safetensors"),
+        save_file({tokens[0]: rows.contiguous()}, os.path.join(a.output, "token.safetensors"),
                   metadata={"format": "pt"})
