@@ -50,7 +50,7 @@ ldflags  := -fopenmp $(if $(SAN),-fsanitize=$(SAN)) $(LDFLAGS)
 libs      = $(pkg_libs) $(cuda_ld) -lm -ldl
 
 nvflags   = -std=c++17 -gencode=arch=compute_80,code=sm_80 -gencode=arch=compute_90a,code=sm_90a \
-            -gencode=arch=compute_90,code=compute_90 -Xcompiler -Wall,-Wextra,-fno-exceptions,-fno-rtti \
+            -gencode=arch=compute_90,code=compute_90 -Xcompiler -Wall,-Wextra,-fno-exceptions,-fno-rtti,-fno-threadsafe-statics \
             $(if $(or $(CI),$(WERROR)),-Werror all-warnings -Xcompiler -Werror)
 NVCCFLAGS ?= -O2 -lineinfo
 cxxflags  = -std=c++17 -D_GNU_SOURCE -ffp-contract=off -fopenmp -fno-math-errno -Wall -Wextra -Wno-unknown-pragmas -Wno-pass-failed \
@@ -145,9 +145,9 @@ $(ops64): $(BUILD)/f64/%: $(BUILD)/f64/%.o $(BUILD)/f64/tests/check_op.o $(lib64
 $(lib_emulate): $(emulate_o)
 	@rm -f $@
 	$(call say,AR,$@) $(AR) rcs $@ $(emulate_o)
-$(BUILD)/emulate/tests/ops/%: $(BUILD)/tests/ops/%.o $(BUILD)/tests/check_op.o $(lib_emulate)
+$(BUILD)/emulate/tests/ops/%: $(BUILD)/tests/ops/%.o $(BUILD)/emulate/tests/check_op.o $(lib_emulate)
 	@mkdir -p $(@D)
-	$(call say,LD,$@) $(CXX) $(ldflags) -o $@ $< $(BUILD)/tests/check_op.o $(lib_emulate) $(pkg_libs) -lm -ldl
+	$(call say,LD,$@) $(CXX) $(ldflags) -o $@ $< $(BUILD)/emulate/tests/check_op.o $(lib_emulate) $(pkg_libs) -lm -ldl
 $(BUILD)/emulate/tests/models/%: $(BUILD)/tests/models/%.o $(lib_emulate)
 	@mkdir -p $(@D)
 	$(call say,LD,$@) $(CXX) $(ldflags) -o $@ $< $(lib_emulate) $(pkg_libs) -lm -ldl
