@@ -87,6 +87,7 @@ block(const struct gemm *g, struct gemm_sizes z, const float *panels, int64_t b,
     int group = (int)(parts > 1 || !deep ? 1 : DEPTH / deep), first = 0, tiles = (int)ceil_div(p1 - p0, z.rows);
     const float *x[TILES][SEGMENTS * GEMM_ROWS];
     float paired[POSITIONS * DEPTH];
+    bool pair = g->bf16 && !g->paired;
     int64_t ys[TILES][GEMM_ROWS], xs[TILES][GEMM_ROWS], at[TILES][GEMM_ROWS];
 
     if (group > SEGMENTS)
@@ -102,20 +103,20 @@ block(const struct gemm *g, struct gemm_sizes z, const float *panels, int64_t b,
     do {
         int count = g->taps - first < group ? g->taps - first : group;
 
-        for (int i = 0; i < tiles && !g->bf16; i++)
+        for (int i = 0; i < tiles && !pair; i++)
             gather(g, x[i], b, ys[i], xs[i], z.rows, first, count);
         for (int64_t skip = 0; skip < deep; skip += part) {
             int64_t depth = deep - skip < part ? deep - skip : part;
             bool end = first + count >= g->taps && skip + depth >= deep;
             const float *start = first == 0 && skip == 0 ? g->start : g->out;
 
-            for (int i = 0; i < tiles && g->bf16; i++) {
+            for (int i = 0; i < tiles && pair; i++) {
                 gather(g, x[i], b, ys[i], xs[i], z.rows, first, count);
                 pair_rows(g, paired + i * z.rows * count * depth, x[i], z.rows, skip, depth, count);
             }
             for (int64_t n = n0; n < n1; n += z.width) {
                 int64_t wide = g->columns - n < z.width ? ceil_div(g->columns - n, z.step) * z.step : z.width;
-                struct gemm_tile t = { .skip = skip, .segments = count, .depth = depth,
+                struct gemm_tile t = { .skip = pair ? 0 : skip, .segments = pair ? 1 : count, .depth = pair ? count * depth : depth,
                                        .panel = panels + (n - n0) * g->taps * deep + (first * deep + skip) * wide,
                                        .out = g->out + n, .start = start ? start + n : NULL,
                                        .bias = end && g->bias ? g->bias + b * g->bias_batch + n : NULL,
@@ -203,8 +204,11 @@ panel_of(const struct gemm *g, const int *tap, float *to, float *room, int64_t n
     float *stage = room + (tap ? 0 : PLACES * wide);
     int which[PLACES];
 
-    if (area == 1 && tap && (w->transposed || g->bf16)) {
-        if (!w->transposed)
+    if (area == 1 && tap) {
+        if (!w->transposed && !g->bf16)
+            SD_V_CALL(gemm_turn)(to, NULL, w, &(struct gemm_turn){ .begin = n0 * w->in, .rows = count, .step = w->in, .count = w->in,
+                                                                   .times = 1, .to_step = wide });
+        else if (!w->transposed)
             gemm_turn_pairs(to, wide, w, n0 * w->in, w->in, count, w->in);
         else if (g->bf16)
             gemm_copy_pairs(to, wide, w, n0, w->in, w->out, count);
@@ -219,7 +223,7 @@ panel_of(const struct gemm *g, const int *tap, float *to, float *room, int64_t n
         int64_t run = g->depth - c < most ? g->depth - c : most;
         float *rows = g->bf16 ? stage : to + c * wide;
         struct gemm_turn how = { .begin = (n0 * w->in + c) * area, .rows = count, .step = w->in * area, .count = run * area,
-                                 .times = 1 };
+                                 .times = 1, .next = most * area };
 
         if (w->transposed)
             how = (struct gemm_turn){ .begin = (c * w->in + n0) * area, .rows = count, .step = area, .count = area, .times = run,

@@ -24,7 +24,7 @@ enum {
 
 struct gemm_sizes { int rows, width, step; };   /* of a tile; width of a full panel; panels are whole steps wide */
 
-struct gemm_tile {              /* what the inner loop gets; with bf16, depth and elements of x and panel are pairs */
+struct gemm_tile {              /* what the inner loop gets; with bf16, elements of x, depth and panel are pairs */
     const float *const *x;      /* [segments][GEMM_ROWS] */
     int64_t skip;               /* begin within each segment */
     int segments;
@@ -60,6 +60,7 @@ struct gemm {
     int64_t x_height, x_width, x_batch, x_row, x_column;    /* steps in elements */
     int step;
     bool bf16;
+    bool paired;                                    /* with bf16: x holds pairs already, and its steps count these */
     const struct gemm_weight *weight;               /* or */
     const float *packed;                            /* panels that are there already */
     int64_t packed_batch;                           /* step from sample to sample; 0: one matrix for all */
@@ -80,14 +81,15 @@ size_t gemm_matrix_bytes(int64_t depth, int64_t columns, bool bf16);
 
 /* gemm_turn - corners of a matrix, transposed and converted, for o < times:
  *     to[o * to_step + at[j] + r] = from[begin + o * from_step + r * step + j],  r < rows, j < count;
- * rows up to the next whole vector become zero; at[j] < 0: left out.
+ * rows up to the next whole vector become zero; at[j] < 0: left out; at NULL: at[j] = j * to_step, and times is 1.
  * gemm_copy - the same without turning:  to[r * wide + j] = from[begin + r * step + j], zero up to wide.
+ * next: what lies so far behind is wanted next.
  * gemm_turn_pairs, gemm_copy_pairs - the same in pairs for bf16: to[j / 2 * wide + r] = the pair from[begin + r * step + j, + j + 1],
  *     to[r / 2 * wide + j] = the pair from[begin + r * step + j], from[begin + (r + 1) * step + j].
  * gemm_weave - to[i] = the pair a[i], b[i], i < count; NULL: zeros; zero up to wide.  gemm_pair - to[i] = the pair from[2 i],
  *     from[2 i + 1], from of `count` numbers.
  * gemm_sum - to[i] = sum over e < count of elements[which[e] * step + i], i < wide (whole vectors). */
-struct gemm_turn { int64_t begin, step, count, times, from_step, to_step; int rows; };
+struct gemm_turn { int64_t begin, step, count, times, from_step, to_step, next; int rows; };
 SD_V_DECLARE(void, gemm_turn, (float *to, const int64_t *at, const struct gemm_weight *from, const struct gemm_turn *how));
 SD_V_DECLARE(void, gemm_copy, (float *to, int wide, const struct gemm_weight *from, int64_t begin, int64_t step, int64_t rows, int count));
 SD_V_DECLARE(void, gemm_sum, (float *to, const float *elements, int64_t step, const int *which, int count, int64_t wide));

@@ -214,7 +214,7 @@ fetch(const void *values, int64_t begin, int64_t count, const enum sd_dtype dtyp
         __builtin_prefetch(p);
 }
 
-enum { AHEAD = 4 };         /* pieces */
+enum { AHEAD = 4, ROWS_AHEAD = 64 };        /* pieces; short rows */
 
 SD_INLINE void
 turn_all(float *to, const int64_t *at, const void *values, const struct gemm_turn *h, const enum sd_dtype dtype)
@@ -229,14 +229,18 @@ turn_all(float *to, const int64_t *at, const void *values, const struct gemm_tur
                 int64_t left = h->count - j;
                 vf m[VW];
 
+                for (int i = 0; i < (h->next ? VW : 0); i++)
+                    __builtin_prefetch((const char *)values + (begin + (r + i) * h->step + j + h->next) * (dtype == SD_F32 ? 4 : 2), 0, 2);
                 SD_UNROLL
                 for (int i = 0; i < VW; i++)
                     m[i] = r + i < h->rows ? from(values, begin + (r + i) * h->step + j, left, dtype) : v_zero();
                 turn(m);
                 SD_UNROLL
                 for (int i = 0; i < VW; i++)
-                    if (i < left && at[j + i] >= 0)
+                    if (i < left && at && at[j + i] >= 0)
                         v_store(to + at[j + i] + r, m[i]);
+                    else if (i < left && !at)
+                        v_store(to + (j + i) * h->to_step + r, m[i]);
             }
     }
 }
@@ -256,8 +260,8 @@ SD_INLINE void
 copy_all(float *to, int wide, const void *values, int64_t begin, int64_t step, int64_t rows, int count, const enum sd_dtype dtype)
 {
     for (int64_t r = 0; r < rows; r++, to += wide, begin += step) {
-        if (r + 4 * AHEAD < rows)
-            fetch(values, begin + 4 * AHEAD * step, count, dtype);
+        if (r + ROWS_AHEAD < rows)
+            fetch(values, begin + ROWS_AHEAD * step, count, dtype);
         for (int j = 0; j < wide; j += VW)
             v_store(to + j, from(values, begin + j, count - j, dtype));
     }
@@ -294,28 +298,34 @@ SD_BF16_CODE SD_INLINE void
 tile_bf16(const struct gemm_tile *t, const int nv)
 {
     __m512 sum[MR][NV];
-    const float *panel = t->panel, *row[MR];
+    const float *panel = t->panel;
 
     SD_UNROLL
     for (int i = 0; i < MR; i++) {
-        row[i] = t->x[i];
         SD_UNROLL
         for (int j = 0; j < nv; j++)
             sum[i][j] = (__m512)(t->start && i < t->rows ? v_get(t->start + t->at[i] + j * VW, t->columns - j * VW) : v_zero());
     }
-    for (int64_t k = 0; k < t->segments * t->depth; k++, panel += nv * VW) {
-        __m512bh w[NV];
+    for (int s = 0; s < t->segments; s++) {
+        const float *row[MR];
 
         SD_UNROLL
-        for (int j = 0; j < nv; j++)
-            w[j] = (__m512bh)v_load(panel + j * VW);
-        SD_UNROLL
-        for (int i = 0; i < MR; i++) {
-            __m512bh a = (__m512bh)v_set(row[i][k]);
+        for (int i = 0; i < MR; i++)
+            row[i] = t->x[s * GEMM_ROWS + i] + t->skip;
+        for (int64_t k = 0; k < t->depth; k++, panel += nv * VW) {
+            __m512bh w[NV];
 
             SD_UNROLL
             for (int j = 0; j < nv; j++)
-                sum[i][j] = _mm512_dpbf16_ps(sum[i][j], a, w[j]);
+                w[j] = (__m512bh)v_load(panel + j * VW);
+            SD_UNROLL
+            for (int i = 0; i < MR; i++) {
+                __m512bh a = (__m512bh)v_set(row[i][k]);
+
+                SD_UNROLL
+                for (int j = 0; j < nv; j++)
+                    sum[i][j] = _mm512_dpbf16_ps(sum[i][j], a, w[j]);
+            }
         }
     }
     SD_UNROLL
@@ -404,10 +414,10 @@ SD_BF16_CODE SD_INLINE void
 copy_pairs_all(float *to, int wide, const void *values, int64_t begin, int64_t step, int64_t rows, int count, const enum sd_dtype dtype)
 {
     for (int64_t r = 0; r < rows; r += 2, to += wide, begin += 2 * step) {
-        if (r + 4 * AHEAD < rows)
-            fetch(values, begin + 4 * AHEAD * step, count, dtype);
-        if (r + 4 * AHEAD + 1 < rows)
-            fetch(values, begin + (4 * AHEAD + 1) * step, count, dtype);
+        if (r + ROWS_AHEAD < rows)
+            fetch(values, begin + ROWS_AHEAD * step, count, dtype);
+        if (r + ROWS_AHEAD + 1 < rows)
+            fetch(values, begin + (ROWS_AHEAD + 1) * step, count, dtype);
         for (int j = 0; j < wide; j += VW)
             v_store(to + j, v_weave(from(values, begin + j, count - j, dtype),
                                     r + 1 < rows ? from(values, begin + step + j, count - j, dtype) : v_zero()));

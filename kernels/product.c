@@ -183,9 +183,11 @@ axis_taps(int *at, uint32_t *kernel, bool data, int phase, int size, int before,
 static bool
 winograd_fits(const struct product_shape *s, bool data, bool bf16)
 {
+    if (bf16 && s->a.upsample == 2)     /* four phases of four taps: as few products as Winograd's, each twice as fast */
+        return false;
     return s->kernel_height == 3 && s->kernel_width == 3 && s->a.stride == 1 &&
            winograd_wanted(data ? s->height * s->a.upsample : s->out_height, data ? s->width * s->a.upsample : s->out_width,
-                           s->in, s->out, bf16);
+                           s->in, s->out);
 }
 
 static void
@@ -229,6 +231,28 @@ static bool
 readable(const struct sd_param *p)
 {
     return p->dtype == SD_F32 || p->dtype == SD_F16 || p->dtype == SD_BF16;
+}
+
+/* With bf16, what many columns or taps read is turned into pairs once, else by each task for itself. */
+static bool
+pairs_once(const struct product *p, const struct form *f)
+{
+    const struct product_shape *s = &p->s;
+
+    return p->bf16 && s->kernel_height * s->kernel_width * (f->data ? s->in : s->out) >= 3072;
+}
+
+/* Numbers of the source of one direction from pixel to pixel, its pixels, and elements of a pixel in pairs. */
+struct source { int64_t pixels, depth, pitch, half; };
+
+static struct source
+source_of(const struct product *p, const struct form *f)
+{
+    const struct product_shape *s = &p->s;
+    int64_t depth = f->data ? s->out : s->in;
+
+    return (struct source){ s->batch * (f->data ? s->out_height * s->out_width : s->height * s->width), depth,
+                            f->data ? depth : s->x_pitch, (depth + 1) / 2 };
 }
 
 static struct gemm_weight
@@ -283,15 +307,17 @@ static struct gemm
 gemm_of(const struct product *p, const struct form *f, const struct phase *h, const struct gemm_weight *w)
 {
     const struct product_shape *s = &p->s;
-    int64_t depth = f->data ? s->out : s->in, columns = f->data ? s->in : s->out, pitch = f->data ? depth : s->x_pitch;
+    bool once = pairs_once(p, f);
+    struct source x = source_of(p, f);
+    int64_t depth = x.depth, columns = f->data ? s->in : s->out, pitch = once ? x.half : x.pitch;
     int64_t height = f->data ? s->out_height : s->height, width = f->data ? s->out_width : s->width;
     int64_t out_height = f->data ? s->height : s->out_height, out_width = f->data ? s->width : s->out_width;
 
     return (struct gemm){ .batch = s->batch, .height = ceil_div(out_height - h->y, f->per_axis),
                           .width = ceil_div(out_width - h->x, f->per_axis), .depth = depth, .columns = columns, .taps = h->taps,
                           .tap = h->tap, .x_height = height, .x_width = width, .x_batch = height * width * pitch,
-                          .x_row = width * pitch, .x_column = pitch, .step = f->step, .bf16 = p->bf16, .weight = w,
-                          .threads = p->threads };
+                          .x_row = width * pitch, .x_column = pitch, .step = f->step, .bf16 = p->bf16, .paired = once,
+                          .weight = w, .threads = p->threads };
 }
 
 /* Scratch of forward and data gradient: zeros, biases, panels. */
@@ -311,7 +337,10 @@ form_scratch(const struct product *p, const struct form *f)
         if (gemm_room(&g) > panels)
             panels = gemm_room(&g);
     }
-    return align((size_t)(f->data ? p->s.out : p->s.in) * sizeof(float)) + biases + panels;
+    struct source x = source_of(p, f);
+    size_t pairs = pairs_once(p, f) ? align((size_t)(x.pixels * x.half) * sizeof(float)) : 0;
+
+    return align((size_t)x.depth * sizeof(float)) + biases + pairs + panels;
 }
 
 /* [batch, out] or [out] */
@@ -352,6 +381,14 @@ run_winograd(struct sd_node *n, const struct product *p, const struct form *f)
     winograd_run(&w);
 }
 
+static void
+pair_source(float *to, const float *from, const struct source *x)
+{
+#pragma omp parallel for schedule(static)
+    for (int64_t i = 0; i < x->pixels; i++)
+        gemm_pair(to + i * x->half, from + i * x->pitch, x->depth);
+}
+
 /* Every phase of the forward pass or the data gradient: columns of y (or dx) are `pitch` apart from pixel to pixel. */
 static void
 run_phases(const struct sd_node *n, const struct product *p, const struct form *f, int64_t pitch, const float *start)
@@ -359,18 +396,26 @@ run_phases(const struct sd_node *n, const struct product *p, const struct form *
     const struct product_shape *s = &p->s;
     struct gemm_weight w = weight_of(n->in[1], s, f->data);
     int64_t height = f->data ? s->height : s->out_height, width = f->data ? s->width : s->out_width;
-    size_t zeros = (size_t)(f->data ? s->out : s->in) * sizeof(float), biases = (size_t)(s->batch * s->out) * sizeof(float);
-    const float *bias = f->data ? NULL : whole_bias((float *)((char *)n->scratch + align(zeros)), n, s);
+    struct source from = source_of(p, f);
+    size_t zeros = align((size_t)from.depth * sizeof(float)), biases = align((size_t)(s->batch * s->out) * sizeof(float));
+    const float *x = f->data ? n->dout->data : n->in[0]->data;
+    const float *bias = f->data ? NULL : whole_bias((float *)((char *)n->scratch + zeros), n, s);
+    float *room = (float *)((char *)n->scratch + zeros + biases), *pairs = room;
 
     memset(n->scratch, 0, zeros);
+    if (pairs_once(p, f)) {
+        pair_source(pairs, x, &from);
+        x = pairs;
+        room += align((size_t)(from.pixels * from.half) * sizeof(float)) / sizeof(float);
+    }
     for (int i = 0; i < f->per_axis * f->per_axis; i++) {
         const struct phase *h = &f->phase[i];
         struct gemm g = gemm_of(p, f, h, &w);
         int64_t first = (h->y * width + h->x) * pitch;
 
-        g.x = f->data ? n->dout->data : n->in[0]->data;
+        g.x = x;
         g.zeros = n->scratch;
-        g.room = (float *)((char *)n->scratch + align(zeros) + align(biases));
+        g.room = room;
         g.bias = bias;
         g.bias_batch = bias && n->op == SD_OP_conv2d && n->in[3] ? s->out : 0;
         g.out = (float *)(f->data ? n->din[0] : n->out)->data + first;

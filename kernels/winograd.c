@@ -15,11 +15,10 @@ enum {
 
 /* Wanted where four times the weights are paid for by many pixels: U of at most 92 kB per pixel of out. */
 bool
-winograd_wanted(int64_t height, int64_t width, int64_t depth, int64_t columns, bool bf16)
+winograd_wanted(int64_t height, int64_t width, int64_t depth, int64_t columns)
 {
     const char *off = getenv("SD_WINOGRAD");
 
-    (void)bf16;
     return !(off && *off == '0') && depth >= 32 && columns >= 32 && height >= 8 && width >= 8 &&
            depth * columns <= 640 * height * width;
 }

@@ -43,7 +43,7 @@ SD_V_DECLARE(void, winograd_result, (const struct winograd_tiles *t));
 enum { WINOGRAD_WIDE = 48 };
 SD_V_DECLARE(void, winograd_weights, (float *packed, int64_t part, const float *kernel, int wide, bool bf16));
 
-bool   winograd_wanted(int64_t height, int64_t width, int64_t depth, int64_t columns, bool bf16);
+bool   winograd_wanted(int64_t height, int64_t width, int64_t depth, int64_t columns);
 size_t winograd_packed_bytes(int64_t depth, int64_t columns);
 /* winograd_pack - from 3x3 kernels; transposed: the data gradient, kernel turned by half a turn. */
 void   winograd_pack(float *packed, const struct gemm_weight *w, bool bf16);

@@ -84,6 +84,7 @@ main(void)
     check_bf16("linear, deep", biased, "97x2701 49x2701 49", 5e-6, 4e-3);
     check_bf16("linear, many rows", full, "2999x20 33x20 33 2999x33", 5e-6, 4e-3);
     check_bf16("linear, 1x1 weight", biased, "66x17 18x17x1x1 18", 2e-6, 4e-3);
+    check_bf16("linear, pairs made once", full, "31x13 3101x13 3101 31x3101", 2e-6, 4e-3);
     check_bf16("linear, one deep", biased, "66x1 18x1 18", 2e-6, 4e-3);
     check_bf16("linear, twice", twice, "100x30 48x30 48x30", 2e-6, 4e-3);
     check_dtypes("linear", full, "13x37 53x37 53 13x53", nothing);
