@@ -7,6 +7,10 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#ifdef __cplusplus
+extern "C" {
+#endif
+
 struct sd_adamw {
     double lr, beta1, beta2, eps, weight_decay;
     double grad_scale;      /* factor on the gradient (clipping); 1 for none */
@@ -15,5 +19,9 @@ struct sd_adamw {
 
 /* sd_adamw_step - value, exp_avg and exp_avg_sq [n] move one step; the moments start at zero. */
 void sd_adamw_step(float *value, const float *grad, float *exp_avg, float *exp_avg_sq, size_t n, const struct sd_adamw *a);
+
+#ifdef __cplusplus
+}
+#endif
 
 #endif

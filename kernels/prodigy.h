@@ -9,6 +9,10 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#ifdef __cplusplus
+extern "C" {
+#endif
+
 struct sd_prodigy {
     double beta1, beta2, eps, weight_decay;
     double beta3;               /* 0: sqrt(beta2) */
@@ -35,5 +39,9 @@ void sd_prodigy_start(struct sd_prodigy_state *state, const struct sd_prodigy *a
  * lr 0: nothing changes.  grad_scale: factor on the gradient, 1 for none.  Gradients all zero: d and p stay. */
 void sd_prodigy_step(struct sd_prodigy_state *state, const struct sd_prodigy *a, double lr, double grad_scale,
                      const struct sd_prodigy_buffers *buffers, int count);
+
+#ifdef __cplusplus
+}
+#endif
 
 #endif

@@ -8,6 +8,10 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#ifdef __cplusplus
+extern "C" {
+#endif
+
 enum { SD_PIECES = 64, SD_LANES = 8 };
 
 /* sd_piece - where piece k of n elements begins (k = SD_PIECES: n); a multiple of SD_LANES before the end. */
@@ -27,5 +31,9 @@ double sd_sum_squares(const float *x, size_t n);
 
 /* sd_clip_factor - what gradients of this norm are multiplied by: min(1, max_norm / (norm + 1e-6)); 1 when max_norm is 0. */
 double sd_clip_factor(double norm, double max_norm);
+
+#ifdef __cplusplus
+}
+#endif
 
 #endif
