@@ -37,6 +37,7 @@ struct sd_text_states {
     struct sd_plan *plan;
     struct sd_tensor *input_ids, *states;
     int64_t chunks, length;
+    bool bound;
     struct sd_text_states *next;
 };
 struct sd_text_states *

@@ -1,43 +1,11 @@
 /* trainer - updates: which samples, which numbers, forward and backward, accumulate, clip, step. */
-#include "trainer.h"
+#include "trainer_private.h"
 
-#include "model/prompt.h"
 #include "random.h"
 #include "reduce.h"
-#include "step.h"
 
 #include <math.h>
 #include <string.h>
-
-struct text {                       /* one distinct caption, tokenized */
-    const char *caption;
-    struct sd_prompt prompt;        /* input_ids [chunks, length] */
-    float *states;                  /* [chunks, length, width] where the text encoder is frozen; made on first use */
-    struct text *next;
-};
-
-enum { TEXT_SLOTS = 1024, STATES_BYTES = 64 << 20 };
-
-struct sd_trainer {
-    struct sd_scope *scope;
-    struct sd_trainer_model model;
-    struct sd_trainer_options options;
-    struct sd_trainables *t;
-    struct sd_accumulator *sums;
-    struct sd_optimizer *optimizer;
-    const struct sd_dataset *data;
-    const struct sd_replay *replay;
-    struct sd_arena *arena;
-    struct sd_train_step *steps;
-    struct sd_text_states *encoders;
-    struct text *texts[TEXT_SLOTS];
-    size_t states_bytes;            /* kept states of frozen texts, at most STATES_BYTES */
-    int64_t length, width;          /* ids of a chunk, width of a state */
-    struct sd_scope *epoch_scope;   /* the batches of one epoch */
-    struct sd_batch *batches;
-    int64_t epoch;
-    uint32_t per_epoch;
-};
 
 /* Everything one micro-batch is made of, filled on the host. */
 struct micro {
@@ -106,15 +74,15 @@ sd_trainer_optimizer(struct sd_trainer *x)
 
 /* -- texts ------------------------------------------------------------------------------------------------------- */
 
-static struct text *
-text_of(struct sd_trainer *x, const char *caption)
+struct sd_text *
+sd_trainer_text(struct sd_trainer *x, const char *caption)
 {
     unsigned slot = 5381;
-    struct text *e;
+    struct sd_text *e;
 
     for (const char *c = caption; *c; c++)
         slot = slot * 33 + (unsigned char)*c;
-    slot %= TEXT_SLOTS;
+    slot %= SD_TEXT_SLOTS;
     for (e = x->texts[slot]; e; e = e->next)
         if (strcmp(e->caption, caption) == 0)
             return e;
@@ -128,7 +96,7 @@ text_of(struct sd_trainer *x, const char *caption)
 
 /* ids of `chunks` chunks: those of the text, then empty ones */
 static void
-put_ids(const struct sd_trainer *x, const struct text *e, int64_t chunks, int32_t *ids)
+put_ids(const struct sd_trainer *x, const struct sd_text *e, int64_t chunks, int32_t *ids)
 {
     struct sd_scope *s = sd_scope_open();
     struct sd_prompt padded = e->prompt;
@@ -141,16 +109,13 @@ put_ids(const struct sd_trainer *x, const struct text *e, int64_t chunks, int32_
 static int
 encode(struct sd_trainer *x, const int32_t *ids, int64_t chunks, float *states)
 {
-    struct sd_text_states *e = x->encoders;
+    struct sd_text_states *e = sd_trainer_encoder(x, chunks, x->length);
 
-    while (e && (e->chunks != chunks || e->length != x->length))
-        e = e->next;
-    if (!e) {
-        if (!(e = sd_text_states_new(x->scope, &x->model, chunks, x->length, x->options.clip_skip)))
-            return -1;
+    if (!e)
+        return -1;
+    if (!e->bound) {
         sd_plan_bind(e->plan, x->arena);
-        e->next = x->encoders;
-        x->encoders = e;
+        e->bound = true;
     }
     sd_feed(e->plan, e->input_ids, ids);
     sd_run(e->plan);
@@ -228,16 +193,16 @@ make_noise(struct sd_trainer *x, struct micro *k, int64_t b, const struct sd_sam
     to_nhwc(k->noise + b * pixels * channels, noise, channels, pixels);
 }
 
-static struct text *
+static struct sd_text *
 caption_of(struct sd_trainer *x, const struct sd_sample *sample, uint32_t visit)
 {
     bool dropped = sd_caption_dropped(sample, x->options.seed, visit, x->options.caption_dropout);
 
-    return text_of(x, dropped ? x->options.dropped_caption : sample->caption);
+    return sd_trainer_text(x, dropped ? x->options.dropped_caption : sample->caption);
 }
 
 static int
-put_text(struct sd_trainer *x, struct micro *k, int64_t b, struct text *e)
+put_text(struct sd_trainer *x, struct micro *k, int64_t b, struct sd_text *e)
 {
     int64_t n = k->shape.chunks * k->shape.length;
 
@@ -255,7 +220,7 @@ put_text(struct sd_trainer *x, struct micro *k, int64_t b, struct text *e)
         }
         if (encode(x, e->prompt.input_ids, e->prompt.chunks, states) < 0)
             return -1;
-        if (x->states_bytes + bytes <= STATES_BYTES) {
+        if (x->states_bytes + bytes <= SD_STATES_BYTES) {
             e->states = sd_alloc(x->scope, bytes);
             memcpy(e->states, states, bytes);
             x->states_bytes += bytes;
@@ -297,7 +262,7 @@ make_micro(struct sd_trainer *x, int64_t index, struct micro *k, struct sd_scope
     const struct sd_batch *batch = batch_at(x, index);
     const struct sd_bucket *bucket = &x->data->bucket[batch->bucket];
     int64_t pixels = bucket->height * bucket->width;
-    struct text **texts = sd_alloc_array(s, batch->count, sizeof *texts);
+    struct sd_text **texts = sd_alloc_array(s, batch->count, sizeof *texts);
     uint32_t visit = (uint32_t)x->epoch;        /* a sample comes once an epoch, whatever the batches are */
 
     k->shape = (struct sd_step_shape){ batch->count, x->data->channels, bucket->height, bucket->width, 1, x->length,
@@ -372,56 +337,6 @@ replay_micro(struct sd_trainer *x, int64_t index, struct micro *k, struct sd_sco
 
 /* -- running ----------------------------------------------------------------------------------------------------- */
 
-/* What is there beside the step: packed weights, what is trained with its moments and sums, samples. */
-static size_t
-held_bytes(const struct sd_trainer *x)
-{
-    size_t buffers = 3 + (size_t)x->optimizer->buffers, bytes;
-
-    for (uint32_t k = x->options.accumulation; k > 1; k >>= 1)
-        buffers++;
-    bytes = sd_param_bytes_reserved() + x->t->count * buffers * sizeof(float);
-    for (size_t i = 0; x->data && i < x->data->count; i++) {
-        const struct sd_sample *k = &x->data->sample[i];
-
-        bytes += (size_t)(k->height * k->width * (2 * x->data->channels + (k->mask != NULL))) * sizeof(float);
-    }
-    return bytes;
-}
-
-/* The step as it is, where memory allows, else with what may be done twice done twice. */
-static struct sd_train_step *
-step_within(struct sd_trainer *x, const struct sd_step_shape *shape)
-{
-    struct sd_train_step *step = sd_train_step_new(x->scope, &x->model, shape, x->options.clip_skip, 0);
-    size_t held, limit = (size_t)x->options.memory;
-
-    if (!step || !limit || (held = held_bytes(x)) + sd_plan_report(step->plan).arena_bytes <= limit)
-        return step;
-    sd_train_step_free(step);
-    if (held >= limit)
-        return sd_fail_null("--memory %.1f MiB: weights, samples and what is trained take %.1f already",
-                            (double)limit / (1 << 20), (double)held / (1 << 20));
-    return sd_train_step_new(x->scope, &x->model, shape, x->options.clip_skip, (int64_t)(limit - held));
-}
-
-static struct sd_train_step *
-step_for(struct sd_trainer *x, const struct sd_step_shape *shape)
-{
-    struct sd_train_step *step = x->steps;
-
-    while (step && memcmp(&step->shape, shape, sizeof *shape) != 0)
-        step = step->next;
-    if (step)
-        return step;
-    if (!(step = step_within(x, shape)))
-        return NULL;
-    sd_note(1, "plan for %lldx%lld latents, batch %lld: %.2f GiB", (long long)shape->height, (long long)shape->width,
-            (long long)shape->batch, (double)sd_plan_report(step->plan).arena_bytes / (1 << 30));
-    step->next = x->steps;
-    return x->steps = step;
-}
-
 static void
 feed(struct sd_train_step *step, const struct micro *k)
 {
@@ -451,7 +366,7 @@ run_micro(struct sd_trainer *x, int64_t index, const char **bad, const char **so
     struct sd_train_step *step = NULL;
     int status = (x->replay ? replay_micro : make_micro)(x, index, &k, s);
 
-    if (status == 0 && !(step = step_for(x, &k.shape)))
+    if (status == 0 && !(step = sd_trainer_step(x, &k.shape)))
         status = -1;
     if (status == 0) {
         float *loss = sd_alloc_array(s, (size_t)k.shape.batch, sizeof *loss);
@@ -528,74 +443,5 @@ sd_trainer_update(struct sd_trainer *x, int64_t done, struct sd_update *u)
         sd_optimizer_step(x->optimizer, g, u->lr[g], clip);
     }
     memset(x->t->grad, 0, x->t->count * sizeof *x->t->grad);
-    return 0;
-}
-
-/* The largest of the plans so far, and this one. */
-static int
-plan_shape(struct sd_trainer *x, const struct sd_step_shape *shape, struct sd_trainer_plan *p)
-{
-    struct sd_train_step *step = step_for(x, shape);
-    struct sd_plan_report r;
-
-    if (!step)
-        return -1;
-    r = sd_plan_report(step->plan);
-    if (r.arena_bytes > p->arena_bytes)
-        p->arena_bytes = r.arena_bytes;
-    if (r.activations_bytes > p->activations_bytes)
-        p->activations_bytes = r.activations_bytes;
-    if (r.flops * x->options.accumulation > p->flops)
-        p->flops = r.flops * x->options.accumulation;
-    return 0;
-}
-
-static int
-plan_bucket(struct sd_trainer *x, const struct sd_bucket *k, struct sd_trainer_plan *p)
-{
-    struct sd_step_shape shape = { k->count < x->options.batch_size ? k->count : x->options.batch_size,
-                                   x->data->channels,
-                                   k->height,
-                                   k->width,
-                                   1,
-                                   x->length,
-                                   x->options.masked };
-    size_t states = p->states_bytes;
-
-    for (uint32_t i = 0; i < k->count; i++) {
-        const struct sd_sample *sample = &x->data->sample[k->sample[i]];
-        struct text *e = text_of(x, sample->caption);
-
-        if (!e)
-            return sd_fail_prefix("%s", sample->source);
-        if (e->prompt.chunks > shape.chunks)
-            shape.chunks = e->prompt.chunks;
-        if (!x->model.text_trains)
-            states += (size_t)(e->prompt.chunks * x->length * x->width) * sizeof(float);
-    }
-    p->states_bytes = states < STATES_BYTES ? states : STATES_BYTES;
-    return plan_shape(x, &shape, p);
-}
-
-int
-sd_trainer_plan(struct sd_trainer *x, struct sd_trainer_plan *p)
-{
-    memset(p, 0, sizeof *p);
-    for (int b = 0; x->data && b < x->data->buckets; b++)
-        if (plan_bucket(x, &x->data->bucket[b], p) < 0)
-            return -1;
-    for (int64_t i = 0; x->replay && i < x->options.updates * (int64_t)x->options.accumulation; i++) {
-        struct sd_scope *s = sd_scope_open();
-        struct sd_replay_step r = { 0 };
-        int status = sd_replay_step(x->replay, s, i, &r);
-        struct sd_step_shape shape = { r.batch, r.channels, r.height, r.width, 1, r.length, false };
-
-        sd_scope_close(s);
-        if (status < 0 || plan_shape(x, &shape, p) < 0)
-            return -1;
-    }
-    for (struct sd_train_step *step = x->steps; step; step = step->next)
-        p->buckets++;
-    p->peak_bytes = held_bytes(x) + p->states_bytes + p->arena_bytes;
     return 0;
 }
