@@ -5,6 +5,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
+#include <openssl/crypto.h>
 #include <openssl/evp.h>
 #include <string.h>
 #include <sys/stat.h>
@@ -42,6 +43,9 @@ sd_sha256_new(struct sd_scope *s)
 {
     struct sd_sha256 *h = sd_alloc(s, sizeof *h);
 
+    /* Weights are hashed in a thread beside the work: libcrypto's own end must not take its tables away from under it
+     * when the program dies meanwhile. */
+    OPENSSL_init_crypto(OPENSSL_INIT_NO_ATEXIT, NULL);
     if (!(h->context = EVP_MD_CTX_new()) || !EVP_DigestInit_ex(h->context, EVP_sha256(), NULL))
         sd_die("memory", "no room for SHA-256");
     sd_on_close(s, free_context, h->context);
@@ -124,21 +128,57 @@ nanoseconds(struct timespec t)
     return (int64_t)t.tv_sec * 1000000000 + t.tv_nsec;
 }
 
-/* All that must be the same, as the first words of the file that remembers. */
-static void
-identity(char text[128], const struct stat *st)
+struct sd_hash_memory {
+    struct sd_scope *scope;
+    const char *what, *folder, *path, *key;
+    size_t files;
+    struct timespec start;
+    bool usable;
+};
+
+/* SHA-256 of what is remembered and of which files; with_times: of how they are, too. */
+static char *
+identity(const struct sd_hash_memory *m, const struct stat *st, bool with_times)
 {
-    snprintf(text, 128, "%" PRIu64 " %" PRIu64 " %" PRId64 " %" PRId64 " %" PRId64 " ", (uint64_t)st->st_dev,
-             (uint64_t)st->st_ino, (int64_t)st->st_size, nanoseconds(st->st_mtim), nanoseconds(st->st_ctim));
+    struct sd_sha256 *h = sd_sha256_new(m->scope);
+    char *hex = sd_alloc(m->scope, SD_SHA256_HEX), text[128];
+
+    sd_sha256_update(h, m->what, strlen(m->what) + 1);
+    for (size_t i = 0; i < m->files; i++) {
+        int n = snprintf(text, sizeof text, "%" PRIu64 " %" PRIu64 "\n", (uint64_t)st[i].st_dev, (uint64_t)st[i].st_ino);
+
+        if (with_times)
+            n = snprintf(text, sizeof text, "%" PRIu64 " %" PRIu64 " %" PRId64 " %" PRId64 " %" PRId64 "\n",
+                         (uint64_t)st[i].st_dev, (uint64_t)st[i].st_ino, (int64_t)st[i].st_size,
+                         nanoseconds(st[i].st_mtim), nanoseconds(st[i].st_ctim));
+        sd_sha256_update(h, text, (size_t)n);
+    }
+    sd_sha256_hex(h, hex);
+    return hex;
 }
 
-static bool
-recall(struct sd_scope *s, const char *memory, const char *key, char hex[SD_SHA256_HEX])
+struct sd_hash_memory *
+sd_hash_memory(struct sd_scope *s, const char *what, const struct stat *st, size_t files)
 {
-    size_t n, length = strlen(key);
-    const char *text = sd_file_read(s, memory, 256, &n);
+    struct sd_hash_memory *m = sd_alloc(s, sizeof *m);
 
-    if (!text || n != length + SD_SHA256_HEX || memcmp(text, key, length) || text[n - 1] != '\n'
+    *m = (struct sd_hash_memory){ .scope = s, .what = what, .files = files, .usable = true };
+    clock_gettime(CLOCK_REALTIME, &m->start);
+    m->folder = sd_sprintf(s, "%s/hashes", sd_cache_folder(s));
+    m->path = sd_sprintf(s, "%s/%.32s", m->folder, identity(m, st, false));
+    m->key = sd_sprintf(s, "%s ", identity(m, st, true));
+    for (size_t i = 0; i < files; i++)
+        m->usable &= S_ISREG(st[i].st_mode);
+    return m;
+}
+
+bool
+sd_hash_recall(const struct sd_hash_memory *m, char hex[SD_SHA256_HEX])
+{
+    size_t n, length = strlen(m->key);
+    const char *text = m->usable ? sd_file_read(m->scope, m->path, 256, &n) : NULL;
+
+    if (!text || n != length + SD_SHA256_HEX || memcmp(text, m->key, length) || text[n - 1] != '\n'
             || strspn(text + length, "0123456789abcdef") != SD_SHA256_HEX - 1)
         return false;
     memcpy(hex, text + length, SD_SHA256_HEX - 1);
@@ -146,15 +186,24 @@ recall(struct sd_scope *s, const char *memory, const char *key, char hex[SD_SHA2
     return true;
 }
 
-/* A hash that cannot be remembered is computed again next time; that is all. */
-static void
-remember(const char *memory, const char *key, const char *hex)
+void
+sd_hash_remember(const struct sd_hash_memory *m, const struct stat *now, const char *hex)
 {
-    struct sd_output *o = sd_output_open(memory);
+    struct sd_output *o;
 
-    if (!o)
+    if (!m->usable || strncmp(m->key, identity(m, now, true), SD_SHA256_HEX - 1) != 0)
         return;
-    fprintf(sd_output_file(o), "%s%s\n", key, hex);
+    for (size_t i = 0; i < m->files; i++) {
+        /* A file touched in the clock's last tick may change once more without another time: file systems tick in
+         * jiffies, or, where there are no nanoseconds, in two seconds. */
+        int64_t tick = now[i].st_ctim.tv_nsec ? 50000000 : 2000000000;
+
+        if (nanoseconds(now[i].st_ctim) + tick >= nanoseconds(m->start))
+            return;
+    }
+    if (sd_make_folders(m->folder) || !(o = sd_output_open(m->path)))
+        return;
+    fprintf(sd_output_file(o), "%s%s\n", m->key, hex);
     sd_output_commit(o);
 }
 
@@ -163,30 +212,15 @@ sd_hash_file_cached(const char *path, char hex[SD_SHA256_HEX])
 {
     struct sd_scope *s = sd_scope_open();
     int fd = open(path, O_RDONLY | O_CLOEXEC), status = 0;
-    char before[128], after[128];
-    struct timespec start;
     struct stat st;
 
-    clock_gettime(CLOCK_REALTIME, &start);
     if (fd < 0 || fstat(fd, &st)) {
         status = sd_fail("%s", strerror(errno));
     } else {
-        char *folder = sd_sprintf(s, "%s/hashes", sd_cache_folder(s));
-        char *memory = sd_sprintf(s, "%s/%" PRIx64 "-%" PRIx64, folder, (uint64_t)st.st_dev, (uint64_t)st.st_ino);
-        /* A file touched in the clock's last tick may change once more without another time: file systems tick in
-         * jiffies, or, where there are no nanoseconds, in two seconds. */
-        int64_t tick = st.st_ctim.tv_nsec ? 50000000 : 2000000000;
+        struct sd_hash_memory *m = sd_hash_memory(s, "", &st, 1);
 
-        identity(before, &st);
-        if (!S_ISREG(st.st_mode) || !recall(s, memory, before, hex)) {
-            status = hash_descriptor(fd, hex);
-            if (!status && S_ISREG(st.st_mode) && nanoseconds(st.st_ctim) + tick < nanoseconds(start)
-                && !fstat(fd, &st)) {
-                identity(after, &st);
-                if (!strcmp(before, after) && !sd_make_folders(folder))
-                    remember(memory, before, hex);
-            }
-        }
+        if (!sd_hash_recall(m, hex) && !(status = hash_descriptor(fd, hex)) && !fstat(fd, &st))
+            sd_hash_remember(m, &st, hex);
     }
     if (fd >= 0)
         close(fd);

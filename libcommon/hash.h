@@ -20,6 +20,16 @@ void sd_xxh128_of(const void *data, size_t bytes, char hex[SD_XXH128_HEX]);
 int sd_hash_file(const char *path, char hex[SD_SHA256_HEX]);
 int sd_hash_file_cached(const char *path, char hex[SD_SHA256_HEX]);
 
+/* sd_hash_memory - what sd_hash_file_cached remembers by, for hashes of parts of files or of several: `what` says which
+ * hash (""; the whole file's), st how the open files are before they are read.  sd_hash_recall: was it remembered?
+ * sd_hash_remember - unless the files, as they are now, changed meanwhile or may just have; a hash that cannot be
+ * remembered is computed again next time, that is all. */
+struct stat;
+struct sd_hash_memory;
+struct sd_hash_memory *sd_hash_memory(struct sd_scope *s, const char *what, const struct stat *st, size_t files);
+bool sd_hash_recall(const struct sd_hash_memory *m, char hex[SD_SHA256_HEX]);
+void sd_hash_remember(const struct sd_hash_memory *m, const struct stat *now, const char *hex);
+
 /* Lower-case hexadecimal digits of n bytes, 2 n + 1 characters. */
 void sd_hex(char *hex, const void *bytes, size_t n);
 

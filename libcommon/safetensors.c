@@ -724,6 +724,19 @@ sd_safetensors_unchanged(const struct sd_safetensors *f)
     return 0;
 }
 
+size_t
+sd_safetensors_stat(const struct sd_safetensors *f, struct stat *st, size_t room)
+{
+    size_t n = 0;
+
+    for (const struct file *file = f->files; file; file = file->next, n++)
+        if (n < room && fstat(file->fd, &st[n])) {
+            sd_fail_errno("%s", file->path);
+            return 0;
+        }
+    return n;
+}
+
 /* ---- looking ------------------------------------------------------------------------------------------------ */
 
 size_t

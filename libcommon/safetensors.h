@@ -29,6 +29,9 @@ struct sd_safetensors *sd_safetensors_open(struct sd_scope *s, const char *path)
 size_t sd_safetensors_count(const struct sd_safetensors *f);
 /* Tensors in the order of their data (index: file by file). */
 struct sd_safetensor *sd_safetensors_at(const struct sd_safetensors *f, size_t i);
+/* sd_safetensors_stat - fstat of the mapped files: of `room` of them at most; returns how many there are, 0 with sd_fail. */
+struct stat;
+size_t sd_safetensors_stat(const struct sd_safetensors *f, struct stat *st, size_t room);
 /* sd_safetensors_find - by name; NULL when absent (no sd_fail). */
 struct sd_safetensor *sd_safetensors_find(const struct sd_safetensors *f, const char *name);
 /* sd_safetensors_get - by name and shape; NULL with sd_fail that names both shapes. ndim < 0 takes any shape. */

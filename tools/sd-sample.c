@@ -459,7 +459,9 @@ settings(struct run *r, struct sd_scope *s, int64_t i)
     char hex[SD_SHA256_HEX];
 
     if (!r->model_hash && (r->model->single_file ? sd_hash_file_cached(r->model->path, hex)
-                                                 : sd_weights_hash(sd_model_unet(r->model)->weights, hex)) == 0)
+                                                 : sd_weights_hash(sd_model_unet(r->model)->weights, hex)) < 0)
+        sd_die(model_name, "%s", sd_reason());
+    if (!r->model_hash)
         r->model_hash = sd_strdup(r->scope, hex);
     return sd_infotext(s, &(struct sd_infotext){ .prompt = job->prompt,
                                                  .negative = guidance_scale > 1 ? job->negative : NULL,

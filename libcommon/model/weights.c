@@ -3,6 +3,7 @@
 
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 enum { BUCKETS = 2048 };
@@ -294,19 +295,13 @@ by_name(const void *a, const void *b)
     return strcmp((*(struct sd_safetensor *const *)a)->name, (*(struct sd_safetensor *const *)b)->name);
 }
 
-int
-sd_weights_hash(struct sd_weights *w, char hex[SD_SHA256_HEX])
+static void
+hash_tensors(const struct sd_weights *w, struct sd_scope *s, char hex[SD_SHA256_HEX])
 {
-    size_t total = w->file ? sd_safetensors_count(w->file) : 0, count = 0;
-    struct sd_scope *s;
+    size_t total = sd_safetensors_count(w->file), count = 0;
     struct sd_safetensor **all;
     struct sd_sha256 *h;
 
-    if (!w->file)
-        return sd_fail("%s: no file to hash", w->name);
-    if (!*w->map.prefix && !ends_with(w->path, ".json"))
-        return sd_hash_file_cached(w->path, hex);
-    s = sd_scope_open();
     all = sd_alloc_array(s, total + 1, sizeof *all);
     for (size_t i = 0; i < total; i++)
         if (own_name(w, sd_safetensors_at(w->file, i)))
@@ -321,6 +316,33 @@ sd_weights_hash(struct sd_weights *w, char hex[SD_SHA256_HEX])
         sd_sha256_update(h, all[i]->data, all[i]->bytes);
     }
     sd_sha256_hex(h, hex);
+}
+
+int
+sd_weights_hash(struct sd_weights *w, char hex[SD_SHA256_HEX])
+{
+    struct sd_scope *s;
+    struct sd_hash_memory *m;
+    struct stat *st;
+    size_t files;
+
+    if (!w->file)
+        return sd_fail("%s: no file to hash", w->name);
+    if (!*w->map.prefix && !ends_with(w->path, ".json"))
+        return sd_hash_file_cached(w->path, hex);
+    files = sd_safetensors_stat(w->file, NULL, 0);
+    s = sd_scope_open();
+    st = sd_alloc_array(s, files, sizeof *st);
+    if (!sd_safetensors_stat(w->file, st, files)) {
+        sd_scope_close(s);
+        return -1;
+    }
+    m = sd_hash_memory(s, sd_sprintf(s, "tensors %s", w->map.prefix), st, files);
+    if (!sd_hash_recall(m, hex)) {
+        hash_tensors(w, s, hex);
+        if (sd_safetensors_stat(w->file, st, files))
+            sd_hash_remember(m, st, hex);
+    }
     sd_scope_close(s);
     return 0;
 }

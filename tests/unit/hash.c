@@ -47,7 +47,7 @@ main(void)
     CHECK(sd_hash_file_cached("f", hex) == 0 && system("test $(ls sd-tools/hashes | wc -l) = 1") == 0,
           "an older one is");
     /* Proof that it is used: forge the memory. */
-    CHECK(system("sed -i 's/[0-9a-f]\\{64\\}/ffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffff/' "
+    CHECK(system("sed -i 's/ [0-9a-f]\\{64\\}/ ffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffff/' "
                  "sd-tools/hashes/*")
                   == 0
               && sd_hash_file_cached("f", again) == 0 && !strcmp(again, forged),
@@ -57,7 +57,7 @@ main(void)
           "not for other bytes of the same size");
     usleep(100000);
     sd_hash_file_cached("f", again);
-    CHECK(system("sed -i 's/[0-9a-f]\\{64\\}/ffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffff/' "
+    CHECK(system("sed -i 's/ [0-9a-f]\\{64\\}/ ffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffff/' "
                  "sd-tools/hashes/*")
                   == 0
               && utime("f", &(struct utimbuf){ 0, 0 }) == 0 && sd_hash_file_cached("f", hex) == 0
