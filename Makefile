@@ -60,10 +60,11 @@ cuda_ld  := $(if $(nvcc),-L$(cuda_home)/lib64 -lcudart_static -lrt -lpthread)
 
 lib_o    := $(patsubst %.c,$(BUILD)/%.o,$(filter-out $(if $(nvcc),$(device)),$(c_lib))) \
             $(foreach i,$(isas),$(simd:%.c=$(BUILD)/%.$(i).o)) $(cu_lib:%=$(BUILD)/%.o)
-# the library once more with kernels/*.cu as host C++ and a device of the tests' own
+# kernels/*.cu as host C++, a device of the tests' own, and what tests of ops need of the library
 emulate_own := $(sees:%.c=$(BUILD)/emulate/%.o) $(cu:%=$(BUILD)/emulate/%.o) \
                $(patsubst %.cpp,$(BUILD)/%.o,$(wildcard tests/emulate/*.cpp))
-emulate_o := $(filter-out $(patsubst %.c,$(BUILD)/%.o,$(sees) $(device)) %.cu.o,$(lib_o)) $(emulate_own)
+models_o  := $(patsubst %.c,$(BUILD)/%.o,$(wildcard libcommon/*/*.c))
+emulate_o := $(filter-out $(patsubst %.c,$(BUILD)/%.o,$(sees) $(device)) $(models_o) %.cu.o,$(lib_o)) $(emulate_own)
 lib_f64  := $(c_lib:%.c=$(BUILD)/f64/%.o)               # the same loops in double, for gradient checks
 lib      := $(BUILD)/libsd.a
 lib64    := $(BUILD)/f64/libsd.a
@@ -148,9 +149,9 @@ $(lib_emulate): $(emulate_o)
 $(BUILD)/emulate/tests/ops/%: $(BUILD)/tests/ops/%.o $(BUILD)/emulate/tests/check_op.o $(lib_emulate)
 	@mkdir -p $(@D)
 	$(call say,LD,$@) $(CXX) $(ldflags) -o $@ $< $(BUILD)/emulate/tests/check_op.o $(lib_emulate) $(pkg_libs) -lm -ldl
-$(BUILD)/emulate/tests/models/%: $(BUILD)/tests/models/%.o $(lib_emulate)
+$(BUILD)/emulate/tests/models/%: $(BUILD)/tests/models/%.o $(models_o) $(lib_emulate)
 	@mkdir -p $(@D)
-	$(call say,LD,$@) $(CXX) $(ldflags) -o $@ $< $(lib_emulate) $(pkg_libs) -lm -ldl
+	$(call say,LD,$@) $(CXX) $(ldflags) -o $@ $< $(models_o) $(lib_emulate) $(pkg_libs) -lm -ldl
 $(BUILD)/tests/emulate/%: $(BUILD)/emulate/tests/emulate/%.cu.o $(lib_emulate)
 	@mkdir -p $(@D)
 	$(call say,LD,$@) $(CXX) $(ldflags) -o $@ $< $(lib_emulate) $(pkg_libs) -lm -ldl
