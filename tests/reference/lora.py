@@ -5,6 +5,10 @@
     tests/reference/lora.py check tests/data/lora MODEL FILE...       MODEL is sd1 or sd2: each file (or PEFT folder) is loaded
                                                                       by diffusers or PEFT; every key has to be used, and the
                                                                       effective weights are compared
+    tests/reference/lora.py tokens MODEL FILE...                      MODEL is a whole pipeline's folder: each embedding is loaded by
+                                                                      diffusers' load_textual_inversion, its rows compared
+                                                                      (done with sd-train-ti's, sd-train-lora's and sd-merge's, in
+                                                                      both forms, of one and of three rows, on the miniature: equal)
     tests/reference/lora.py hashes                                    kohya's two hashes, for tests/unit/lora.c
 
 For each tiny model of tests/data/models: MODEL.expected.safetensors holds, by module path, the change of its weight, and one
@@ -376,7 +380,33 @@ def hashes():
     print("sshs_legacy_hash", hashlib.sha256(data[0x100000:0x110000]).hexdigest()[:8])
 
 
+def tokens(model, paths):
+    for path in paths:
+        pipe = StableDiffusionPipeline.from_pretrained(model, safety_checker=None, requires_safety_checker=False, torch_dtype=torch.float32)
+        (key, want), = load_file(path).items()
+        want = want.float().reshape(-1, want.shape[-1])
+        before = len(pipe.tokenizer)
+        loud.said.clear()
+        # emb_params is A1111's and ComfyUI's: the token's name is not in the file
+        pipe.load_textual_inversion(path, **({"token": "<named>"} if key == "emb_params" else {}))
+        token = "<named>" if key == "emb_params" else key
+        names = [token] + [f"{token}_{i}" for i in range(1, len(want))]
+        ids = pipe.tokenizer.convert_tokens_to_ids(names)
+        assert ids == list(range(before, before + len(want))), f"{path}: {names} are {ids}"
+        got = pipe.text_encoder.get_input_embeddings().weight[ids]
+        assert torch.equal(got, want), f"{path}: rows differ by {(got - want).abs().max()}"
+        # and a prompt with the token is read as those rows
+        text = pipe.tokenizer(pipe.maybe_convert_prompt(f"a {token} here", pipe.tokenizer)).input_ids
+        assert [i for i in text if i >= before] == ids, f"{path}: the prompt reads {text}"
+        said = [s for s in loud.said if "key" in s.lower()]
+        assert not said, f"{path}: {said}"
+        print(f"{path}: {token}, {len(want)} rows of {want.shape[1]}")
+
+
 def main():
+    if sys.argv[1] == "tokens":
+        tokens(sys.argv[2], sys.argv[3:])
+        return
     if sys.argv[1] == "hashes":
         hashes()
         return
