@@ -1,5 +1,5 @@
 /* checkpoint - models written again with adapters merged in (formats.md 5). */
-#include "checkpoint.h"
+#include "checkpoint_private.h"
 
 #include "file.h"
 #include "folder.h"
@@ -12,19 +12,6 @@
 #include <string.h>
 #include <sys/stat.h>
 #include <unistd.h>
-
-struct change {                         /* one layer of the adapters, where it belongs */
-    const struct sd_lora_layer *layer;
-    const char *tensor;                 /* its weight's name in the file */
-    int64_t first_row;                  /* of q, k, v in one tensor */
-    enum { UNET, TEXT_ENCODER } component;
-};
-
-struct changes {
-    const struct sd_checkpoint *checkpoint;
-    struct change *change;              /* by tensor */
-    size_t count;
-};
 
 /* ---- where the layers are ---------------------------------------------------------------------------------------- */
 
@@ -69,8 +56,8 @@ find_place(struct sd_scope *s, const struct sd_lora_layer *l, struct sd_weights 
     return 0;
 }
 
-static int
-find_changes(struct sd_scope *s, const struct sd_checkpoint *c, struct changes *all)
+int
+sd_checkpoint_changes(struct sd_scope *s, const struct sd_checkpoint *c, struct changes *all)
 {
     struct sd_unet *unet = sd_model_unet(c->model);
     struct sd_clip_text *text = unet ? sd_model_text_encoder(c->model) : NULL;
@@ -93,7 +80,7 @@ sd_checkpoint_check(const struct sd_checkpoint *c)
 {
     struct sd_scope *s = sd_scope_open();
     struct changes all;
-    int status = find_changes(s, c, &all);
+    int status = sd_checkpoint_changes(s, c, &all);
 
     sd_scope_close(s);
     return status;
@@ -101,21 +88,14 @@ sd_checkpoint_check(const struct sd_checkpoint *c)
 
 /* ---- one tensor -------------------------------------------------------------------------------------------------- */
 
-struct tensor {                         /* of the output */
-    const struct sd_safetensor *base;
-    const struct change *change;
-    size_t count;
-    enum sd_dtype dtype;
-};
-
 static bool
 is_float(enum sd_dtype t)
 {
     return t == SD_F64 || t == SD_F32 || t == SD_F16 || t == SD_BF16;
 }
 
-static int64_t
-row_of(const struct sd_safetensor *t)
+int64_t
+sd_checkpoint_row(const struct sd_safetensor *t)
 {
     return t->ndim && t->shape[0] ? (int64_t)t->numel / t->shape[0] : 1;
 }
@@ -124,7 +104,7 @@ row_of(const struct sd_safetensor *t)
 static int
 values(struct sd_scope *s, const struct tensor *x, size_t begin, size_t n, float **out)
 {
-    const int64_t row = row_of(x->base);
+    const int64_t row = sd_checkpoint_row(x->base);
     const int64_t first = (int64_t)begin / row, last = ((int64_t)(begin + n) + row - 1) / row;
     float *v = sd_alloc_array(s, (size_t)((last - first) * row), sizeof *v);
 
@@ -181,8 +161,8 @@ component_of(const struct sd_checkpoint *c, int component, const char *name)
                                                                                                         : -1;
 }
 
-static struct tensor
-tensor_of(const struct changes *all, int component, const struct sd_safetensor *t)
+struct tensor
+sd_checkpoint_tensor(const struct changes *all, int component, const struct sd_safetensor *t)
 {
     const struct sd_checkpoint *c = all->checkpoint;
     int of = component_of(c, component, t->name);
@@ -250,7 +230,7 @@ write_file(const struct changes *all, int component, const char *from, const cha
     for (size_t i = 0; pair && pair[i]; i += 2)
         sd_safetensors_set_metadata(w, pair[i], pair[i + 1]);
     for (size_t i = 0; status == 0 && i < sd_safetensors_count(f); i++)
-        status = add_tensor(w, s, tensor_of(all, component, sd_safetensors_at(f, i)));
+        status = add_tensor(w, s, sd_checkpoint_tensor(all, component, sd_safetensors_at(f, i)));
     if (status == 0)
         status = sd_safetensors_save(w, to);
     if (status == 0)
@@ -269,8 +249,8 @@ ends_with(const char *text, const char *end)
     return n >= m && strcmp(text + n - m, end) == 0;
 }
 
-static const char *
-base_name(const char *path)
+const char *
+sd_checkpoint_file_name(const char *path)
 {
     const char *slash = strrchr(path, '/');
 
@@ -337,12 +317,6 @@ copy_folder(struct sd_scope *s, struct sd_folder *out, const char *model, const 
     return 0;
 }
 
-struct store {                          /* the weights' files of one component, as the model opened them */
-    const char *name;
-    int component;
-    struct sd_weights *weights;
-};
-
 static int
 by_text(const void *a, const void *b)
 {
@@ -360,7 +334,7 @@ files_of(struct sd_scope *s, const struct store *store, const char ***names, siz
 
     if (!ends_with(path, ".json")) {
         *names = sd_alloc_array(s, 1, sizeof **names);
-        (*names)[0] = base_name(path);
+        (*names)[0] = sd_checkpoint_file_name(path);
         *count = 1;
         return 0;
     }
@@ -389,7 +363,7 @@ write_index(struct sd_scope *s, const struct changes *all, const struct store *s
     if (!index)
         return -1;
     for (size_t i = 0; i < sd_safetensors_count(f); i++) {
-        struct tensor x = tensor_of(all, store->component, sd_safetensors_at(f, i));
+        struct tensor x = sd_checkpoint_tensor(all, store->component, sd_safetensors_at(f, i));
 
         total += (json_int_t)(x.base->numel * sd_dtype_size(x.dtype));
     }
@@ -402,7 +376,7 @@ static int
 write_store(struct sd_scope *s, const struct changes *all, struct sd_folder *out, const struct store *store)
 {
     const char *path = sd_weights_path(store->weights), **names, *to;
-    const char *folder = sd_strndup(s, path, (size_t)(base_name(path) - path));
+    const char *folder = sd_strndup(s, path, (size_t)(sd_checkpoint_file_name(path) - path));
     size_t count;
 
     if (files_of(s, store, &names, &count) < 0)
@@ -419,12 +393,12 @@ write_store(struct sd_scope *s, const struct changes *all, struct sd_folder *out
     }
     if (!ends_with(path, ".json"))
         return 0;
-    to = sd_folder_path(out, sd_sprintf(s, "%s/%s", store->name, base_name(path)));
+    to = sd_folder_path(out, sd_sprintf(s, "%s/%s", store->name, sd_checkpoint_file_name(path)));
     return to ? write_index(s, all, store, to) : -1;
 }
 
-static int
-stores_of(struct sd_model *m, struct store store[3])
+int
+sd_checkpoint_stores(struct sd_model *m, struct store store[3])
 {
     struct sd_unet *unet = sd_model_unet(m);
     struct sd_clip_text *text = unet ? sd_model_text_encoder(m) : NULL;
@@ -456,7 +430,7 @@ write_folder(struct sd_scope *s, const struct changes *all, struct sd_folder *ou
     json_t *index = sd_json_load(s, path, SD_JSON_NONFINITE), *value;
     struct store store[3];
 
-    if (!index || !to || stores_of(m, store) < 0 || copy_file(path, to) < 0)
+    if (!index || !to || sd_checkpoint_stores(m, store) < 0 || copy_file(path, to) < 0)
         return -1;
     json_object_foreach(index, name, value) {
         bool own = false;
@@ -482,7 +456,7 @@ sd_checkpoint_save(const struct sd_checkpoint *c, const char *path)
     struct sd_scope *s = sd_scope_open();
     struct sd_folder *out = NULL;
     struct changes all;
-    int status = find_changes(s, c, &all);
+    int status = sd_checkpoint_changes(s, c, &all);
 
     if (status == 0 && c->model->single_file)
         status = write_file(&all, -1, c->model->path, path);
@@ -492,157 +466,6 @@ sd_checkpoint_save(const struct sd_checkpoint *c, const char *path)
         status = sd_folder_commit(out);
     else if (out)
         sd_folder_abandon(out);
-    sd_scope_close(s);
-    return status;
-}
-
-/* ---- read again -------------------------------------------------------------------------------------------------- */
-
-/* One row of W + scale up down in double, each value with what may be lost on the way: a rounding to the dtype, and
- * before it sums in f32, of as many terms as the ranks say, some of which cancel. */
-struct row {
-    int64_t n, terms;
-    float *was, *is;
-    double *value, *size;
-};
-
-static int
-read_row(struct sd_scope *s, const struct tensor *x, const struct sd_safetensor *y, int64_t at, struct row *w)
-{
-    const size_t n = (size_t)row_of(x->base), begin = (size_t)at * n, from = sd_dtype_size(x->base->dtype);
-
-    *w = (struct row){ .n = (int64_t)n, .terms = 2, .was = sd_alloc_array(s, n, sizeof *w->was),
-                       .is = sd_alloc_array(s, n, sizeof *w->is), .value = sd_alloc_array(s, n, sizeof *w->value),
-                       .size = sd_alloc_array(s, n, sizeof *w->size) };
-    if (sd_to_f32(w->was, (const char *)x->base->data + begin * from, x->base->dtype, n) < 0
-        || sd_to_f32(w->is, (const char *)y->data + begin * sd_dtype_size(y->dtype), y->dtype, n) < 0)
-        return -1;
-    for (size_t i = 0; i < n; i++) {
-        w->value[i] = w->was[i];
-        w->size[i] = fabsf(w->was[i]);
-    }
-    return 0;
-}
-
-static int
-compare_row(struct sd_scope *s, const struct tensor *x, const struct sd_safetensor *y, int64_t at)
-{
-    double unit = y->dtype == SD_F16 ? 0x1p-11 : y->dtype == SD_BF16 ? 0x1p-8 : 0x1p-24;
-    double least = y->dtype == SD_F16 ? 0x1p-25 : 0x1p-149;
-    struct row w;
-
-    if (read_row(s, x, y, at, &w) < 0)
-        return -1;
-    for (size_t c = 0; c < x->count; c++) {
-        const struct sd_lora_layer *l = x->change[c].layer;
-        int64_t o = at - x->change[c].first_row;
-
-        if (o < 0 || o >= l->out)
-            continue;
-        w.terms += l->rank;
-        for (int64_t r = 0; r < l->rank; r++) {
-            double up = l->scale * l->up[o * l->rank + r];
-            const float *down = l->down + r * w.n;
-
-            for (int64_t i = 0; i < w.n; i++) {
-                w.value[i] += up * down[i];
-                w.size[i] += fabs(up * down[i]);
-            }
-        }
-    }
-    for (int64_t i = 0; i < w.n; i++)
-        if (!(fabs(w.is[i] - w.value[i]) <= unit * fabs(w.is[i]) + least + (double)w.terms * 0x1p-24 * w.size[i]))
-            return sd_fail("%s: row %lld has %.9g, expected %.9g", x->base->name, (long long)at, (double)w.is[i],
-                           w.value[i]);
-    return 0;
-}
-
-/* The first row that is not what it should be, or `rows`. */
-static int64_t
-first_bad(const struct tensor *x, const struct sd_safetensor *y, int64_t rows)
-{
-    int64_t first = rows;
-
-#pragma omp parallel for schedule(static) reduction(min : first) if (x->base->numel > 1 << 16)
-    for (int64_t row = 0; row < rows; row++) {
-        struct sd_scope *s = sd_scope_open();
-
-        if (row < first && compare_row(s, x, y, row) < 0)
-            first = row;
-        sd_scope_close(s);
-    }
-    return first;
-}
-
-static int
-compare_tensor(const struct tensor *x, const struct sd_safetensor *y)
-{
-    int64_t rows = x->base->ndim && x->base->shape[0] ? x->base->shape[0] : (int64_t)x->base->numel;
-    bool same = y && y->dtype == x->dtype && y->ndim == x->base->ndim
-        && memcmp(y->shape, x->base->shape, (size_t)y->ndim * sizeof *y->shape) == 0;
-    int64_t bad;
-    int status = 0;
-
-    if (!same)
-        return sd_fail("%s: %s", x->base->name, y ? "of another dtype or shape" : "missing");
-    if (!x->count && x->dtype == x->base->dtype)
-        return memcmp(y->data, x->base->data, y->bytes) == 0 ? 0 : sd_fail("%s: its bytes differ", x->base->name);
-    if ((bad = first_bad(x, y, rows)) < rows) {
-        struct sd_scope *s = sd_scope_open();
-
-        status = compare_row(s, x, y, bad);         /* again, for the reason: a thread keeps its own */
-        sd_scope_close(s);
-    }
-    return status;
-}
-
-/* The base is what the model has mapped: its files may have been replaced by the output. */
-static int
-verify_file(const struct changes *all, const struct store *store, const char *path, size_t *tensors)
-{
-    struct sd_scope *s = sd_scope_open();
-    struct sd_safetensors *base = sd_weights_file(store->weights), *f = sd_safetensors_open(s, path);
-    int status = f ? 0 : -1;
-
-    if (f && sd_safetensors_count(f) != sd_safetensors_count(base))
-        status = sd_fail("%zu tensors, expected %zu", sd_safetensors_count(f), sd_safetensors_count(base));
-    for (size_t i = 0; status == 0 && i < sd_safetensors_count(base); i++) {
-        struct tensor x = tensor_of(all, store->component, sd_safetensors_at(base, i));
-
-        status = compare_tensor(&x, sd_safetensors_find(f, x.base->name));
-        *tensors += status == 0;
-    }
-    sd_scope_close(s);
-    return status;
-}
-
-static int
-verify_folder(struct sd_scope *s, const struct changes *all, const struct store *store, const char *path,
-              size_t *tensors)
-{
-    for (int i = 0; i < 3; i++) {
-        const char *weights = base_name(sd_weights_path(store[i].weights));
-
-        if (verify_file(all, &store[i], sd_sprintf(s, "%s/%s/%s", path, store[i].name, weights), tensors) < 0)
-            return sd_fail_prefix("%s", store[i].name);
-    }
-    return 0;
-}
-
-int
-sd_checkpoint_verify(const struct sd_checkpoint *c, const char *path, size_t *tensors)
-{
-    struct sd_scope *s = sd_scope_open();
-    struct store store[3];
-    struct changes all;
-    int status = find_changes(s, c, &all);
-
-    *tensors = 0;
-    if (status == 0 && c->model->single_file) {
-        store[0] = (struct store){ "", -1, sd_model_unet(c->model)->weights };
-        status = verify_file(&all, &store[0], path, tensors);
-    } else if (status == 0 && (status = stores_of(c->model, store)) == 0)
-        status = verify_folder(s, &all, store, path, tensors);
     sd_scope_close(s);
     return status;
 }

@@ -1,5 +1,5 @@
-/* trainer_private.h - the trainer in two files: trainer.c makes micro-batches and updates, trainer_plan.c the plans they run
- * by: a step for each shape, the frozen text encoder for each count of chunks, each made on first use. */
+/* trainer_private.h - the trainer in two files: trainer.c makes micro-batches and updates, trainer_plan.c the plans
+ * they run by: a step for each shape, the frozen text encoder for each count of chunks, each made on first use. */
 #ifndef SD_TRAINER_PRIVATE_H
 #define SD_TRAINER_PRIVATE_H
 
