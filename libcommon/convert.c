@@ -73,50 +73,41 @@ f32_to_bf16(float x)
     return (uint16_t)(choose((u & 0x7fffffff) > 0x7f800000, u | 0x400000, rounded) >> 16);
 }
 
+static inline float
+bf16_to_f32(uint16_t h)
+{
+    return float_of((uint32_t)h << 16);
+}
+
 /* One piece, once for any machine and once with wider vectors. */
-#define LOOPS(suffix, attribute)                                                                                    \
+#define IN(name, attribute, value_of)                                                                               \
     attribute static void                                                                                           \
-    f16_in_##suffix(float *restrict to, const char *restrict from, size_t n)                                        \
+    name(float *restrict to, const char *restrict from, size_t n)                                                   \
     {                                                                                                               \
         _Pragma("omp simd")                                                                                         \
         for (size_t i = 0; i < n; i++) {                                                                            \
             uint16_t h;                                                                                             \
                                                                                                                     \
             memcpy(&h, from + 2 * i, 2);                                                                            \
-            to[i] = f16_to_f32(h);                                                                                  \
+            to[i] = value_of(h);                                                                                    \
         }                                                                                                           \
-    }                                                                                                               \
+    }
+#define OUT(name, attribute, rounded)                                                                               \
     attribute static void                                                                                           \
-    bf16_in_##suffix(float *restrict to, const char *restrict from, size_t n)                                       \
+    name(char *restrict to, const float *restrict from, size_t n)                                                   \
     {                                                                                                               \
         _Pragma("omp simd")                                                                                         \
         for (size_t i = 0; i < n; i++) {                                                                            \
-            uint16_t h;                                                                                             \
-                                                                                                                    \
-            memcpy(&h, from + 2 * i, 2);                                                                            \
-            to[i] = float_of((uint32_t)h << 16);                                                                    \
-        }                                                                                                           \
-    }                                                                                                               \
-    attribute static void                                                                                           \
-    f16_out_##suffix(char *restrict to, const float *restrict from, size_t n)                                       \
-    {                                                                                                               \
-        _Pragma("omp simd")                                                                                         \
-        for (size_t i = 0; i < n; i++) {                                                                            \
-            const uint16_t h = f32_to_f16(from[i]);                                                                 \
-                                                                                                                    \
-            memcpy(to + 2 * i, &h, 2);                                                                              \
-        }                                                                                                           \
-    }                                                                                                               \
-    attribute static void                                                                                           \
-    bf16_out_##suffix(char *restrict to, const float *restrict from, size_t n)                                      \
-    {                                                                                                               \
-        _Pragma("omp simd")                                                                                         \
-        for (size_t i = 0; i < n; i++) {                                                                            \
-            const uint16_t h = f32_to_bf16(from[i]);                                                                \
+            const uint16_t h = rounded(from[i]);                                                                    \
                                                                                                                     \
             memcpy(to + 2 * i, &h, 2);                                                                              \
         }                                                                                                           \
     }
+#define LOOPS(suffix, attribute)                                                                                    \
+    IN(f16_in_##suffix, attribute, f16_to_f32)                                                                      \
+    IN(bf16_in_##suffix, attribute, bf16_to_f32)                                                                    \
+    OUT(f16_out_##suffix, attribute, f32_to_f16)                                                                    \
+    OUT(bf16_out_##suffix, attribute, f32_to_bf16)
 LOOPS(any, )
 LOOPS(wide, WIDE)
 

@@ -1,11 +1,9 @@
 /* Model configurations and names of weights: what is accepted can be described (sizes that divide, counts in bounds),
  * and no name writes past its place.  Input: JSON, then after a zero byte a weight's name. */
+#include "fuzz.h"
 #include "model/keys.h"
 
-#include <stdlib.h>
 #include <string.h>
-
-int LLVMFuzzerTestOneInput(const uint8_t *bytes, size_t size);
 
 static void
 expect(bool ok)

@@ -1,11 +1,9 @@
 /* The picture front end: any bytes give a picture of a sane size or one line that says why not.  Pictures above a megapixel
  * are left out after their header, or the time goes into decoding. */
+#include "fuzz.h"
 #include "image.h"
 
-#include <stdlib.h>
 #include <string.h>
-
-int LLVMFuzzerTestOneInput(const uint8_t *bytes, size_t size);
 
 /* Sides as the header gives them; damaged ones are the decoder's to refuse. */
 static bool

@@ -1,11 +1,9 @@
 /* JSON from outside: refused with a reason, or a value that dumped and parsed again is the same; getters meet any type.
  */
+#include "fuzz.h"
 #include "json.h"
 
-#include <stdlib.h>
 #include <string.h>
-
-int LLVMFuzzerTestOneInput(const uint8_t *bytes, size_t size);
 
 int
 LLVMFuzzerTestOneInput(const uint8_t *bytes, size_t size)

@@ -1,29 +1,10 @@
 /* Adapter files: any bytes give layers that are whole and finite, written and read again the same, or one line that
  * says why not; any text is a key that comes back when written, or is refused. */
+#include "fuzz.h"
 #include "model/lora_keys.h"
 
 #include <math.h>
-#include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
-#include <unistd.h>
-
-int LLVMFuzzerTestOneInput(const uint8_t *bytes, size_t size);
-
-static const char *
-as_file(const uint8_t *bytes, size_t size)
-{
-    static char path[64];
-    static int fd;
-
-    if (!fd) {
-        fd = memfd_create("fuzz", 0);
-        snprintf(path, sizeof path, "/proc/self/fd/%d", fd);
-    }
-    if (ftruncate(fd, 0) || pwrite(fd, bytes, size, 0) != (ssize_t)size)
-        abort();
-    return path;
-}
 
 static void
 try_key(struct sd_scope *s, const char *text)

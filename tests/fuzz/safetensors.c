@@ -1,30 +1,11 @@
 /* The safetensors reader: any bytes are a file of sound tensors, which written anew read the same, or one line that
  * says why not. */
+#include "fuzz.h"
 #include "safetensors.h"
 
-#include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
-#include <unistd.h>
-
-int LLVMFuzzerTestOneInput(const uint8_t *bytes, size_t size);
 
 static volatile char sink;      /* what was read */
-
-static const char *
-as_file(const uint8_t *bytes, size_t size)
-{
-    static char path[64];
-    static int fd;
-
-    if (!fd) {
-        fd = memfd_create("fuzz", 0);
-        snprintf(path, sizeof path, "/proc/self/fd/%d", fd);
-    }
-    if (ftruncate(fd, 0) || pwrite(fd, bytes, size, 0) != (ssize_t)size)
-        abort();
-    return path;
-}
 
 /* What was accepted is consistent: tensors fill the region one after the other, all bytes can be read, all are found.
  */

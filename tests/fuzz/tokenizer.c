@@ -1,8 +1,8 @@
 /* Fuzz: tokenizer files and texts.  The first byte says what the rest is: a text for a good tokenizer, as prompt and as
  * networks too, or one of a tokenizer's files beside good ones. */
+#include "fuzz.h"
 #include "model/prompt.h"
 
-#include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
