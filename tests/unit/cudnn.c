@@ -1,0 +1,201 @@
+/* What is asked of cuDNN: its own descriptors, read back, say which element lies where and which sizes meet.  Needs the library, no
+ * card: graphs are finalized, engines are not chosen. */
+#include "cudnn.h"
+
+#include <dlfcn.h>
+
+#include "tests/check.h"
+#include "vendor.h"
+
+/* A card that need not be here: cuDNN says which engines it would have for it. */
+static const char H100[] =
+    "{\"deviceVer\":900,\"multiProcessorCount\":132,\"warpSize\":32,\"maxSharedMemoryPerBlock\":49152,"
+    "\"maxSharedMemoryPerBlockOptin\":232448,\"reservedSharedMemoryPerBlock\":1024,\"maxRegistersPerSM\":65536,\"maxCtasPerSM\":32,"
+    "\"maxThreadsPerBlock\":1024,\"maxThreadsPerSM\":2048,\"regsPerBlock\":65536,\"totalGlobalMem\":85000000000,"
+    "\"smClockRateKHz\":1980000,\"l2CacheSize\":52428800,\"maxBlockSize\":[1024,1024,64],\"memClockRateKHz\":2619000,"
+    "\"maxGridSize\":[2147483647,65535,65535],\"supportCoopLaunch\":1,\"pciDeviceId\":0,\"isTccDriver\":0,\"cudaDeviceId\":0,"
+    "\"driverVer\":13000,\"deviceName\":\"NVIDIA H100 80GB HBM3\"}";
+
+static const struct cudnn_tensor *
+find(const struct cudnn_asked *q, int64_t uid)
+{
+    for (int i = 0; i < q->tensors; i++)
+        if (q->tensor[i].uid == uid)
+            return &q->tensor[i];
+    return NULL;
+}
+
+static bool
+same(const int64_t *a, int64_t i, int64_t j, int64_t k, int64_t l)
+{
+    return a[0] == i && a[1] == j && a[2] == k && a[3] == l;
+}
+
+/* 0: skipped */
+static int
+asked(bool ok, const char *name, const char *const *reason)
+{
+    const char *why = *reason;
+
+    if (!ok && why && (strcmp(why, "no cudnn") == 0 || strcmp(why, "this version has no such operation") == 0)) {
+        check_skip(name, why);
+        return 0;
+    }
+    return CHECK(ok, "%s: the graph is finalized (%s)", name, why ? why : "as asked");
+}
+
+_Alignas(64) static char bytes[64];
+
+static struct conv_call
+a_call(enum conv_kind kind)
+{
+    return (struct conv_call){ .kind = kind, .dtype = SD_BF16, .batch = 2, .height = 16, .width = 24, .in = 32, .out_height = 8,
+                               .out_width = 12, .out = 64, .kernel_height = 3, .kernel_width = 3, .stride = 2, .bottom = 1, .right = 1,
+                               .upsample = 1, .x = bytes, .w = bytes, .dy = bytes, .to = bytes };
+}
+
+/* Engines that are compiled when a plan is made want a driver to be offered, and a card to be made. */
+static bool driver;
+
+static void
+engines(const char *name, const struct cudnn_asked *q, bool compiled)
+{
+    if (compiled && !driver)
+        check_skip(name, "engines that are compiled are not offered without libcuda.so.1");
+    else
+        CHECK(q->kept > 0 && (compiled || q->built), "%s: %d engines offered for an H100, %d fit%s", name, q->proposed, q->kept,
+              q->built ? ", a plan is made" : "");
+}
+
+/* operands: bit 0 bias, bit 1 channel_add, bit 2 residual */
+static void
+forward(int operands)
+{
+    struct conv_call c = a_call(CONV_FORWARD);
+    struct cudnn_asked q;
+    const struct cudnn_tensor *x, *w, *to, *bias, *add, *residual;
+    int extras = (operands & 1) + (operands >> 1 & 1) + (operands >> 2 & 1), hidden = 0;
+    const char *why;
+    char name[64];
+
+    snprintf(name, sizeof name, "convolution with %d more operands (%d)", extras, operands);
+    c.bias = operands & 1 ? (const float *)bytes : NULL;
+    c.channel_add = operands & 2 ? bytes : NULL;
+    c.residual = operands & 4 ? bytes : NULL;
+    if (!asked(cudnn_ask_conv2d(&c, H100, &q, &why), name, &why))
+        return;
+    engines(name, &q, extras > 0);
+    x = find(&q, 1);
+    w = find(&q, 2);
+    to = find(&q, 4);
+    bias = find(&q, 5);
+    add = find(&q, 6);
+    residual = find(&q, 7);
+    for (int i = 0; i < q.tensors; i++)
+        hidden += q.tensor[i].hidden;
+    CHECK(q.operations == 1 + extras && hidden == extras && q.tensors == 3 + 2 * extras, "%s: %d operations, %d tensors, %d hidden", name,
+          q.operations, q.tensors, hidden);
+    CHECK(x && same(x->dims, 2, 32, 16, 24) && same(x->strides, 16 * 24 * 32, 1, 24 * 32, 32) && x->type == 9, "%s: x is NHWC", name);
+    CHECK(w && same(w->dims, 64, 32, 3, 3) && same(w->strides, 9 * 32, 1, 3 * 32, 32), "%s: taps outside of channels", name);
+    CHECK(to && same(to->dims, 2, 64, 8, 12) && same(to->strides, 8 * 12 * 64, 1, 12 * 64, 64) && to->type == 9 && !to->hidden,
+          "%s: y is NHWC", name);
+    CHECK(!bias == !(operands & 1) && (!bias || (same(bias->dims, 1, 64, 1, 1) && bias->type == 0)), "%s: bias, F32", name);
+    CHECK(!add == !(operands & 2) && (!add || same(add->dims, 2, 64, 1, 1)), "%s: one row for each sample", name);
+    CHECK(!residual == !(operands & 4) && (!residual || same(residual->dims, 2, 64, 8, 12)), "%s: residual like y", name);
+}
+
+static void
+gradients(void)
+{
+    struct conv_call c = a_call(CONV_DATA);
+    struct cudnn_asked q;
+    const struct cudnn_tensor *to, *dy;
+    const char *why;
+
+    if (!asked(cudnn_ask_conv2d(&c, H100, &q, &why), "gradient of x", &why))
+        return;
+    engines("gradient of x", &q, false);
+    to = find(&q, 4);
+    dy = find(&q, 3);
+    CHECK(to && same(to->dims, 2, 32, 16, 24) && to->type == 9 && dy && same(dy->dims, 2, 64, 8, 12) && find(&q, 2) && !find(&q, 1),
+          "gradient of x: from dy and w");
+    c = a_call(CONV_WEIGHT);
+    if (!asked(cudnn_ask_conv2d(&c, H100, &q, &why), "gradient of w", &why))
+        return;
+    to = find(&q, 4);
+    CHECK(to && same(to->dims, 64, 32, 3, 3) && to->type == 0 && find(&q, 1) && find(&q, 3) && !find(&q, 2),
+          "gradient of w: F32, from x and dy");
+}
+
+static void
+heads(bool backward)
+{
+    struct attention_call c = { .backward = backward, .dtype = SD_F16, .batch = 2, .heads = 5, .L = 100, .S = 77, .d = 40, .scale = 0.1,
+                                .q = bytes, .k = bytes, .v = bytes, .o = bytes, .lse = (float *)bytes, .q_pitch = 200, .k_pitch = 400,
+                                .v_pitch = 400, .o_pitch = 200, .o_gradient = bytes, .o_gradient_pitch = 200, .q_gradient = bytes,
+                                .q_gradient_pitch = 600, .q_store = true, .k_gradient = bytes, .k_gradient_pitch = 400 };
+    struct cudnn_asked q;
+    const struct cudnn_tensor *t;
+    const char *why, *name = backward ? "attention, gradients" : "attention";
+
+    if (!backward) {
+        c.o_gradient = c.q_gradient = c.k_gradient = NULL;
+        c.o_gradient_pitch = c.q_gradient_pitch = c.k_gradient_pitch = 0;
+    }
+    if (!asked(cudnn_ask_attention(&c, H100, &q, &why), name, &why))
+        return;
+    engines(name, &q, true);
+    t = find(&q, 1);
+    CHECK(t && same(t->dims, 2, 5, 100, 40) && same(t->strides, 100 * 200, 40, 200, 1) && t->type == 2, "%s: queries", name);
+    t = find(&q, 2);
+    CHECK(t && same(t->dims, 2, 5, 77, 40) && same(t->strides, 77 * 400, 40, 400, 1), "%s: keys, columns of something wider", name);
+    t = find(&q, 5);
+    CHECK(t && same(t->dims, 2, 5, 100, 1) && same(t->strides, 500, 100, 1, 1) && t->type == 0, "%s: statistics", name);
+    t = find(&q, 6);
+    CHECK(t && t->by_value && t->type == 0, "%s: scale is a number", name);
+    if (!backward)
+        return;
+    t = find(&q, 8);
+    CHECK(t && same(t->strides, 100 * 600, 40, 600, 1), "%s: dq is stored in its place", name);
+    t = find(&q, 9);
+    CHECK(t && same(t->strides, 77 * 200, 40, 200, 1), "%s: dk, which is added, is made dense beside", name);
+    CHECK(find(&q, 10) && find(&q, 7), "%s: dv is made though nobody wants it", name);
+}
+
+static void
+not_taken(void)
+{
+    struct conv_call c = a_call(CONV_FORWARD);
+    struct attention_call a = { .causal = true, .dtype = SD_F16, .batch = 1, .heads = 1, .L = 8, .S = 8, .d = 8, .q = bytes, .k = bytes,
+                                .v = bytes, .o = bytes, .q_pitch = 8, .k_pitch = 8, .v_pitch = 8, .o_pitch = 8 };
+    struct cudnn_asked q;
+    const char *why;
+
+    c.dtype = SD_F32;
+    CHECK(!cudnn_ask_conv2d(&c, NULL, &q, &why) && !why, "F32 is not rounded to TF32 unasked");
+    c = a_call(CONV_FORWARD);
+    c.in = 12;
+    CHECK(!cudnn_ask_conv2d(&c, NULL, &q, &why) && !why, "12 channels of 16 bits: not for the library");
+    c = a_call(CONV_FORWARD);
+    c.upsample = 2;
+    CHECK(!cudnn_ask_conv2d(&c, NULL, &q, &why) && !why, "an enlarged picture: not for the library");
+    CHECK(!cudnn_ask_attention(&a, NULL, &q, &why) && !why, "causal: not for the library");
+    a.causal = false;
+    a.k_pitch = 12;
+    CHECK(!cudnn_ask_attention(&a, NULL, &q, &why) && !why, "rows that are not aligned: not for the library");
+}
+
+int
+main(void)
+{
+    /* the toolkit's stub of the driver answers nothing, but is one: cuDNN finds it by name once it is open */
+    driver = dlopen("libcuda.so.1", RTLD_NOW | RTLD_GLOBAL) || dlopen("/usr/local/cuda/lib64/stubs/libcuda.so", RTLD_NOW | RTLD_GLOBAL);
+    printf("# %s\n", cudnn_version());
+    for (int operands = 0; operands < 8; operands++)
+        forward(operands);
+    gradients();
+    heads(false);
+    heads(true);
+    not_taken();
+    return check_done();
+}
