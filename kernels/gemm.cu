@@ -375,7 +375,7 @@ struct shape {
 
 template <class T, int BM, int BN, int DOWN, int ACROSS, bool A_DEEP, bool B_DEEP, bool GENERAL>
 static __global__ void
-__launch_bounds__(DOWN * ACROSS * WARP)
+__launch_bounds__(DOWN * ACROSS * WARP, 16 / (DOWN * ACROSS))    /* 16 warps an SM: 128 registers */
 product_kernel(struct product p)
 {
     typedef shape<T, BM, BN, DOWN, ACROSS, A_DEEP, B_DEEP, GENERAL> S;
