@@ -162,6 +162,40 @@ heads(bool backward)
     CHECK(find(&q, 10) && find(&q, 7), "%s: dv is made though nobody wants it", name);
 }
 
+/* What Stable Diffusion asks for at 512 x 512 */
+static void
+stable_diffusion(void)
+{
+    static const int levels[][3] = { { 4096, 40, 8 }, { 1024, 80, 8 }, { 256, 160, 8 }, { 64, 160, 8 }, { 4096, 64, 5 }, { 1024, 64, 10 } };
+    static const int convs[][3] = { { 64, 320, 320 }, { 64, 960, 320 }, { 32, 640, 640 }, { 16, 1280, 1280 }, { 8, 2560, 1280 } };
+    struct cudnn_asked q;
+    const char *why;
+    char name[80];
+
+    for (int i = 0; i < 12; i++) {
+        int L = levels[i / 2][0], d = levels[i / 2][1], h = levels[i / 2][2], S = i % 2 ? 77 : L;
+        int64_t width = (int64_t)d * h;
+        struct attention_call c = { .dtype = SD_BF16, .batch = 2, .heads = h, .L = L, .S = S, .d = d, .scale = 0.1, .q = bytes, .k = bytes,
+                                    .v = bytes, .o = bytes, .lse = i % 2 ? NULL : (float *)bytes, .q_pitch = 3 * width,
+                                    .k_pitch = 3 * width, .v_pitch = 3 * width, .o_pitch = width };
+
+        snprintf(name, sizeof name, "attention, %d queries, %d keys, %d x %d", L, S, h, d);
+        if (asked(cudnn_ask_attention(&c, H100, &q, &why), name, &why))
+            engines(name, &q, true);
+    }
+    for (int i = 0; i < 10; i++) {
+        const int *s = convs[i / 2];
+        struct conv_call c = { .kind = i % 2 ? CONV_DATA : CONV_FORWARD, .dtype = SD_BF16, .batch = 2, .height = s[0], .width = s[0],
+                               .in = s[1], .out_height = s[0], .out_width = s[0], .out = s[2], .kernel_height = 3, .kernel_width = 3,
+                               .stride = 1, .top = 1, .left = 1, .bottom = 1, .right = 1, .upsample = 1, .x = bytes, .w = bytes,
+                               .dy = bytes, .to = bytes, .bias = (float *)bytes, .channel_add = bytes };
+
+        snprintf(name, sizeof name, "%s, %d x %d, %d to %d channels", i % 2 ? "gradient" : "convolution", s[0], s[0], s[1], s[2]);
+        if (asked(cudnn_ask_conv2d(&c, H100, &q, &why), name, &why))
+            engines(name, &q, i % 2 == 0);
+    }
+}
+
 static void
 not_taken(void)
 {
@@ -196,6 +230,7 @@ main(void)
     gradients();
     heads(false);
     heads(true);
+    stable_diffusion();
     not_taken();
     return check_done();
 }
