@@ -11,5 +11,6 @@ main(void)
 {
     check_gradient("concat", f, "2x3x5 2x3x4", 1e-8);
     check_paths("concat", f, "3x50x130 3x50x7", 0);
+    check_paths("concat, aligned", f, "3x7x48 3x7x16", 0);
     return check_done();
 }

@@ -22,5 +22,10 @@ main(void)
     check_paths("layer_norm", f, "3x77x96 96 96", 2e-6);
     check_paths("layer_norm, many rows", f, "2x1031x35 35 35", 2e-6);
     check_paths("layer_norm, no weight", bare, "40x320", 2e-6);
+    for (int i = 0; i < 6; i++) {           /* every number of units a lane of the CUDA twin */
+        static const char *const rows[] = { "5x256 256 256", "3x648 648 648", "3x770 770 770", "2x1280 1280 1280", "2x2560 2560 2560", "1x2700 2700 2700" };
+
+        check_paths("layer_norm", f, rows[i], 2e-6);
+    }
     return check_done();
 }

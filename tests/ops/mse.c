@@ -18,5 +18,6 @@ main(void)
     check_gradient_of("mse", masked, "2x3x5x4 2x3x5x4 2x3x5 2", 1, 1e-7);
     check_gradient_of("mse, no mask", unmasked, "2x3x5x4 2x3x5x4 2", 1, 1e-7);
     check_paths_of("mse", masked, "2x9x7x4 2x9x7x4 2x9x7 2", 1, 0);
+    check_paths_of("mse, several chunks", masked, "2x41x37x4 2x41x37x4 2x41x37 2", 1, 1e-7);
     return check_done();
 }
