@@ -22,6 +22,13 @@ struct sd_image {
     uint8_t *data;              /* [height][width][channels] */
 };
 
+/* sd_pixel_value - a byte of a picture as networks take it, from -1 to 1, rounded as diffusers does. */
+static inline float
+sd_pixel_value(uint8_t byte)
+{
+    return 2 * ((float)byte / 255.0f) - 1;
+}
+
 /* sd_image_new - black, in scope s.  Sizes are the caller's to check. */
 struct sd_image *sd_image_new(struct sd_scope *s, int width, int height, int channels);
 

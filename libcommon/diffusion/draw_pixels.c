@@ -77,7 +77,7 @@ sd_draw_encode(struct sd_draw *d, struct sd_scope *s, const struct sd_image *ima
                        (long long)d->o.height);
     in = sd_alloc_array(s, n->in[0]->numel, sizeof *in);
     for (size_t i = 0; i < n->in[0]->numel; i++)
-        in[i] = 2 * ((float)image->data[i] / 255.0f) - 1;       /* as diffusers rounds it */
+        in[i] = sd_pixel_value(image->data[i]);
     if (!(moments = run_on(n, s, in)))
         return -1;
     posterior->mean = sd_alloc_array(s, pixels * channels, sizeof(float));

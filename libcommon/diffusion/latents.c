@@ -1,6 +1,7 @@
 /* latents - the VAE's posterior of pictures, through the cache. */
 #include "latents_private.h"
 #include "compute.h"
+#include "image.h"
 #include "kernels/op.h"
 
 #include <math.h>
@@ -230,7 +231,7 @@ fill(float *in, const struct sd_latents_net *n, const struct sd_latents_picture 
         const uint8_t *row = p->pixels + ((top + y) * p->width + left) * 3;
 
         for (int64_t i = 0; i < width * 3; i++)
-            *in++ = 2 * ((float)row[i] / 255.0f) - 1;       /* as diffusers rounds it */
+            *in++ = sd_pixel_value(row[i]);
     }
 }
 
@@ -417,8 +418,8 @@ sd_latents_encode(struct sd_latents *l, struct sd_scope *s, struct sd_latents_pi
 
 /* -- plans -------------------------------------------------------------------------------------------------------- */
 
-static int
-plan_one(struct sd_latents_nets *x, const int64_t size[3], struct sd_latents_plan *plan)
+int
+sd_latents_plan_net(struct sd_latents_nets *x, const int64_t size[3], struct sd_latents_plan *plan)
 {
     struct sd_latents_net *n = sd_latents_net(x, size, false);
     struct sd_plan_report r;
@@ -445,13 +446,14 @@ sd_latents_plan(struct sd_latents *l, int64_t height, int64_t width, size_t coun
     if (!in_tiles(l, height, width)) {
         for (size_t i = 0, some; status == 0 && i < count; i += some) {
             some = fitting(l, &p, count - i);
-            status = plan_one(&l->nets, (int64_t[]){ (int64_t)some, height, width }, plan);
+            status = sd_latents_plan_net(&l->nets, (int64_t[]){ (int64_t)some, height, width }, plan);
         }
         return status;
     }
     for (int64_t y = 0; y < height; y += tile / 4 * 3)
         for (int64_t x = 0; x < width && status == 0; x += tile / 4 * 3)
-            status = plan_one(&l->nets, (int64_t[]){ 1, least(tile, height - y), least(tile, width - x) }, plan);
+            status = sd_latents_plan_net(
+                &l->nets, (int64_t[]){ 1, least(tile, height - y), least(tile, width - x) }, plan);
     plan->flops *= (double)count;
     return status;
 }

@@ -28,6 +28,9 @@ void sd_latents_nets_open(struct sd_latents_nets *x, struct sd_scope *s, const s
 /* The network of a size, planned; bind: ready to run.  NULL with sd_fail: it does not fit into the memory. */
 struct sd_latents_net *sd_latents_net(struct sd_latents_nets *x, const int64_t size[3], bool bind);
 
+/* sd_latents_plan_net - that network's work is added to plan->flops; its memory raises plan's where it is more. */
+int sd_latents_plan_net(struct sd_latents_nets *x, const int64_t size[3], struct sd_latents_plan *plan);
+
 /* The parts of a key that do not belong to one picture or text. */
 void sd_latents_key_parts(struct sd_key *k, const struct sd_encoding *e, const char *kind, const char *weights_hash,
                           const char *config);

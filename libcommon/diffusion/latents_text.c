@@ -113,16 +113,6 @@ sd_caption_encode(struct sd_captions *c, struct sd_scope *s, const char *caption
 int
 sd_captions_plan(struct sd_captions *c, int64_t chunks, struct sd_latents_plan *plan)
 {
-    struct sd_latents_net *n = sd_latents_net(&c->nets, (int64_t[]){ chunks, 0, 0 }, false);
-    struct sd_plan_report r;
-
-    if (!n)
-        return -1;
-    r = sd_plan_report(n->plan);
-    if (r.arena_bytes > plan->arena_bytes)
-        plan->arena_bytes = r.arena_bytes;
-    if (r.activations_bytes > plan->activations_bytes)
-        plan->activations_bytes = r.activations_bytes;
-    plan->flops = r.flops;
-    return 0;
+    plan->flops = 0;
+    return sd_latents_plan_net(&c->nets, (int64_t[]){ chunks, 0, 0 }, plan);
 }
