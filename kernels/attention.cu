@@ -929,9 +929,9 @@ attend(struct sd_device *d, const struct attention_call *c)
     }
     p.o = (const T *)c->o;
     p.dy = (const T *)c->o_gradient;
-    p.dq = (T *)c->q_gradient;
-    p.dk = (T *)c->k_gradient;
-    p.dv = (T *)c->v_gradient;
+    p.dq = c->L ? (T *)c->q_gradient : NULL;
+    p.dk = c->S ? (T *)c->k_gradient : NULL;
+    p.dv = c->S ? (T *)c->v_gradient : NULL;
     p.dy_pitch = c->o_gradient_pitch;
     p.dq_pitch = c->q_gradient_pitch;
     p.dk_pitch = c->k_gradient_pitch;
@@ -942,7 +942,7 @@ attend(struct sd_device *d, const struct attention_call *c)
     p.delta = (float *)c->scratch;
     p.paired = c->d % 2 == 0 && even<T>(p.dq, p.dq_pitch) && even<T>(p.dk, p.dk_pitch) && even<T>(p.dv, p.dv_pitch);
     p.aligned = p.aligned && aligned16(p.o, p.o_pitch * size) && aligned16(p.dy, p.dy_pitch * size);
-    if (p.dq || p.dk)
+    if (count && (p.dq || p.dk))
         SD_LAUNCH(d, delta_kernel<T>, (unsigned)ceil_div(count * 8, 256), 256, 0, p, count);
     if (overlap(c)) {           /* one after the other: which adds first is then certain */
         problem<T> values = p;
