@@ -29,7 +29,7 @@ struct cut {
     int C, groups, size;    /* channels, of a group */
     int chunks, blocks;     /* of a sample: for the sums, for the results */
     int units, lanes;       /* units of N channels; pixels side by side in a block */
-    bool few;
+    int few;                /* not bool: no byte of an argument is left open */
 };
 
 struct sums_room { float a[MAX_CHANNELS], b[MAX_CHANNELS]; };      /* by lane and channel */
