@@ -2,13 +2,14 @@
  *                            lse_i = log sum_j exp(s_ij),  y_i = sum_j p_ij v_j
  *   gradient:  D_i = dy_i . y_i,  ds_ij = p_ij (dy_i . v_j - D_i)
  *              dq_i += scale sum_j ds_ij k_j;  dk_j += scale sum_i ds_ij q_i;  dv_j += sum_i p_ij dy_i
- * q, k, v, dy, p and ds as products see them (sd_operand); with bf16 the p of the forward pass are scaled by a power of two, so
- * that it does not matter to their rounding how many keys were seen before.
+ * q, k, v, dy, p and ds as products see them (sd_operand); with bf16 the p of the forward pass are scaled by a power
+ * of two, so that it does not matter to their rounding how many keys were seen before.
  * Scores are made again in the backward pass from lse: nothing of size L x S is held.  Vector twin: attention_simd.c */
 #include "attention.h"
 
 struct sd_tensor *
-sd_op_attention(struct sd_graph *g, struct sd_tensor *q, struct sd_tensor *k, struct sd_tensor *v, struct sd_attention a)
+sd_op_attention(struct sd_graph *g, struct sd_tensor *q, struct sd_tensor *k, struct sd_tensor *v,
+                struct sd_attention a)
 {
     return sd_apply(g, SD_OP_attention, (struct sd_tensor *[]){ q, k, v }, &a, sizeof a);
 }
@@ -46,7 +47,8 @@ attention_prepare(struct sd_node *n)
         return;
     n->scratch_bytes = (size_t)(2 * a.B * a.H * a.L) * sizeof(float);            /* lse and D */
     if (n->din[0])
-        n->scratch_bytes += (size_t)(a.B * a.H * a.L * ((a.d + 15) / 16 * 16)) * sizeof(float);  /* dq while it is summed */
+        /* dq while it is summed */
+        n->scratch_bytes += (size_t)(a.B * a.H * a.L * ((a.d + 15) / 16 * 16)) * sizeof(float);
     if (parts > 1)
         n->scratch_bytes += (size_t)(parts * a.B * a.H * a.S * 2 * a.d) * sizeof(float); /* dk, dv by part */
     n->scratch_bytes += pairs ? (size_t)attention_pairs_size(&a, a.L) * sizeof(float) : 0;

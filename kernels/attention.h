@@ -8,7 +8,8 @@
 #define ATTENTION_LOG2E 1.44269504088896340736
 enum { ATTENTION_MAX_D = 512 };     /* widest head of the vector twin: its blocks live on the stack */
 
-struct attention {                  /* batch B, heads H, queries L, keys S, head width d; rows lie pitch elements apart */
+/* batch B, heads H, queries L, keys S, head width d; rows lie pitch elements apart */
+struct attention {
     int64_t B, H, L, S, d;
     int64_t q_pitch, k_pitch, v_pitch, o_pitch;
     const real *q, *k, *v;
@@ -41,7 +42,8 @@ attention_parts(const struct attention *a)
     return wanted < most ? wanted : most > 1 ? most : 1;
 }
 
-/* May products of bf16 run in vectors?  Numbers of scratch that their pairs take, of k and v or of q and dy: `rows` rows a head. */
+/* May products of bf16 run in vectors?  Numbers of scratch that their pairs take, of k and v or of q and dy: `rows`
+ * rows a head. */
 static inline bool
 attention_fast(const struct sd_node *n, const struct attention *a)
 {

@@ -1,4 +1,5 @@
-/* attention with products of bf16 (AVX512_BF16): the tiles of attention_simd.c over pairs of numbers; formulas in attention.c.
+/* attention with products of bf16 (AVX512_BF16): the tiles of attention_simd.c over pairs of numbers; formulas in
+ * attention.c.
  * Sums over columns of a head meet pairs of columns, sums over keys or queries pairs of these (attention_simd.h).
  *   forward   scores [keys][W] = K q';  p of two keys are woven, o [d][W] += V' p
  *   backward  p, ds [queries][W];  of two queries woven for dk, dv;  ds also in pairs of keys, for dq
@@ -9,7 +10,8 @@
 
 /* acc[r][v] += sum over pairs k of a[r ar + k ak] b[k w + v VW ..] */
 SD_BF16_CODE SD_INLINE void
-product(__m512 acc[MR][NV], const int mr, const int nv, int64_t count, const float *a, int64_t ar, int64_t ak, const float *b,
+product(__m512 acc[MR][NV], const int mr, const int nv, int64_t count, const float *a, int64_t ar, int64_t ak,
+        const float *b,
         int64_t w)
 {
     for (int64_t k = 0; k < count; k++) {
@@ -70,7 +72,8 @@ pair_heads(const struct attention *a, float *rows_of, float *woven, const float 
         }
 }
 
-/* -- forward -------------------------------------------------------------------------------------------------------- */
+/* -- forward
+ * -------------------------------------------------------------------------------------------------------- */
 
 SD_BF16_CODE SD_INLINE void
 score_tile(const int mr, const int nv, int64_t half, const float *k, const float *qt, float *s, vf top[NV], int64_t key,
@@ -94,7 +97,8 @@ score_tile(const int mr, const int nv, int64_t half, const float *k, const float
 
 /* out [rows][nv VW] = out * shrink + a x b, all inside buffers of whole vectors */
 SD_BF16_CODE SD_INLINE void
-add_tile(const int mr, const int nv, int64_t count, const float *a, int64_t ar, int64_t ak, const float *b, int64_t b_pitch,
+add_tile(const int mr, const int nv, int64_t count, const float *a, int64_t ar, int64_t ak, const float *b,
+         int64_t b_pitch,
          float *out, int64_t out_pitch, const vf *shrink)
 {
     __m512 acc[MR][NV];
@@ -135,10 +139,12 @@ weights_of(const int nv, float *s, int64_t keys, vf factor, const vf high[NV], v
 
 /* Queries first .. first + count - 1 of head h of sample b, count <= nv VW. */
 SD_BF16_CODE SD_INLINE void
-forward_block(const int nv, const struct attention *a, const struct attention_pairs *kv, int64_t b, int64_t h, int64_t first,
+forward_block(const int nv, const struct attention *a, const struct attention_pairs *kv, int64_t b, int64_t h,
+              int64_t first,
               int64_t count, float *y)
 {
-    alignas(64) float q[ATTENTION_MAX_D / 2 * W], qt[ATTENTION_MAX_D / 2 * W], o[ATTENTION_MAX_D * W], s[KEYS * W], total[W];
+    alignas(64) float q[ATTENTION_MAX_D / 2 * W], qt[ATTENTION_MAX_D / 2 * W], o[ATTENTION_MAX_D * W], s[KEYS * W],
+        total[W];
     alignas(64) float most_of[W];
     const int w = nv * VW;
     int64_t half = (a->d + 1) / 2, head = b * a->H + h;
@@ -195,8 +201,8 @@ forward_block(const int nv, const struct attention *a, const struct attention_pa
 
 #define FORWARD(name, nv) \
     SD_BF16_CODE static __attribute__((noinline)) void \
-    name(const struct attention *a, const struct attention_pairs *kv, int64_t b, int64_t h, int64_t first, int64_t count, \
-         float *y) \
+    name(const struct attention *a, const struct attention_pairs *kv, int64_t b, int64_t h, int64_t first, \
+         int64_t count, float *y) \
     { \
         forward_block(nv, a, kv, b, h, first, count, y); \
     }
@@ -209,7 +215,8 @@ attention_forward_bf16(struct sd_node *n)
 {
     const struct attention a = attention_of(n);
     int64_t blocks = (a.L + W - 1) / W, many = a.H * blocks;
-    bool heads_inside = a.S * a.H * a.d <= 1 << 18;     /* few keys stay in cache: go along the rows of queries instead */
+    /* few keys stay in cache: go along the rows of queries instead */
+    bool heads_inside = a.S * a.H * a.d <= 1 << 18;
     struct attention_pairs kv = { .rows = { n->scratch } };
     float *y = n->out->data;
 
@@ -231,7 +238,8 @@ attention_forward_bf16(struct sd_node *n)
     }
 }
 
-/* -- backward ------------------------------------------------------------------------------------------------------- */
+/* -- backward
+ * ------------------------------------------------------------------------------------------------------- */
 
 SD_BF16_CODE void
 attention_pairs_of(const struct sd_node *n, struct backward *g, float *scratch)
@@ -240,7 +248,8 @@ attention_pairs_of(const struct sd_node *n, struct backward *g, float *scratch)
     int64_t heads = a->B * a->H, rows = heads * a->L * ((a->d + 1) / 2), woven = heads * ((a->L + 1) / 2) * a->d;
 
     (void)n;
-    g->pairs = (struct attention_pairs){ { scratch, scratch + rows }, { scratch + 2 * rows, scratch + 2 * rows + woven } };
+    g->pairs = (struct attention_pairs){ { scratch, scratch + rows },
+                                         { scratch + 2 * rows, scratch + 2 * rows + woven } };
     pair_heads(a, g->pairs.rows[0], g->pairs.woven[0], a->q, a->L, a->q_pitch);
     pair_heads(a, g->pairs.rows[1], g->pairs.woven[1], g->dy, a->L, a->o_pitch);
 }
@@ -348,7 +357,8 @@ queries_block(const int nv, struct pass *t, int64_t i, int64_t rows)
 #undef F
     }
     if (g->din[1]) {
-#define F(mr, c) add_tile(mr, nv, (rows + 1) / 2, g->pairs.woven[0] + at + c, 1, a->d, t->ds, w, t->dkt + c * w, w, NULL)
+#define F(mr, c) \
+    add_tile(mr, nv, (rows + 1) / 2, g->pairs.woven[0] + at + c, 1, a->d, t->ds, w, t->dkt + c * w, w, NULL)
         TILES(a->d, F);
 #undef F
     }

@@ -1,17 +1,18 @@
 /* attention in tiles; formulas in attention.c.
  *
- * Every product runs in register tiles of MR rows x NV vectors: an element of one operand is broadcast from where it lies,
- * vectors of the other are loaded from a packed block.
+ * Every product runs in register tiles of MR rows x NV vectors: an element of one operand is broadcast from where it
+ * lies, vectors of the other are loaded from a packed block.
  *   forward   lanes are queries: a block of W of them is transposed once, then keys stream by:
  *             scores [keys][W] = K q',  softmax lane by lane (no sums across lanes),  o [d][W] += V' p
  *   backward  lanes are keys: a block of W keys is transposed once, then the queries of one part stream by:
  *             p, ds [queries][W],  dk, dv [d][W] += (q, dy)' (ds, p),  dq [queries][d] += ds K
- * Queries are cut into parts by the shape (attention_parts); dk and dv of the parts are added in order: no atomics, and the
- * same bits for any number of threads. */
+ * Queries are cut into parts by the shape (attention_parts); dk and dv of the parts are added in order: no atomics,
+ * and the same bits for any number of threads. */
 #include "attention_simd.h"
 /* acc[r][v] += sum_k a[r ar + k ak] b[k w + v VW ..] */
 SD_INLINE void
-product(vf acc[MR][NV], const int mr, const int nv, int64_t count, const float *a, int64_t ar, int64_t ak, const float *b,
+product(vf acc[MR][NV], const int mr, const int nv, int64_t count, const float *a, int64_t ar, int64_t ak,
+        const float *b,
         int64_t w)
 {
     for (int64_t k = 0; k < count; k++) {
@@ -31,7 +32,8 @@ product(vf acc[MR][NV], const int mr, const int nv, int64_t count, const float *
     }
 }
 
-/* -- forward -------------------------------------------------------------------------------------------------------- */
+/* -- forward
+ * -------------------------------------------------------------------------------------------------------- */
 
 SD_INLINE void
 score_tile(const int mr, const int nv, const struct attention *a, const float *k, const float *qt, float *s, vf top[NV],
@@ -154,7 +156,8 @@ SD_V(attention_forward)(struct sd_node *n)
 {
     const struct attention a = attention_of(n);
     int64_t blocks = (a.L + W - 1) / W, many = a.H * blocks;
-    bool heads_inside = a.S * a.H * a.d <= 1 << 17;     /* few keys stay in cache: go along the rows of queries instead */
+    /* few keys stay in cache: go along the rows of queries instead */
+    bool heads_inside = a.S * a.H * a.d <= 1 << 17;
     float *y = n->out->data;
 
 #pragma omp parallel for schedule(dynamic, 1)
@@ -172,7 +175,8 @@ SD_V(attention_forward)(struct sd_node *n)
     }
 }
 
-/* -- backward ------------------------------------------------------------------------------------------------------- */
+/* -- backward
+ * ------------------------------------------------------------------------------------------------------- */
 
 SD_INLINE void
 weights_tile(const int mr, const int nv, struct pass *t, int64_t i, int64_t r0, bool masked)
@@ -210,7 +214,8 @@ weights_tile(const int mr, const int nv, struct pass *t, int64_t i, int64_t r0, 
 
 /* out [rows][nv VW] += a x b, all inside this file's buffers */
 SD_INLINE void
-add_tile(const int mr, const int nv, int64_t count, const float *a, int64_t ar, int64_t ak, const float *b, int64_t b_pitch,
+add_tile(const int mr, const int nv, int64_t count, const float *a, int64_t ar, int64_t ak, const float *b,
+         int64_t b_pitch,
          float *out, int64_t out_pitch)
 {
     vf acc[MR][NV];
@@ -272,7 +277,8 @@ queries_block(const int nv, struct pass *t, int64_t i, int64_t rows)
     }
     if (g->din[0])
         for (int64_t c = 0, left = g->dq_pitch / VW; left; ) {
-            int take = left > NV + 1 || left == NV ? NV : left == NV + 1 && NV > 2 ? NV - 1 : left < NV ? (int)left : NV;
+            int take = left > NV + 1 || left == NV ? NV : left == NV + 1 && NV > 2 ? NV - 1 : left < NV ? (int)left
+                : NV;
 
             add_dq(t, i, rows, w, c, take);
             c += take * VW;
@@ -298,7 +304,8 @@ queries_all(struct pass *t, int64_t i, int64_t rows)
 
 /* Gradients of a block's keys leave as rows: into the tensor (added or stored), or into this part's share. */
 static void
-put_rows(const struct pass *t, const float *block, int64_t w, int input, int64_t b, int64_t h, int64_t part, float *rows)
+put_rows(const struct pass *t, const float *block, int64_t w, int input, int64_t b, int64_t h, int64_t part,
+         float *rows)
 {
     const struct backward *g = t->g;
     const struct attention *a = &g->a;
@@ -409,7 +416,8 @@ add_parts(const struct backward *g, int input)
     for (int64_t row = 0; row < a->B * a->H * a->S; row++) {
         int64_t head = row / a->S, j = row % a->S, all = a->B * a->H * 2 * a->S * a->d;
         const float *share = g->partial + ((head * 2 + input - 1) * a->S + j) * a->d;
-        float *out = (float *)g->din[input]->data + (head / a->H * a->S + j) * g->din[input]->pitch + head % a->H * a->d;
+        float *out = (float *)g->din[input]->data + (head / a->H * a->S + j) * g->din[input]->pitch + head % a->H *
+            a->d;
 
         for (int64_t c = 0; c < a->d; c++) {
             float sum = share[c];

@@ -1,5 +1,5 @@
-/* attention_simd.h - what attention_simd.c and its products of bf16, attention_bf16_simd.c, share: sizes of tiles, turning of blocks,
- * the backward pass in parts. */
+/* attention_simd.h - what attention_simd.c and its products of bf16, attention_bf16_simd.c, share: sizes of tiles,
+ * turning of blocks, the backward pass in parts. */
 #ifndef SD_ATTENTION_SIMD_H
 #define SD_ATTENTION_SIMD_H
 
@@ -104,7 +104,8 @@ struct pass {                   /* one block of keys against the queries of one 
 };
 
 #if defined(__AVX512F__)
-/* The parts of the backward pass that differ: one block of keys (kt, vt, k of the pass), and `rows` queries from i on. */
+/* The parts of the backward pass that differ: one block of keys (kt, vt, k of the pass), and `rows` queries from i
+ * on. */
 void attention_pairs_of(const struct sd_node *n, struct backward *g, float *scratch);
 void attention_keys_bf16(struct pass *t, const float *k, const float *v, int64_t w);
 void attention_queries_bf16(struct pass *t, int64_t i, int64_t rows, int64_t w);

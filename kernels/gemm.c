@@ -8,8 +8,10 @@
 #if SD_REAL_IS_FLOAT
 
 enum {
-    DEPTH = 640,            /* elements of k per block: few loads and stores of sums, a tile's rows still fit the first cache */
-    POSITIONS = 96,         /* positions per block: whole tiles for 8 and for 6 rows; POSITIONS x DEPTH fit the second */
+    /* elements of k per block: few loads and stores of sums, a tile's rows still fit the first cache */
+    DEPTH = 640,
+    /* positions per block: whole tiles for 8 and for 6 rows; POSITIONS x DEPTH fit the second */
+    POSITIONS = 96,
     COLUMNS = 192,          /* columns per block */
     TILES = POSITIONS / 6,
     SEGMENTS = 16,          /* most taps per block */
@@ -50,7 +52,8 @@ gemm_matrix_bytes(int64_t depth, int64_t columns, bool bf16)
 
 /* Where the rows of one tile lie, for the taps [first, first + count). */
 static void
-gather(const struct gemm *g, const float **x, int64_t b, const int64_t *y0, const int64_t *x0, int rows, int first, int count)
+gather(const struct gemm *g, const float **x, int64_t b, const int64_t *y0, const int64_t *x0, int rows, int first,
+       int count)
 {
     const float *sample = g->x + b * g->x_batch;
 
@@ -65,7 +68,8 @@ gather(const struct gemm *g, const float **x, int64_t b, const int64_t *y0, cons
     }
 }
 
-/* Rows of a tile as pairs: elements [skip, skip + depth) of each segment, one after the other; x then points to them. */
+/* Rows of a tile as pairs: elements [skip, skip + depth) of each segment, one after the other; x then points to
+ * them. */
 static void
 pair_rows(const struct gemm *g, float *to, const float **x, int rows, int64_t skip, int64_t depth, int count)
 {
@@ -78,12 +82,14 @@ pair_rows(const struct gemm *g, float *to, const float **x, int rows, int64_t sk
     }
 }
 
-/* One block: positions [p0, p1) of sample b, columns [n0, n1), all k; panels: those columns' weights.  The tiles of the block pass
- * by one panel's part after the other. */
+/* One block: positions [p0, p1) of sample b, columns [n0, n1), all k; panels: those columns' weights.  The tiles of
+ * the block pass by one panel's part after the other. */
 static void
-block(const struct gemm *g, struct gemm_sizes z, const float *panels, int64_t b, int64_t p0, int64_t p1, int64_t n0, int64_t n1)
+block(const struct gemm *g, struct gemm_sizes z, const float *panels, int64_t b, int64_t p0, int64_t p1, int64_t n0,
+      int64_t n1)
 {
-    int64_t deep = elements(g->depth, g->bf16), parts = deep > DEPTH ? ceil_div(deep, DEPTH) : 1, part = ceil_div(deep, parts);
+    int64_t deep = elements(g->depth, g->bf16), parts = deep > DEPTH ? ceil_div(deep, DEPTH) : 1;
+    int64_t part = ceil_div(deep, parts);
     int group = (int)(parts > 1 || !deep ? 1 : DEPTH / deep), first = 0, tiles = (int)ceil_div(p1 - p0, z.rows);
     const float *x[TILES][SEGMENTS * GEMM_ROWS];
     float paired[POSITIONS * DEPTH];
@@ -116,7 +122,8 @@ block(const struct gemm *g, struct gemm_sizes z, const float *panels, int64_t b,
             }
             for (int64_t n = n0; n < n1; n += z.width) {
                 int64_t wide = g->columns - n < z.width ? ceil_div(g->columns - n, z.step) * z.step : z.width;
-                struct gemm_tile t = { .skip = pair ? 0 : skip, .segments = pair ? 1 : count, .depth = pair ? count * depth : depth,
+                struct gemm_tile t = { .skip = pair ? 0 : skip, .segments = pair ? 1 : count,
+                                       .depth = pair ? count * depth : depth,
                                        .panel = panels + (n - n0) * g->taps * deep + (first * deep + skip) * wide,
                                        .out = g->out + n, .start = start ? start + n : NULL,
                                        .bias = end && g->bias ? g->bias + b * g->bias_batch + n : NULL,
@@ -137,7 +144,7 @@ block(const struct gemm *g, struct gemm_sizes z, const float *panels, int64_t b,
     } while (first < g->taps);
 }
 
-/* -- panels of weights ------------------------------------------------------------------------------------------------ */
+/* -- panels of weights --------------------------------------------------------------------------------------------- */
 
 static int64_t
 area_of(const struct gemm_weight *w)
@@ -193,8 +200,9 @@ room_to_turn(const struct gemm *g, bool single, int width)
     return (single ? 0 : PLACES * width) + (g->bf16 ? depth_at_once(g, single) * g->taps * width : 0);
 }
 
-/* Panel of columns [n0, n0 + count) of g->weight; tap: as taps_of() sets it, NULL where taps are sums.  Columns are output
- * channels, and k runs along the rows of the file; transposed: columns are input channels, and k runs over output channels. */
+/* Panel of columns [n0, n0 + count) of g->weight; tap: as taps_of() sets it, NULL where taps are sums.  Columns are
+ * output channels, and k runs along the rows of the file; transposed: columns are input channels, and k runs over
+ * output channels. */
 static void
 panel_of(const struct gemm *g, const int *tap, float *to, float *room, int64_t n0, int count, int wide)
 {
@@ -206,7 +214,8 @@ panel_of(const struct gemm *g, const int *tap, float *to, float *room, int64_t n
 
     if (area == 1 && tap) {
         if (!w->transposed && !g->bf16)
-            SD_V_CALL(gemm_turn)(to, NULL, w, &(struct gemm_turn){ .begin = n0 * w->in, .rows = count, .step = w->in, .count = w->in,
+            SD_V_CALL(gemm_turn)(to, NULL, w, &(struct gemm_turn){ .begin = n0 * w->in, .rows = count, .step = w->in,
+                                                                   .count = w->in,
                                                                    .times = 1, .to_step = wide });
         else if (!w->transposed)
             gemm_turn_pairs(to, wide, w, n0 * w->in, w->in, count, w->in);
@@ -222,15 +231,18 @@ panel_of(const struct gemm *g, const int *tap, float *to, float *room, int64_t n
     for (int64_t c = 0; c < g->depth; c += most) {
         int64_t run = g->depth - c < most ? g->depth - c : most;
         float *rows = g->bf16 ? stage : to + c * wide;
-        struct gemm_turn how = { .begin = (n0 * w->in + c) * area, .rows = count, .step = w->in * area, .count = run * area,
+        struct gemm_turn how = { .begin = (n0 * w->in + c) * area, .rows = count, .step = w->in * area,
+                                 .count = run * area,
                                  .times = 1, .next = most * area };
 
         if (w->transposed)
-            how = (struct gemm_turn){ .begin = (c * w->in + n0) * area, .rows = count, .step = area, .count = area, .times = run,
+            how = (struct gemm_turn){ .begin = (c * w->in + n0) * area, .rows = count, .step = area, .count = area,
+                                      .times = run,
                                       .from_step = w->in * area, .to_step = wide };
         SD_V_CALL(gemm_turn)(tap ? rows : room, at, w, &how);
         for (int t = 0; t < g->taps && !tap; t++)
-            SD_V_CALL(gemm_sum)(rows + t * tap_step, room, most * wide, which, elements_of(w, &g->tap[t], which), run * wide);
+            SD_V_CALL(gemm_sum)(rows + t * tap_step, room, most * wide, which, elements_of(w, &g->tap[t], which),
+                                run * wide);
         for (int t = 0; t < g->taps && g->bf16; t++)
             for (int64_t k = 0; k < run; k += 2) {
                 const float *a = rows + t * tap_step + k * wide;
@@ -256,7 +268,7 @@ panels_of(const struct gemm *g, struct gemm_sizes z, float *panels, int64_t n0, 
     }
 }
 
-/* -- tasks ------------------------------------------------------------------------------------------------------------- */
+/* -- tasks --------------------------------------------------------------------------------------------------------- */
 
 struct cut {                /* a task: `columns` columns of `blocks` blocks of `rows` positions */
     int64_t columns, rows, blocks;
@@ -338,8 +350,10 @@ task(const struct gemm *g, struct gemm_sizes z, const struct cut *c, int64_t i)
     if (room)
         panels_of(g, z, room, n0, n1);
     for (int64_t q = first; q < first + c->blocks && q < g->batch * c->per_sample; q++) {
-        int64_t b = q / c->per_sample, p0 = q % c->per_sample * c->rows, p1 = p0 + c->rows < positions ? p0 + c->rows : positions;
-        const float *panels = room ? room : g->packed + b * g->packed_batch + n0 * g->taps * elements(g->depth, g->bf16);
+        int64_t b = q / c->per_sample, p0 = q % c->per_sample * c->rows;
+        int64_t p1 = p0 + c->rows < positions ? p0 + c->rows : positions;
+        const float *panels = room ? room : g->packed + b * g->packed_batch + n0 * g->taps *
+            elements(g->depth, g->bf16);
 
         block(g, z, panels, b, p0, p1, n0, n1);
     }

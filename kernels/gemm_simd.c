@@ -1,4 +1,5 @@
-/* gemm_simd.c - the inner loop of every matrix product of our own: a few gathered rows times one packed panel, sums in registers.
+/* gemm_simd.c - the inner loop of every matrix product of our own: a few gathered rows times one packed panel, sums in
+ * registers.
  * Each sum runs over k in ascending order in one chain, so neither blocking nor threads can change its bits. */
 #include "gemm.h"
 #include "simd.h"
@@ -78,7 +79,7 @@ SD_V(gemm_sizes)(void)
     return (struct gemm_sizes){ MR, NV * VW, VW };
 }
 
-/* -- panels from weights as the file has them ------------------------------------------------------------------------- */
+/* -- panels from weights as the file has them ---------------------------------------------------------------------- */
 
 /* F16 to f32, exactly; of the first n lanes */
 #if defined(__AVX512F__)
@@ -164,7 +165,8 @@ turn(vf m[VW])
     SD_UNROLL
     for (int c = 0; c < 4; c++) {
         __m512 even0 = _mm512_shuffle_f32x4(b[c], b[4 + c], 0x88), odd0 = _mm512_shuffle_f32x4(b[c], b[4 + c], 0xdd);
-        __m512 even1 = _mm512_shuffle_f32x4(b[8 + c], b[12 + c], 0x88), odd1 = _mm512_shuffle_f32x4(b[8 + c], b[12 + c], 0xdd);
+        __m512 even1 = _mm512_shuffle_f32x4(b[8 + c], b[12 + c], 0x88),
+            odd1 = _mm512_shuffle_f32x4(b[8 + c], b[12 + c], 0xdd);
 
         m[c] = (vf)_mm512_shuffle_f32x4(even0, even1, 0x88);
         m[8 + c] = (vf)_mm512_shuffle_f32x4(even0, even1, 0xdd);
@@ -208,7 +210,8 @@ turn(vf m[VW])
 SD_INLINE void
 fetch(const void *values, int64_t begin, int64_t count, const enum sd_dtype dtype)
 {
-    const char *p = (const char *)values + begin * (dtype == SD_F32 ? 4 : 2), *end = p + count * (dtype == SD_F32 ? 4 : 2);
+    const char *p = (const char *)values + begin * (dtype == SD_F32 ? 4 : 2),
+        *end = p + count * (dtype == SD_F32 ? 4 : 2);
 
     for (; p < end; p += 64)
         __builtin_prefetch(p);
@@ -230,7 +233,8 @@ turn_all(float *to, const int64_t *at, const void *values, const struct gemm_tur
                 vf m[VW];
 
                 for (int i = 0; i < (h->next ? VW : 0); i++)
-                    __builtin_prefetch((const char *)values + (begin + (r + i) * h->step + j + h->next) * (dtype == SD_F32 ? 4 : 2), 0, 2);
+                    __builtin_prefetch((const char *)values + (begin + (r + i) * h->step + j + h->next) *
+                                       (dtype == SD_F32 ? 4 : 2), 0, 2);
                 SD_UNROLL
                 for (int i = 0; i < VW; i++)
                     m[i] = r + i < h->rows ? from(values, begin + (r + i) * h->step + j, left, dtype) : v_zero();
@@ -257,7 +261,8 @@ SD_V(gemm_turn)(float *to, const int64_t *at, const struct gemm_weight *w, const
 }
 
 SD_INLINE void
-copy_all(float *to, int wide, const void *values, int64_t begin, int64_t step, int64_t rows, int count, const enum sd_dtype dtype)
+copy_all(float *to, int wide, const void *values, int64_t begin, int64_t step, int64_t rows, int count,
+         const enum sd_dtype dtype)
 {
     for (int64_t r = 0; r < rows; r++, to += wide, begin += step) {
         if (r + ROWS_AHEAD < rows)
@@ -290,7 +295,7 @@ SD_V(gemm_sum)(float *to, const float *elements, int64_t step, const int *which,
     }
 }
 
-/* -- bf16 ------------------------------------------------------------------------------------------------------------- */
+/* -- bf16 ---------------------------------------------------------------------------------------------------------- */
 
 #if defined(__AVX512F__)
 
@@ -304,7 +309,8 @@ tile_bf16(const struct gemm_tile *t, const int nv)
     for (int i = 0; i < MR; i++) {
         SD_UNROLL
         for (int j = 0; j < nv; j++)
-            sum[i][j] = (__m512)(t->start && i < t->rows ? v_get(t->start + t->at[i] + j * VW, t->columns - j * VW) : v_zero());
+            sum[i][j] = (__m512)(t->start && i < t->rows ? v_get(t->start + t->at[i] + j * VW, t->columns - j * VW)
+                                 : v_zero());
     }
     for (int s = 0; s < t->segments; s++) {
         const float *row[MR];
@@ -372,12 +378,14 @@ gemm_weave(float *to, const float *a, const float *b, int64_t count, int64_t wid
     for (int64_t i = 0; i < wide; i += VW) {
         bool there = i < count;
 
-        v_store(to + i, v_weave(a && there ? v_get(a + i, count - i) : v_zero(), b && there ? v_get(b + i, count - i) : v_zero()));
+        v_store(to + i, v_weave(a && there ? v_get(a + i, count - i) : v_zero(),
+                                b && there ? v_get(b + i, count - i) : v_zero()));
     }
 }
 
 SD_BF16_CODE SD_INLINE void
-turn_pairs_all(float *to, int wide, const void *values, int64_t begin, int64_t step, int rows, int64_t count, const enum sd_dtype dtype)
+turn_pairs_all(float *to, int wide, const void *values, int64_t begin, int64_t step, int rows, int64_t count,
+               const enum sd_dtype dtype)
 {
     for (int64_t j = 0; j < count; j += 2 * VW)
         for (int r = 0; r < wide; r += VW) {
@@ -389,7 +397,8 @@ turn_pairs_all(float *to, int wide, const void *values, int64_t begin, int64_t s
                 int64_t at = begin + (r + i) * step + j;
 
                 m[i] = r + i >= rows ? v_zero()
-                                     : v_pair(from(values, at, left, dtype), left > VW ? from(values, at + VW, left - VW, dtype) : v_zero());
+                                     : v_pair(from(values, at, left, dtype),
+                                              left > VW ? from(values, at + VW, left - VW, dtype) : v_zero());
             }
             turn(m);
             SD_UNROLL
@@ -411,7 +420,8 @@ gemm_turn_pairs(float *to, int wide, const struct gemm_weight *w, int64_t begin,
 }
 
 SD_BF16_CODE SD_INLINE void
-copy_pairs_all(float *to, int wide, const void *values, int64_t begin, int64_t step, int64_t rows, int count, const enum sd_dtype dtype)
+copy_pairs_all(float *to, int wide, const void *values, int64_t begin, int64_t step, int64_t rows, int count,
+               const enum sd_dtype dtype)
 {
     for (int64_t r = 0; r < rows; r += 2, to += wide, begin += 2 * step) {
         if (r + ROWS_AHEAD < rows)

@@ -1,14 +1,14 @@
 /* product.c - how linear and conv2d become products of gathered rows.
  *
  *     forward           y[i]           = sum_k  w[k] x[s i + k - top]                      a tap per kernel element
- *       enlarged x      y[2i + p]      = sum_j (sum of w[k] with (p + k - top) >> 1 = j) x[i + j]       a product per phase p
- *     data gradient     dx[s i + p]    = sum of w[k] dy[i + (p + top - k) / s], k with s | p + top - k   a product per phase p
+ *       enlarged x      y[2i + p]      = sum_j (sum of w[k] with (p + k - top) >> 1 = j) x[i + j]
+ *     data gradient     dx[s i + p]    = sum of w[k] dy[i + (p + top - k) / s], k with s | p + top - k
  *       enlarged x      dx[i]          = sum_d (w[top - d] + w[top + 1 - d]) dy[2i + d]
  *     weight gradient   dw[k]          = sum_i dy[i] x[s i + k - top], in chunks of positions, chunk after chunk
  *     3x3 kernels of stride 1 over many pixels: winograd.h
  *
- * (one axis written; the other is the same).  Weights that fall on one pixel are summed when panels are made of them (gemm.h), and
- * rounded after that where products are of bf16.
+ * (one axis written; the other is the same; a product per phase p).  Weights that fall on one pixel are summed when
+ * panels are made of them (gemm.h), and rounded after that where products are of bf16.
  * The only weights kept in a form of their own are Winograd's. */
 #include "product.h"
 
@@ -31,12 +31,14 @@ product_shape(const struct sd_node *n)
     const struct sd_tensor *x = n->in[0], *w = n->in[1], *y = n->out;
 
     if (n->op == SD_OP_linear)
-        return (struct product_shape){ .batch = 1, .height = 1, .width = sd_rows(x), .in = sd_cols(x), .x_pitch = x->pitch,
+        return (struct product_shape){ .batch = 1, .height = 1, .width = sd_rows(x), .in = sd_cols(x),
+                                       .x_pitch = x->pitch,
                                        .out_height = 1, .out_width = sd_rows(x), .out = sd_cols(y), .kernel_height = 1,
                                        .kernel_width = 1, .a = { .stride = 1, .upsample = 1 } };
     return (struct product_shape){ .batch = x->shape[0], .height = x->shape[1], .width = x->shape[2], .in = x->shape[3],
                                    .x_pitch = x->pitch, .out_height = y->shape[1], .out_width = y->shape[2],
-                                   .out = y->shape[3], .kernel_height = (int)w->shape[2], .kernel_width = (int)w->shape[3],
+                                   .out = y->shape[3], .kernel_height = (int)w->shape[2],
+                                   .kernel_width = (int)w->shape[3],
                                    .a = *(const struct sd_conv2d *)n->attr };
 }
 
@@ -45,7 +47,8 @@ product_flops(struct sd_node *n)
 {
     struct product_shape s = product_shape(n);
 
-    n->flops = 2.0 * (double)(s.batch * s.out_height * s.out_width) * (double)(s.out * s.in) * s.kernel_height * s.kernel_width;
+    n->flops = 2.0 * (double)(s.batch * s.out_height * s.out_width) * (double)(s.out * s.in) * s.kernel_height *
+        s.kernel_width;
 }
 
 void
@@ -183,10 +186,12 @@ axis_taps(int *at, uint32_t *kernel, bool data, int phase, int size, int before,
 static bool
 winograd_fits(const struct product_shape *s, bool data, bool bf16)
 {
-    if (bf16 && s->a.upsample == 2)     /* four phases of four taps: as few products as Winograd's, each twice as fast */
+    /* four phases of four taps: as few products as Winograd's, each twice as fast */
+    if (bf16 && s->a.upsample == 2)
         return false;
     return s->kernel_height == 3 && s->kernel_width == 3 && s->a.stride == 1 &&
-           winograd_wanted(data ? s->height * s->a.upsample : s->out_height, data ? s->width * s->a.upsample : s->out_width,
+           winograd_wanted(data ? s->height * s->a.upsample : s->out_height,
+                           data ? s->width * s->a.upsample : s->out_width,
                            s->in, s->out);
 }
 
@@ -197,7 +202,8 @@ make_form(struct form *f, const struct product_shape *s, bool data, bool frozen,
     f->winograd = frozen && winograd_fits(s, data, bf16);
     if (f->winograd) {
         f->bytes = winograd_packed_bytes(data ? s->out : s->in, data ? s->in : s->out);
-        snprintf(f->key, sizeof f->key, "winograd:%s:%s%s", sd_isa_name(), data ? "data" : "forward", bf16 ? ":bf16" : "");
+        snprintf(f->key, sizeof f->key, "winograd:%s:%s%s", sd_isa_name(), data ? "data" : "forward",
+                 bf16 ? ":bf16" : "");
         return;
     }
     f->per_axis = data ? s->a.upsample == 2 ? 1 : s->a.stride : s->a.upsample;
@@ -258,7 +264,8 @@ source_of(const struct product *p, const struct form *f)
 static struct gemm_weight
 weight_of(const struct sd_tensor *w, const struct product_shape *s, bool transposed)
 {
-    struct gemm_weight r = { .dtype = SD_F32, .out = s->out, .in = s->in, .height = s->kernel_height, .width = s->kernel_width,
+    struct gemm_weight r = { .dtype = SD_F32, .out = s->out, .in = s->in, .height = s->kernel_height,
+                             .width = s->kernel_width,
                              .transposed = transposed };
 
     if (frozen(w) && readable(w->param)) {
@@ -314,7 +321,8 @@ gemm_of(const struct product *p, const struct form *f, const struct phase *h, co
     int64_t out_height = f->data ? s->height : s->out_height, out_width = f->data ? s->width : s->out_width;
 
     return (struct gemm){ .batch = s->batch, .height = ceil_div(out_height - h->y, f->per_axis),
-                          .width = ceil_div(out_width - h->x, f->per_axis), .depth = depth, .columns = columns, .taps = h->taps,
+                          .width = ceil_div(out_width - h->x, f->per_axis), .depth = depth, .columns = columns,
+                          .taps = h->taps,
                           .tap = h->tap, .x_height = height, .x_width = width, .x_batch = height * width * pitch,
                           .x_row = width * pitch, .x_column = pitch, .step = f->step, .bf16 = p->bf16, .paired = once,
                           .weight = w, .threads = p->threads };
@@ -367,7 +375,8 @@ run_winograd(struct sd_node *n, const struct product *p, const struct form *f)
     size_t biases = align((size_t)(p->s.batch * p->s.out) * sizeof(float));
 
     w.bf16 = p->bf16;
-    w.packed = sd_param_packed(n->in[1]->param, f->key, f->bytes, p->bf16 ? make_winograd_bf16 : make_winograd, &weight);
+    w.packed = sd_param_packed(n->in[1]->param, f->key, f->bytes, p->bf16 ? make_winograd_bf16 : make_winograd,
+                               &weight);
     w.scratch = (float *)((char *)n->scratch + biases);
     w.x = f->data ? n->dout->data : n->in[0]->data;
     w.out = f->data ? n->din[0]->data : n->out->data;
@@ -397,7 +406,8 @@ run_phases(const struct sd_node *n, const struct product *p, const struct form *
     struct gemm_weight w = weight_of(n->in[1], s, f->data);
     int64_t height = f->data ? s->height : s->out_height, width = f->data ? s->width : s->out_width;
     struct source from = source_of(p, f);
-    size_t zeros = align((size_t)from.depth * sizeof(float)), biases = align((size_t)(s->batch * s->out) * sizeof(float));
+    size_t zeros = align((size_t)from.depth * sizeof(float));
+    size_t biases = align((size_t)(s->batch * s->out) * sizeof(float));
     const float *x = f->data ? n->dout->data : n->in[0]->data;
     const float *bias = f->data ? NULL : whole_bias((float *)((char *)n->scratch + zeros), n, s);
     float *room = (float *)((char *)n->scratch + zeros + biases), *pairs = room;
@@ -456,7 +466,7 @@ product_backward_x(struct sd_node *n)
     return true;
 }
 
-/* -- weight gradient: result[a, b] = sum over positions of left[position, a] * right[position, b] ---------------------- */
+/* -- weight gradient: result[a, b] = sum over positions of left[position, a] * right[position, b] ------------------ */
 
 struct weight_scratch {
     const float **left, **right;            /* [POSITIONS] */
@@ -478,7 +488,8 @@ weight_scratch(struct weight_scratch *w, const struct product *p, char *room)
 {
     const struct product_shape *s = &p->s;
     int64_t left = p->swapped ? s->in : s->out, right = p->swapped ? s->out : s->in, chunk = chunk_of(s);
-    size_t bytes[] = { (size_t)chunk * sizeof(float *), (size_t)chunk * sizeof(float *), (size_t)(left * chunk) * sizeof(float),
+    size_t bytes[] = { (size_t)chunk * sizeof(float *), (size_t)chunk * sizeof(float *),
+                       (size_t)(left * chunk) * sizeof(float),
                        gemm_matrix_bytes(chunk, right, p->bf16),
                        (size_t)(s->in * s->out * s->kernel_height * s->kernel_width) * sizeof(float) };
     size_t at[5], total = 0;
@@ -488,13 +499,15 @@ weight_scratch(struct weight_scratch *w, const struct product *p, char *room)
         total += align(bytes[i]);
     }
     if (room)
-        *w = (struct weight_scratch){ (const float **)(room + at[0]), (const float **)(room + at[1]), (float *)(room + at[2]),
+        *w = (struct weight_scratch){ (const float **)(room + at[0]), (const float **)(room + at[1]),
+                                      (float *)(room + at[2]),
                                       (float *)(room + at[3]), (float *)(room + at[4]) };
     return total;
 }
 
 static void
-source_rows(const float **rows, const struct sd_node *n, const struct product_shape *s, int64_t first, int64_t count, int ky,
+source_rows(const float **rows, const struct sd_node *n, const struct product_shape *s, int64_t first, int64_t count,
+            int ky,
             int kx)
 {
     const float *x = n->in[0]->data;
@@ -531,7 +544,8 @@ weight_chunk(const struct product *p, const struct weight_scratch *w, float *res
     int64_t left = p->swapped ? p->s.in : p->s.out, right = p->swapped ? p->s.out : p->s.in;
     static const struct gemm_tap one = { 0, 0, 1, 1 };
     struct gemm g = { .batch = 1, .height = 1, .width = left, .depth = count, .columns = right, .taps = 1, .tap = &one,
-                      .x = w->turned, .x_height = 1, .x_width = left, .x_column = count, .step = 1, .bf16 = p->bf16, .packed = w->packed,
+                      .x = w->turned, .x_height = 1, .x_width = left, .x_column = count, .step = 1, .bf16 = p->bf16,
+                      .packed = w->packed,
                       .out = result, .out_column = right, .start = begin ? NULL : result };
 
     gemm_pack_rows(w->packed, p->swapped ? w->left : w->right, count, right, p->bf16);
@@ -605,7 +619,8 @@ product_prepare(struct sd_node *n)
     struct product *p;
     struct product_shape s = product_shape(n);
 
-    if (!sd_fast() || s.kernel_height > MAX_KERNEL || s.kernel_width > MAX_KERNEL || (s.a.upsample == 2 && s.a.stride != 1) ||
+    if (!sd_fast() || s.kernel_height > MAX_KERNEL || s.kernel_width > MAX_KERNEL ||
+        (s.a.upsample == 2 && s.a.stride != 1) ||
         (n->din[0] && s.a.stride > 2))
         return;
     if (n->bf16 && (sd_isa() < SD_ISA_AVX512BF16 || s.kernel_height * s.kernel_width > GEMM_PLACES / 2))

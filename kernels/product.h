@@ -1,6 +1,8 @@
-/* product.h - linear and conv2d, and their gradients, as products of gathered rows (gemm.h): which taps, which packed forms.
+/* product.h - linear and conv2d, and their gradients, as products of gathered rows (gemm.h): which taps, which packed
+ * forms.
  *
- * One rule: the C loops of linear.c and conv2d.c define the result; each function here returns false where it does not apply.
+ * One rule: the C loops of linear.c and conv2d.c define the result; each function here returns false where it does not
+ * apply.
  * Results do not depend on the number of threads. */
 #ifndef SD_PRODUCT_H
 #define SD_PRODUCT_H

@@ -1,7 +1,7 @@
 /* simd.h - which vector code runs, and the vectors it is written in.
  *
- * One rule: <op>_simd.c is one source in compiler vector types, compiled for SSE4, AVX2 and AVX-512; the C loops of <op>.c
- * define what it computes.  The second half is seen by those sources alone. */
+ * One rule: <op>_simd.c is one source in compiler vector types, compiled for SSE4, AVX2 and AVX-512; the C loops of
+ * <op>.c define what it computes.  The second half is seen by those sources alone. */
 #ifndef SD_SIMD_H
 #define SD_SIMD_H
 
@@ -31,7 +31,8 @@ SD_V_DECLARE(void, layer_norm_backward, (struct sd_node *n));
 SD_V_DECLARE(void, attention_forward, (struct sd_node *n));
 SD_V_DECLARE(void, attention_backward, (struct sd_node *n));
 void attention_forward_bf16(struct sd_node *n);
-/* sd_v_functions - out[i] = exp, exp2_down, erf (which = 0, 1, 2) of in[i], count a multiple of 16: for tests of their error. */
+/* sd_v_functions - out[i] = exp, exp2_down, erf (which = 0, 1, 2) of in[i], count a multiple of 16: for tests of their
+ * error. */
 SD_V_DECLARE(void, sd_v_functions, (float *out, const float *in, size_t count, int which));
 
 #ifdef SD_ISA
@@ -83,7 +84,8 @@ v_pow2(vf p, vf k)
     return p * (vf)(((vi)_mm256_cvtps_epi32((__m256)k) + 127) << 23);
 }
 SD_INLINE vf v_sqrt(vf a) { return (vf)_mm256_sqrt_ps((__m256)a); }
-SD_INLINE __m256i v_first(int n) { return _mm256_cmpgt_epi32(_mm256_set1_epi32(n), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7)); }
+SD_INLINE __m256i v_first(int n) { return _mm256_cmpgt_epi32(_mm256_set1_epi32(n),
+                                                             _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7)); }
 SD_INLINE vf v_load_n(const float *p, int n) { return (vf)_mm256_maskload_ps(p, v_first(n)); }
 SD_INLINE void v_store_n(float *p, vf v, int n) { _mm256_maskstore_ps(p, v_first(n), (__m256)v); }
 #else
@@ -160,7 +162,8 @@ v_bf16(vf x)
     return (vf)((vi)v_select(x != x, (vf)(bits | 0x10000), (vf)(bits + 0x7fff + odd)) & (int)0xffff0000);
 }
 
-/* Pairs of bf16 for products, in functions that are SD_BF16_CODE: v_pair of 32 numbers in a row, v_weave of (a[i], b[i]).
+/* Pairs of bf16 for products, in functions that are SD_BF16_CODE: v_pair of 32 numbers in a row, v_weave of (a[i],
+ * b[i]).
  * Rounded to nearest even; numbers below 2^-126 become zero. */
 #if defined(__AVX512F__)
 #define SD_BF16_CODE __attribute__((target("avx512bf16")))
@@ -168,7 +171,8 @@ SD_BF16_CODE SD_INLINE vf v_pair(vf a, vf b) { return (vf)_mm512_cvtne2ps_pbh((_
 SD_BF16_CODE SD_INLINE vf
 v_weave(vf a, vf b)
 {
-    const __m512i order = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22, 6, 21, 5, 20,
+    const __m512i order = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22, 6,
+                                           21, 5, 20,
                                            4, 19, 3, 18, 2, 17, 1, 16, 0);
 
     return (vf)_mm512_permutexvar_epi16(order, (__m512i)v_pair(a, b));

@@ -1,4 +1,5 @@
-/* winograd.c - batches of tiles, products and weights around the transforms of winograd_simd.c; formula in winograd.h. */
+/* winograd.c - batches of tiles, products and weights around the transforms of winograd_simd.c; formula in
+ * winograd.h. */
 #include "winograd.h"
 
 #include <stdlib.h>
@@ -39,7 +40,8 @@ tiles_of(const struct winograd *w)
 static int64_t
 batch_of(const struct winograd *w)
 {
-    int64_t all = tiles_of(w), one = WINOGRAD_PARTS * (w->depth + w->columns) * (int64_t)sizeof(float), most = BATCH_BYTES / one;
+    int64_t all = tiles_of(w), one = WINOGRAD_PARTS * (w->depth + w->columns) * (int64_t)sizeof(float);
+    int64_t most = BATCH_BYTES / one;
 
     most = most < MIN_TILES ? MIN_TILES : most > MAX_TILES ? MAX_TILES : most / MIN_TILES * MIN_TILES;
     if (most >= all)
@@ -59,23 +61,28 @@ winograd_scratch(const struct winograd *w)
 {
     int64_t tiles = batch_of(w);
 
-    return (size_t)(WINOGRAD_PARTS * (part_of(tiles, w->depth) + part_of(tiles, w->columns)) + w->depth + PAD) * sizeof(float);
+    return (size_t)(WINOGRAD_PARTS * (part_of(tiles, w->depth) + part_of(tiles, w->columns)) + w->depth + PAD) *
+        sizeof(float);
 }
 
 void
 winograd_run(const struct winograd *w)
 {
-    int64_t all = tiles_of(w), batch = batch_of(w), source_part = part_of(batch, w->depth), result_part = part_of(batch, w->columns);
-    float *source = w->scratch, *result = source + WINOGRAD_PARTS * source_part, *zeros = result + WINOGRAD_PARTS * result_part;
+    int64_t all = tiles_of(w), batch = batch_of(w), source_part = part_of(batch, w->depth);
+    int64_t result_part = part_of(batch, w->columns);
+    float *source = w->scratch, *result = source + WINOGRAD_PARTS * source_part,
+        *zeros = result + WINOGRAD_PARTS * result_part;
     static const struct gemm_tap one = { 0, 0, 1, 1 };
 
     memset(zeros, 0, (size_t)w->depth * sizeof *zeros);
     for (int64_t first = 0; first < all; first += batch) {
         int64_t tiles = all - first < batch ? all - first : batch, pieces = (tiles + PIECE - 1) / PIECE;
-        struct gemm g = { .batch = WINOGRAD_PARTS, .height = 1, .width = tiles, .depth = w->depth, .columns = w->columns,
+        struct gemm g = { .batch = WINOGRAD_PARTS, .height = 1, .width = tiles, .depth = w->depth,
+                          .columns = w->columns,
                           .taps = 1, .tap = &one, .x = source, .x_height = 1, .x_width = tiles, .x_batch = source_part,
                           .x_column = w->depth, .step = 1, .packed = w->packed,
-                          .packed_batch = (int64_t)(winograd_packed_bytes(w->depth, w->columns) / WINOGRAD_PARTS / sizeof(float)),
+                          .packed_batch = (int64_t)(winograd_packed_bytes(w->depth,
+                                                                          w->columns) / WINOGRAD_PARTS / sizeof(float)),
                           .out = result, .out_batch = result_part, .out_column = w->columns };
 
 #pragma omp parallel for schedule(dynamic, 1)
@@ -109,15 +116,18 @@ winograd_pack(float *packed, const struct gemm_weight *w, bool bf16)
 #pragma omp parallel for schedule(dynamic, 1)
     for (int64_t i = 0; i < across * down; i++) {
         int64_t n0 = i / down * z.width, k0 = i % down * RUN, run = depth - k0 < RUN ? depth - k0 : RUN, at[9 * RUN];
-        int count = columns - n0 < z.width ? (int)(columns - n0) : z.width, wide = (count + z.step - 1) / z.step * z.step;
+        int count = columns - n0 < z.width ? (int)(columns - n0) : z.width;
+        int wide = (count + z.step - 1) / z.step * z.step;
         float kernel[9 * RUN * WINOGRAD_WIDE];
 
         for (int64_t j = 0; j < 9 * RUN; j++)
             at[j] = (w->transposed ? 8 - j : j) * wide;
-        struct gemm_turn how = { .begin = (n0 * w->in + k0) * 9, .step = w->in * 9, .rows = count, .count = run * 9, .times = 1 };
+        struct gemm_turn how = { .begin = (n0 * w->in + k0) * 9, .step = w->in * 9, .rows = count, .count = run * 9,
+                                 .times = 1 };
 
         if (w->transposed)
-            how = (struct gemm_turn){ .begin = (k0 * w->in + n0) * 9, .step = 9, .rows = count, .count = 9, .times = run,
+            how = (struct gemm_turn){ .begin = (k0 * w->in + n0) * 9, .step = 9, .rows = count, .count = 9,
+                                      .times = run,
                                       .from_step = w->in * 9, .to_step = 9 * wide };
         SD_V_CALL(gemm_turn)(kernel, at, w, &how);
         for (int64_t k = 0; k < run; k++)

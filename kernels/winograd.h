@@ -1,11 +1,13 @@
 /* winograd.h - 3x3 convolutions of stride 1 with frozen weights by F(4x4, 3x3): a quarter of the multiplications.
  *
- *     out tile [4, 4] = A' [ (G w G') .* (B' d B) ] A        d: 6x6 source pixels, summed over channels between the brackets
+ *     out tile [4, 4] = A' [ (G w G') .* (B' d B) ] A        d: 6x6 source pixels, summed over channels between the
+ *     brackets
  *
  * so that 36 matrix products [tiles, in] x [in, out] stand between two transforms, a batch of tiles at a time.
  * Weights are transformed when they are packed, in double.  One rule: where it is used depends on the shape alone
  * (winograd_wanted), so the same command gives the same bits; SD_WINOGRAD=0 in the environment turns it off.
- * Over 512 channels its result is 5e-6 away from the exact one (relative, root mean square), that of direct products 1e-6. */
+ * Over 512 channels its result is 5e-6 away from the exact one (relative, root mean square), that of direct products
+ * 1e-6. */
 #ifndef SD_WINOGRAD_H
 #define SD_WINOGRAD_H
 
@@ -17,7 +19,8 @@ struct winograd {
     int64_t batch, height, width, columns;      /* of out */
     int64_t x_height, x_width, depth;           /* of x */
     int enlarged;                               /* 2: the source is x enlarged by repeating pixels; else 1 */
-    int pooled;                                 /* 2: out holds sums of 2x2 pixels of what height and width count; else 1 */
+    /* 2: out holds sums of 2x2 pixels of what height and width count; else 1 */
+    int pooled;
     int top, left;                              /* out (y, x) sees source rows y - top .. y - top + 2 */
     const float *x;
     float *out;

@@ -114,7 +114,8 @@ SD_V(winograd_result)(const struct winograd_tiles *t)
 
         for (int64_t c = 0; c < w->columns; c += VW) {
             int64_t left = w->columns - c;
-            vf d[OUT * IN], r[IN], y4[OUT][OUT], bias = w->bias ? v_get(w->bias + at.b * w->bias_batch + c, left) : v_zero();
+            vf d[OUT * IN], r[IN], y4[OUT][OUT], bias = w->bias ? v_get(w->bias + at.b * w->bias_batch + c,
+                                                                        left) : v_zero();
 
             for (int x = 0; x < IN; x++) {
                 SD_UNROLL
@@ -127,7 +128,8 @@ SD_V(winograd_result)(const struct winograd_tiles *t)
                 result_axis(y4[y], 1, d + y * IN, 1);
             for (int y = 0; y < OUT / 2 && w->pooled == 2; y++)
                 for (int x = 0; x < OUT / 2; x++)
-                    y4[y][x] = (y4[2 * y][2 * x] + y4[2 * y][2 * x + 1]) + (y4[2 * y + 1][2 * x] + y4[2 * y + 1][2 * x + 1]);
+                    y4[y][x] = (y4[2 * y][2 * x] + y4[2 * y][2 * x + 1]) +
+                        (y4[2 * y + 1][2 * x] + y4[2 * y + 1][2 * x + 1]);
             for (int y = 0; y < high; y++)
                 for (int x = 0; x < wide; x++) {
                     int64_t to = first + (y * width + x) * w->columns + c;
@@ -143,7 +145,8 @@ SD_V(winograd_result)(const struct winograd_tiles *t)
 
 /* u[0], u[step], ... = G w, for `wide` kernels at once */
 SD_INLINE void
-weight_axis(double *restrict u, int step, const double *restrict a, const double *restrict b, const double *restrict c, int wide)
+weight_axis(double *restrict u, int step, const double *restrict a, const double *restrict b, const double *restrict c,
+            int wide)
 {
     for (int n = 0; n < wide; n++) {
         double even = (a[n] + c[n]) * (1.0 / 6), odd = b[n] * (1.0 / 6), far = a[n] * (1.0 / 24) + c[n] * (1.0 / 6);

@@ -1,6 +1,6 @@
-/* What sd-crop does to a 12-megapixel photo: decode, upright, resize to 512 on the short side, crop.  The photo is made on the
- * spot by enlarging one of the stored pictures, with grain, and kept as crop.jpg when a path is given, so that
- * tests/reference/bench_crop.py can time Pillow on the same file.
+/* What sd-crop does to a 12-megapixel photo: decode, upright, resize to 512 on the short side, crop.  The photo is
+ * made on the spot by enlarging one of the stored pictures, with grain, and kept as crop.jpg when a path is given, so
+ * that tests/reference/bench_crop.py can time Pillow on the same file.
  *     bench/crop [crop.jpg]            one line per step: the best of 9, in milliseconds */
 #include "image.h"
 

@@ -1,7 +1,8 @@
-/* full_model - a full-size model with random weights, for benchmarks and `make check-full`: the published configuration of SD1.5 or
+/* full_model - a full-size model with random weights, for benchmarks and `make check-full`: the published
+ * configuration of SD1.5 or
  * SD2.1, f16, as a diffusers directory without tokenizer.  Usage: full_model sd1|sd2 FOLDER
- * Weights are normal with deviation 1 / sqrt(fan in) (outputs of residual branches a tenth of it), norms one, biases zero: activations
- * stay of order one, so that timings see ordinary numbers. */
+ * Weights are normal with deviation 1 / sqrt(fan in) (outputs of residual branches a tenth of it), norms one, biases
+ * zero: activations stay of order one, so that timings see ordinary numbers. */
 #include "file.h"
 #include "hash.h"
 #include "json.h"
@@ -13,9 +14,11 @@
 #include <math.h>
 #include <string.h>
 
-static const char unet1[] = "{\"_class_name\": \"UNet2DConditionModel\", \"sample_size\": 64, \"cross_attention_dim\": 768,"
+static const char unet1[] =
+    "{\"_class_name\": \"UNet2DConditionModel\", \"sample_size\": 64, \"cross_attention_dim\": 768,"
     "\"attention_head_dim\": 8, \"block_out_channels\": [320, 640, 1280, 1280], \"in_channels\": 4, \"out_channels\": 4}";
-static const char unet2[] = "{\"_class_name\": \"UNet2DConditionModel\", \"sample_size\": 96, \"cross_attention_dim\": 1024,"
+static const char unet2[] =
+    "{\"_class_name\": \"UNet2DConditionModel\", \"sample_size\": 96, \"cross_attention_dim\": 1024,"
     "\"attention_head_dim\": [5, 10, 20, 20], \"block_out_channels\": [320, 640, 1280, 1280], \"in_channels\": 4,"
     "\"out_channels\": 4, \"use_linear_projection\": true}";
 static const char vae[] = "{\"_class_name\": \"AutoencoderKL\", \"block_out_channels\": [128, 256, 512, 512],"
@@ -23,11 +26,13 @@ static const char vae[] = "{\"_class_name\": \"AutoencoderKL\", \"block_out_chan
     "\"up_block_types\": [\"UpDecoderBlock2D\", \"UpDecoderBlock2D\", \"UpDecoderBlock2D\", \"UpDecoderBlock2D\"],"
     "\"layers_per_block\": 2, \"latent_channels\": 4, \"sample_size\": 512, \"scaling_factor\": 0.18215, \"in_channels\": 3,"
     "\"out_channels\": 3, \"norm_num_groups\": 32, \"act_fn\": \"silu\"}";
-static const char text1[] = "{\"architectures\": [\"CLIPTextModel\"], \"model_type\": \"clip_text_model\", \"vocab_size\": 49408,"
+static const char text1[] =
+    "{\"architectures\": [\"CLIPTextModel\"], \"model_type\": \"clip_text_model\", \"vocab_size\": 49408,"
     "\"hidden_size\": 768, \"intermediate_size\": 3072, \"num_hidden_layers\": 12, \"num_attention_heads\": 12,"
     "\"max_position_embeddings\": 77, \"hidden_act\": \"quick_gelu\", \"layer_norm_eps\": 1e-5, \"projection_dim\": 768,"
     "\"bos_token_id\": 0, \"eos_token_id\": 2}";
-static const char text2[] = "{\"architectures\": [\"CLIPTextModel\"], \"model_type\": \"clip_text_model\", \"vocab_size\": 49408,"
+static const char text2[] =
+    "{\"architectures\": [\"CLIPTextModel\"], \"model_type\": \"clip_text_model\", \"vocab_size\": 49408,"
     "\"hidden_size\": 1024, \"intermediate_size\": 4096, \"num_hidden_layers\": 23, \"num_attention_heads\": 16,"
     "\"max_position_embeddings\": 77, \"hidden_act\": \"gelu\", \"layer_norm_eps\": 1e-5, \"projection_dim\": 512,"
     "\"bos_token_id\": 0, \"eos_token_id\": 2}";
@@ -94,14 +99,16 @@ add(struct sd_param *p, void *user)
     const char *name = p->path + c->skip;
     char hex[SD_XXH128_HEX];
     bool out = ends_with(name, "conv2.weight") || ends_with(name, "to_out.0.weight") || ends_with(name, "net.2.weight")
-               || ends_with(name, "proj_out.weight") || ends_with(name, "out_proj.weight") || ends_with(name, "fc2.weight");
+               || ends_with(name, "proj_out.weight") || ends_with(name, "out_proj.weight") ||
+                   ends_with(name, "fc2.weight");
 
     sd_xxh128_of(name, strlen(name), hex);
     hex[15] = 0;
     f->name = strtoull(hex, NULL, 16);
     f->ones = ends_with(name, ".weight");
     if (p->ndim > 1)
-        f->deviation = (strstr(name, "embedding.weight") ? 0.02 : 1 / sqrt((double)p->numel / (double)p->shape[0])) * (out ? 0.1 : 1);
+        f->deviation = (strstr(name, "embedding.weight") ? 0.02 : 1 / sqrt((double)p->numel / (double)p->shape[0])) *
+            (out ? 0.1 : 1);
     sd_safetensors_add_from(c->w, name, SD_F16, p->ndim, p->shape, generate, f);
 }
 

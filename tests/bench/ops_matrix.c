@@ -1,6 +1,6 @@
-/* ops_matrix - GFLOP/s of linear and conv2d, forward and gradients, on the shapes of SD1.5, beside a plain matrix product of
- * oneDNN's in the same run (medians).  Arguments: "bf16" first for products of bf16; then none for all shapes, or words that a
- * shape's name must contain.
+/* ops_matrix - GFLOP/s of linear and conv2d, forward and gradients, on the shapes of SD1.5, beside a plain matrix
+ * product of oneDNN's in the same run (medians).  Arguments: "bf16" first for products of bf16; then none for all
+ * shapes, or words that a shape's name must contain.
  * Counts are 2 multiply-adds of the plain convolution, so Winograd and folded enlargements may pass the base rate. */
 #include <dnnl.h>
 #include <omp.h>
@@ -72,12 +72,14 @@ enum what { FORWARD, DATA, WEIGHT };
 
 /* One node by itself: seconds of its forward step or of one gradient, median. */
 static double
-seconds(enum what what, bool is_conv, const int64_t *x, const int64_t *w, struct sd_conv2d a, bool extras, double *flops)
+seconds(enum what what, bool is_conv, const int64_t *x, const int64_t *w, struct sd_conv2d a, bool extras,
+        double *flops)
 {
     struct sd_scope *s = sd_scope_open();
     struct sd_graph *g = sd_graph_new();
     int wn = is_conv ? 4 : 2, xn = is_conv ? 4 : 2;
-    struct sd_param *weight = sd_param_new(s, "weight", SD_F32, wn, w, NULL), *bias = sd_param_new(s, "bias", SD_F32, 1, w, NULL);
+    struct sd_param *weight = sd_param_new(s, "weight", SD_F32, wn, w, NULL),
+        *bias = sd_param_new(s, "bias", SD_F32, 1, w, NULL);
     struct sd_param *in = sd_param_new(s, "x", SD_F32, xn, x, NULL);
     struct sd_tensor *out, *tx, *residual = NULL;
     struct sd_plan *p;
@@ -216,7 +218,8 @@ main(int argc, char **argv)
         argc--;
         argv++;
     }
-    printf("%s, %s, %d threads; sgemm 2048: %.1f GFLOP/s\n", sd_isa_name(), sd_dtype_name(products), omp_get_max_threads(), before);
+    printf("%s, %s, %d threads; sgemm 2048: %.1f GFLOP/s\n", sd_isa_name(), sd_dtype_name(products),
+           omp_get_max_threads(), before);
     printf("%-26s%9s%8s%9s%8s%9s%8s\n", "", "ms", "forward", "ms", "dx", "ms", "dw");
     for (size_t i = 0; i < sizeof convs / sizeof *convs; i++)
         if (wanted(convs[i].name, argc, argv))

@@ -1,6 +1,6 @@
-/* ops_own - the kernels of our own (attention, norms, activations) on SD1.5's shapes at 512x512, each beside the machine's
- * sgemm and copy rates taken in between.  ops_own [what]: only ops whose name holds `what`.  With OMP_NUM_THREADS=1 processor
- * time is taken instead of the clock's: of use on a machine shared with others. */
+/* ops_own - the kernels of our own (attention, norms, activations) on SD1.5's shapes at 512x512, each beside the
+ * machine's sgemm and copy rates taken in between.  ops_own [what]: only ops whose name holds `what`.  With
+ * OMP_NUM_THREADS=1 processor time is taken instead of the clock's: of use on a machine shared with others. */
 #include <dnnl.h>
 #include <omp.h>
 #include <stdio.h>

@@ -1,13 +1,15 @@
 /* steps - what a user waits for, on a full-size model, beside this machine's own rate in the same run:
- * guided step, VAE decode and encode, text, LoRA step, TI step, in f32 and, where the machine has it, with products of bf16.
+ * guided step, VAE decode and encode, text, LoRA step, TI step, in f32 and, where the machine has it, with products of
+ * bf16.
  * Usage: steps MODEL [f32|bf16] [WORD ...]; words choose rows.
  *
  * floor   operations of the row (matrix products, as counted by the plan; equal to flops.py) over the base rate
- * base    best median of sgemm 4096^3 and of direct 3x3 convolutions 2x320 64^2 and 2x1280 16^2 (C loops' formula, oneDNN's sgemm)
- * start   from the model's folder to the end of the first run: opening, accounts, plan, packed weights
- * packed  weights in forms of their own, made so far; anonymous: memory of the process that no file backs, when the row ends
- * Rows are measured in turn with the base rate; medians.  With CPU=1 in the environment, process time per thread instead
- * of wall time, for machines that others use too (then run with OMP_WAIT_POLICY=passive). */
+ * base    best median of sgemm 4096^3 and of direct 3x3 convolutions 2x320 64^2 and 2x1280 16^2 (C loops' formula,
+ * oneDNN's sgemm) start   from the model's folder to the end of the first run: opening, accounts, plan, packed weights
+ * packed  weights in forms of their own, made so far; anonymous: memory of the process that no file backs, when the
+ * row ends
+ * Rows are measured in turn with the base rate; medians.  With CPU=1 in the environment, process time per thread
+ * instead of wall time, for machines that others use too (then run with OMP_WAIT_POLICY=passive). */
 #include "model/model.h"
 #include "plan.h"
 #include "train/step.h"
@@ -50,7 +52,8 @@ median(double *t, int n)
     return n % 2 ? t[n / 2] : (t[n / 2 - 1] + t[n / 2]) / 2;
 }
 
-/* -- base rate ------------------------------------------------------------------------------------------------------- */
+/* -- base rate
+ * ------------------------------------------------------------------------------------------------------- */
 
 static double base_times[MAX_TIMES];
 static int base_count;
@@ -91,12 +94,14 @@ convolution_rate(int64_t batch, int64_t channels, int64_t side)
     const dnnl_query_t queries[3] = { dnnl_query_src_md, dnnl_query_weights_md, dnnl_query_dst_md };
     double t[RUNS];
 
-    if (dnnl_engine_create(&engine, dnnl_cpu, 0) != dnnl_success || dnnl_stream_create(&stream, engine, 0) != dnnl_success)
+    if (dnnl_engine_create(&engine, dnnl_cpu, 0) != dnnl_success || dnnl_stream_create(&stream, engine,
+                                                                                       0) != dnnl_success)
         return 0;
     dnnl_memory_desc_init_by_tag(&md[0], 4, x, dnnl_f32, dnnl_format_tag_any);
     dnnl_memory_desc_init_by_tag(&md[1], 4, w, dnnl_f32, dnnl_format_tag_any);
     dnnl_memory_desc_init_by_tag(&md[2], 4, x, dnnl_f32, dnnl_format_tag_any);
-    if (dnnl_dilated_convolution_forward_desc_init(&cd, dnnl_forward_inference, dnnl_convolution_direct, &md[0], &md[1], NULL, &md[2],
+    if (dnnl_dilated_convolution_forward_desc_init(&cd, dnnl_forward_inference, dnnl_convolution_direct, &md[0], &md[1],
+                                                   NULL, &md[2],
                                                    one, zero, one, one) != dnnl_success
         || dnnl_primitive_desc_create(&pd, &cd, NULL, engine, NULL) != dnnl_success
         || dnnl_primitive_create(&primitive, pd) != dnnl_success)
@@ -122,7 +127,8 @@ convolution_rate(int64_t batch, int64_t channels, int64_t side)
     return 2.0 * 9 * (double)(batch * channels * channels * side * side) / median(t, RUNS);
 }
 
-/* -- rows ------------------------------------------------------------------------------------------------------------ */
+/* -- rows
+ * ------------------------------------------------------------------------------------------------------------ */
 
 struct row {
     const char *name;
@@ -228,7 +234,8 @@ guided(struct row *row, struct sd_model *m)
     struct sd_graph *g = graph();
     struct sd_tensor *in[3] = { sd_input(g, "sample", SD_F32, 4, (int64_t[]){ 2, 64, 64, 4 }),
                                 sd_input(g, "timesteps", SD_F32, 1, (int64_t[]){ 2 }),
-                                sd_input(g, "states", SD_F32, 3, (int64_t[]){ 2, 77, m->unet_config.cross_attention_dim }) };
+                                sd_input(g, "states", SD_F32, 3,
+                                         (int64_t[]){ 2, 77, m->unet_config.cross_attention_dim }) };
 
     must(unet, row->name);
     inference(row, g, sd_unet(g, unet, NULL, in[0], in[1], in[2]), in, 3);
@@ -291,8 +298,10 @@ training(struct row *row, struct sd_model *m, bool lora)
     if (lora)
         sd_targets_start(&targets, adapters, NULL);
     must(step = sd_train_step_new(s, &tm, &shape, 0, 0), row->name);
-    time_plan(row, step->plan, (struct sd_tensor *[]){ step->latents, step->noise, step->noisy_latents_by, step->noisy_noise_by,
-                                                       step->target_latents_by, step->target_noise_by, step->timesteps, step->weight,
+    time_plan(row, step->plan, (struct sd_tensor *[]){ step->latents, step->noise, step->noisy_latents_by,
+                                                       step->noisy_noise_by,
+                                                       step->target_latents_by, step->target_noise_by, step->timesteps,
+                                                           step->weight,
                                                        step->input_ids, step->states }, 10);
     sd_train_step_free(step);
     sd_scope_close(s);
@@ -310,7 +319,8 @@ chosen(const char *name, int argc, char **argv)
 int
 main(int argc, char **argv)
 {
-    static const char *const names[] = { "text, 2 prompts", "guided step 512x512", "vae decode 512x512", "vae encode 512x512",
+    static const char *const names[] = { "text, 2 prompts", "guided step 512x512", "vae decode 512x512",
+                                         "vae encode 512x512",
                                          "lora step r16, batch 1", "ti step, batch 1" };
     enum { KINDS = sizeof names / sizeof *names };
     struct row rows[2 * KINDS] = { 0 };
@@ -331,7 +341,8 @@ main(int argc, char **argv)
     for (size_t i = 0; i < 2 * KINDS; i++) {
         rows[i].name = names[i % KINDS];
         rows[i].compute = { .products = products } = i < KINDS ? SD_F32 : SD_BF16;
-        if ((products == SD_BF16 && sd_isa() < SD_ISA_AVX512BF16) || (only && (products == SD_BF16) != (*only == 'b')) ||
+        if ((products == SD_BF16 && sd_isa() < SD_ISA_AVX512BF16) ||
+            (only && (products == SD_BF16) != (*only == 'b')) ||
             !chosen(rows[i].name, argc, argv))
             continue;
         rows[i].begun = now();
@@ -358,10 +369,13 @@ main(int argc, char **argv)
     for (size_t i = 0; i < sizeof rows / sizeof *rows; i++)
         if (rows[i].seconds > 0)
             printf("| %s | %s | %.3f | %.3f | %.3f | %.2f | %.0f | %.2f | %.2f | %.2f | %.2f | %.2f |\n", rows[i].name,
-                   rows[i].products == SD_BF16 ? "bf16" : "f32", rows[i].flops * 1e-12, rows[i].flops / base, rows[i].seconds, rows[i].seconds * base / rows[i].flops, rows[i].flops / rows[i].seconds * 1e-9,
-                   (double)rows[i].report.activations_bytes * 1e-9, (double)rows[i].report.arena_bytes * 1e-9, rows[i].packed * 1e-9,
+                   rows[i].products == SD_BF16 ? "bf16" : "f32", rows[i].flops * 1e-12, rows[i].flops / base,
+                       rows[i].seconds, rows[i].seconds * base / rows[i].flops, rows[i].flops / rows[i].seconds * 1e-9,
+                   (double)rows[i].report.activations_bytes * 1e-9, (double)rows[i].report.arena_bytes * 1e-9,
+                       rows[i].packed * 1e-9,
                    rows[i].anonymous * 1e-9, rows[i].first - rows[i].begun);
     getrusage(RUSAGE_SELF, &usage);
-    printf("largest resident size %.2f GB, packed weights %.2f GB\n", (double)usage.ru_maxrss * 1024e-9, (double)sd_param_bytes_made() * 1e-9);
+    printf("largest resident size %.2f GB, packed weights %.2f GB\n", (double)usage.ru_maxrss * 1024e-9,
+           (double)sd_param_bytes_made() * 1e-9);
     return 0;
 }

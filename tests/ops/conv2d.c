@@ -27,7 +27,8 @@ residual(struct sd_graph *g, struct sd_tensor **in)
     return sd_op_conv2d(g, in[0], in[1], NULL, NULL, in[2], how);
 }
 
-/* x in two places: its gradient is stored by the outer node, then added to by the inner one, whose weight may be frozen */
+/* x in two places: its gradient is stored by the outer node, then added to by the inner one, whose weight may be
+ * frozen */
 static struct sd_tensor *
 twice(struct sd_graph *g, struct sd_tensor **in)
 {
@@ -111,10 +112,12 @@ check_upsample(void)
     run_once(biased, y[0], sizeof y[0] / sizeof **y, values, shapes, 3);
     run_once(apart, y[1], sizeof y[1] / sizeof **y, values, shapes, 3);
     CHECK(check_distance(y[0], y[1], sizeof y[0] / sizeof **y) <= 1e-6 && y[0][3] != 0,
-          "enlargement folded in equals enlargement written out: %.1e", check_distance(y[0], y[1], sizeof y[0] / sizeof **y));
+          "enlargement folded in equals enlargement written out: %.1e",
+              check_distance(y[0], y[1], sizeof y[0] / sizeof **y));
 }
 
-/* A kernel that is one at a single element moves the picture: what the paddings and the order of a kernel's elements mean. */
+/* A kernel that is one at a single element moves the picture: what the paddings and the order of a kernel's elements
+ * mean. */
 static void
 check_shift(struct sd_conv2d a, int kernel, int ky, int kx)
 {

@@ -32,7 +32,8 @@ twice(struct sd_graph *g, struct sd_tensor **in)
 static struct sd_tensor *
 lora(struct sd_graph *g, struct sd_tensor **in)
 {
-    return sd_op_linear(g, sd_op_linear(g, in[0], in[2], NULL, NULL), in[3], NULL, sd_op_linear(g, in[0], in[1], NULL, NULL));
+    return sd_op_linear(g, sd_op_linear(g, in[0], in[2], NULL, NULL), in[3], NULL,
+                        sd_op_linear(g, in[0], in[1], NULL, NULL));
 }
 
 static size_t
@@ -51,7 +52,8 @@ check_faults(void)
     sd_path_push(g, "to_k");
     sd_op_linear(g, x, w, NULL, NULL);
     sd_path_pop(g);
-    CHECK(!sd_graph_ok(g) && strstr(sd_reason(), "to_k") && strstr(sd_reason(), "[5, 7]"), "a weight that does not fit: %s",
+    CHECK(!sd_graph_ok(g) && strstr(sd_reason(), "to_k") && strstr(sd_reason(), "[5, 7]"),
+          "a weight that does not fit: %s",
           sd_reason());
     sd_graph_free(g);
 }
