@@ -340,7 +340,7 @@ main(int argc, char **argv)
     argc -= only != NULL;
     for (size_t i = 0; i < 2 * KINDS; i++) {
         rows[i].name = names[i % KINDS];
-        rows[i].compute = { .products = products } = i < KINDS ? SD_F32 : SD_BF16;
+        rows[i].products = products = i < KINDS ? SD_F32 : SD_BF16;
         if ((products == SD_BF16 && sd_isa() < SD_ISA_AVX512BF16) ||
             (only && (products == SD_BF16) != (*only == 'b')) ||
             !chosen(rows[i].name, argc, argv))
