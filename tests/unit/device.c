@@ -52,15 +52,20 @@ bytes(struct sd_device *d)
 static void
 small_writes(struct sd_device *d)
 {
-    enum { N = 1 << 20 };
-    uint32_t *p = sd_device_alloc(d, N * sizeof *p, "numbers"), *back = malloc(N * sizeof *back), wrong = 0;
+    enum { N = 40000, WORDS = 250 };
+    uint32_t *p = sd_device_alloc(d, sizeof *p * N * WORDS, "numbers"), *back = malloc(sizeof *back * N * WORDS), wrong = 0;
 
-    for (uint32_t i = 0; i < N; i++)
-        sd_device_write(d, p + i, &i, sizeof i);
-    sd_device_read(d, back, p, N * sizeof *p);
-    for (uint32_t i = 0; i < N; i++)
+    for (uint32_t i = 0; i < N; i++) {
+        uint32_t here[WORDS];
+
+        for (uint32_t k = 0; k < WORDS; k++)
+            here[k] = i * WORDS + k;
+        sd_device_write(d, p + i * WORDS, here, sizeof here);
+    }
+    sd_device_read(d, back, p, sizeof *p * N * WORDS);
+    for (uint32_t i = 0; i < N * WORDS; i++)
         wrong += back[i] != i;
-    CHECK(wrong == 0, "%d writes of four bytes, %u wrong", N, wrong);
+    CHECK(wrong == 0, "%d writes of %zu bytes, %u words wrong", N, sizeof *p * WORDS, wrong);
     sd_device_free(d, p);
     free(back);
 }
