@@ -48,7 +48,7 @@ struct sd_device {
     void (*close_slot[SD_SLOTS])(void *);
 };
 
-static unsigned char *base, *high, *limit;          /* the range; what was ever used of it; its end */
+static unsigned char *base, *high, *limit;          /* the range; the end of the last allocation; its end */
 static int opened;
 static std::vector<struct allocation> live;         /* by address */
 static std::string last_kernel;
@@ -340,6 +340,7 @@ void
 sd_device_free(struct sd_device *d, void *p)
 {
     struct allocation *a = p ? find(p) : NULL;
+    unsigned char *end;
 
     if (!p)
         return;
@@ -354,6 +355,10 @@ sd_device_free(struct sd_device *d, void *p)
     ASAN_POISON_MEMORY_REGION(a->data, a->bytes);
     d->allocated -= a->bytes;
     live.erase(live.begin() + (a - live.data()));
+    end = live.empty() ? base : live.back().data - GUARD + live.back().room;
+    if (end < high && mprotect(end, (size_t)(high - end), PROT_NONE))
+        sd_die("emulate", "mprotect: %s", strerror(errno));
+    high = end;
 }
 
 static void

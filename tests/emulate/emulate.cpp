@@ -39,9 +39,9 @@ namespace emulate {
 enum { LANES = 32, MAX_THREADS = 1024, MAX_WARPS = MAX_THREADS / LANES, GUARD = 512, PAGE = 4096 };
 enum { MAX_SHARED = 227 << 10, MAX_ARGUMENTS = 4096 };
 #ifdef WITH_ASAN
-enum { STACK = 512 << 10 };
+static const size_t STACK = 512 << 10;
 #else
-enum { STACK = 128 << 10 };
+static const size_t STACK = 128 << 10;
 #endif
 static const unsigned char POISON = 0xff, GUARD_BYTE = 0xa5;
 
@@ -85,6 +85,7 @@ struct worker {
     const struct launch *launch;
     const std::function<void()> *body;
     unsigned fibre_count, idle_count, threads, warps, now, waiting_threads, true_threads, barrier_result, returned;
+    bool mixed[MAX_WARPS];
     uint32_t ready[MAX_WARPS], waiting[MAX_WARPS], ready_warps;
     uint64_t order;                     /* of this phase */
     uint64_t seed;
@@ -426,6 +427,7 @@ run_block(struct worker *w, int64_t index)
         memset(w->shared, POISON, w->shared_bytes);
     w->returned = w->waiting_threads = w->true_threads = 0;
     memset(w->waiting, 0, sizeof w->waiting);
+    memset(w->mixed, 0, sizeof w->mixed);
     w->order = mix(w->seed + (uint64_t)index);
     new_phase(w);
     set_thread(w, 0);
@@ -619,7 +621,7 @@ collect(struct worker *w, enum reason reason, uint32_t mask)
 {
     unsigned warp = w->now / LANES, me = w->now % LANES;
     struct lane *lanes = &w->lanes[warp * LANES];
-    uint32_t others = w->waiting[warp] & mask;
+    uint32_t arrived = w->waiting[warp] & mask, others = arrived;
 
     if (!(mask >> me & 1))
         wrong("%s with mask %08x, in which its lane %u is not", reasons[reason], mask, me);
@@ -627,15 +629,21 @@ collect(struct worker *w, enum reason reason, uint32_t mask)
         wrong("%s with mask %08x, but the block's %u threads end in this warp", reasons[reason], mask, w->threads);
     lanes[me].reason = reason;
     lanes[me].mask = mask;
-    if (others) {
-        struct lane *o = &lanes[__builtin_ctz(others)];
+    if (mask != 0xffffffffu || (others && lanes[__builtin_ctz(others)].reason != reason))
+        w->mixed[warp] = true;
+    if (w->mixed[warp])             /* lanes of several collectives: legal while none waits for one that waits elsewhere */
+        for (arrived = 0; others; others &= others - 1) {
+            int other = __builtin_ctz(others);
+            struct lane *o = &lanes[other];
 
-        if (o->reason != reason || o->mask != mask)
-            wrong("at %s (mask %08x) while lane %d of its warp is at %s (mask %08x)", reasons[reason], mask, __builtin_ctz(others),
-                  reasons[o->reason], o->mask);
-    }
+            if (o->reason == reason && o->mask == mask)
+                arrived |= 1u << other;
+            else if (o->mask >> me & 1)
+                wrong("at %s (mask %08x) while lane %d of its warp is at %s (mask %08x)", reasons[reason], mask, other,
+                      reasons[o->reason], o->mask);
+        }
     w->waiting[warp] |= 1u << me;
-    if ((w->waiting[warp] & mask) != mask) {
+    if ((arrived | 1u << me) != mask) {
         wait_here(w);
         return;
     }
@@ -647,6 +655,7 @@ collect(struct worker *w, enum reason reason, uint32_t mask)
     default: break;
     }
     w->waiting[warp] &= ~mask;
+    w->mixed[warp] &= w->waiting[warp] != 0;
     w->ready[warp] |= mask & ~(1u << me);
     w->ready_warps |= 1u << warp;
     lanes[me].reason = NOTHING;

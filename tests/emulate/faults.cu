@@ -1,0 +1,566 @@
+/* faults: the emulator's own test.  Kernels that a GPU would run wrong without a word must end the program by name; right ones
+ * must give what a plain loop gives. */
+#include "cuda.h"
+#include "../check.h"
+
+#include <sys/resource.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+using namespace sd;
+
+static struct sd_device *device;
+
+/* what happens in a child ends it by abort(), with `words` on its standard error */
+template <class F> static void
+check_fault(const char *what, const char *words, F f)
+{
+    char text[4096];
+    size_t n = 0;
+    ssize_t got;
+    int pipes[2], status;
+    pid_t child;
+
+    fflush(stdout);
+    if (pipe(pipes) || (child = fork()) < 0) {
+        CHECK(false, "%s: no pipe, no child", what);
+        return;
+    }
+    if (child == 0) {
+        struct rlimit none = { 0, 0 };
+
+        setrlimit(RLIMIT_CORE, &none);
+        dup2(pipes[1], 2);
+        close(pipes[0]);
+        f();
+        sd_device_wait(device);
+        _exit(0);
+    }
+    close(pipes[1]);
+    while (n + 1 < sizeof text && (got = read(pipes[0], text + n, sizeof text - 1 - n)) > 0)
+        n += (size_t)got;
+    close(pipes[0]);
+    text[n] = 0;
+    waitpid(child, &status, 0);
+    CHECK(status != 0 && strstr(text, words), "%s is caught: \"%s\"", what, words);
+    if (!status || !strstr(text, words))
+        printf("# status %d, said: %s\n", status, text);
+}
+
+template <class T> static T *
+on_device(const T *from, size_t count, const char *what)
+{
+    T *p = static_cast<T *>(sd_device_alloc(device, count * sizeof(T), what));
+
+    if (from)
+        sd_device_write(device, p, from, count * sizeof(T));
+    return p;
+}
+
+template <int N> static void
+read_back(float (&to)[N], const float *from)
+{
+    sd_device_read(device, to, from, sizeof to);
+}
+
+static int
+count_nan(const float *x, int n)
+{
+    int nan = 0;
+
+    for (int i = 0; i < n; i++)
+        nan += x[i] != x[i];
+    return nan;
+}
+
+/* -- right kernels -------------------------------------------------------------------------------------------------- */
+
+enum { BLOCK = 128, BLOCKS = 64 };
+struct row { float at[BLOCK]; };
+
+/* y[i] = x[n-1-i] within each block; without the barrier some thread reads what is not there yet */
+static __global__ void
+turn_kernel(float *y, const float *x, bool with_barrier)
+{
+    SD_SHARED(struct row, s);
+    int t = (int)threadIdx.x;
+
+    s.at[t] = x[blockIdx.x * BLOCK + t];
+    if (with_barrier)
+        __syncthreads();
+    y[blockIdx.x * BLOCK + t] = s.at[BLOCK - 1 - t];
+}
+
+static __global__ void
+sum_kernel(float *y, const float *x)
+{
+    SD_SHARED(struct row, s);
+    float sum = block_sum(x[blockIdx.x * blockDim.x + threadIdx.x], s.at);
+
+    if (threadIdx.x == blockDim.x - 1)
+        y[blockIdx.x] = sum;
+}
+
+static void
+check_barriers(void)
+{
+    static float x[BLOCKS * BLOCK], y[BLOCKS * BLOCK];
+    int wrong = 0;
+
+    for (int i = 0; i < BLOCKS * BLOCK; i++)
+        x[i] = (float)(i % 1000);
+
+    float *dx = on_device(x, BLOCKS * BLOCK, "x"), *dy = on_device<float>(NULL, BLOCKS * BLOCK, "y");
+
+    read_back(y, dy);
+    CHECK(count_nan(y, BLOCKS * BLOCK) == BLOCKS * BLOCK, "fresh device memory is NaN");
+    SD_LAUNCH(device, turn_kernel, BLOCKS, BLOCK, sizeof(struct row), dy, dx, true);
+    read_back(y, dy);
+    for (int i = 0; i < BLOCKS * BLOCK; i++)
+        wrong += y[i] != x[i / BLOCK * BLOCK + BLOCK - 1 - i % BLOCK];
+    CHECK(wrong == 0, "shared memory behind a barrier: %d of %d wrong", wrong, BLOCKS * BLOCK);
+
+    SD_LAUNCH(device, turn_kernel, BLOCKS, BLOCK, sizeof(struct row), dy, dx, false);
+    read_back(y, dy);
+    wrong = count_nan(y, BLOCKS * BLOCK);
+    CHECK(wrong > BLOCKS, "a missing barrier: %d of %d are NaN", wrong, BLOCKS * BLOCK);
+
+    SD_LAUNCH(device, sum_kernel, BLOCKS, BLOCK, sizeof(struct row), dy, dx);
+    read_back(y, dy);
+    wrong = 0;
+    for (int b = 0; b < BLOCKS; b++) {
+        float sum = 0;
+
+        for (int i = 0; i < BLOCK; i++)
+            sum += x[b * BLOCK + i];
+        wrong += y[b] != sum;       /* whole numbers: every order is exact */
+    }
+    CHECK(wrong == 0, "block_sum: %d of %d wrong", wrong, BLOCKS);
+    sd_device_free(device, dx);
+    sd_device_free(device, dy);
+}
+
+/* what each lane gets, as CUDA's manual has it: columns 0 to 7 */
+static __global__ void
+shuffle_kernel(int *y)
+{
+    int l = (int)threadIdx.x % WARP, *to = y + threadIdx.x * 8;
+
+    to[0] = __shfl_sync(ALL_LANES, l, 5);
+    to[1] = __shfl_sync(ALL_LANES, l, 3, 8);
+    to[2] = __shfl_up_sync(ALL_LANES, l, 3);
+    to[3] = __shfl_down_sync(ALL_LANES, l, 3, 16);
+    to[4] = __shfl_xor_sync(ALL_LANES, l, 9);
+    to[5] = (int)__ballot_sync(ALL_LANES, l % 3 == 0);
+    to[6] = l < 8 ? __shfl_xor_sync(0xffu, l, 1) : -1;
+    to[7] = __any_sync(ALL_LANES, l == 7) + 2 * __all_sync(ALL_LANES, l < 32) + 4 * __all_sync(ALL_LANES, l < 31)
+          + 8 * (__syncthreads_count(l == 0) == 2) + 16 * __syncthreads_or(threadIdx.x == 40) + 32 * __syncthreads_and(l < 32);
+}
+
+static void
+check_shuffles(void)
+{
+    int y[64][8], wrong = 0, *dy = on_device<int>(NULL, 64 * 8, "y");
+
+    SD_LAUNCH(device, shuffle_kernel, 1, 64, 0, dy);
+    sd_device_read(device, y, dy, sizeof y);
+    for (int t = 0; t < 64; t++) {
+        int l = t % 32, want[8] = {
+            5, l / 8 * 8 + 3, l < 3 ? l : l - 3, l % 16 < 13 ? l + 3 : l, l ^ 9, 0x49249249, l < 8 ? l ^ 1 : -1, 1 + 2 + 8 + 16 + 32
+        };
+
+        for (int i = 0; i < 8; i++)
+            wrong += y[t][i] != want[i];
+    }
+    CHECK(wrong == 0, "shuffles and votes: %d of %d wrong", wrong, 64 * 8);
+    sd_device_free(device, dy);
+}
+
+/* d = a b for a [16,16], b [16,8] row-major, by fragments, loaded by hand or from shared memory */
+template <class T> struct operands { T a[16][16], b[16][8], bt[8][16]; };
+
+template <class T> static __global__ void
+product_kernel(float *d, const T *a, const T *b, bool by_ldmatrix, int turn)
+{
+    SD_SHARED(struct operands<T>, s);
+    int l = (int)threadIdx.x, g = l / 4, t = l % 4;
+    uint32_t fa[4], fb[2];
+    float fd[4] = { 0, 0, 0, 0 };
+
+    for (int i = l; i < 256; i += WARP)
+        s.a[i / 16][i % 16] = a[i];
+    for (int i = l; i < 128; i += WARP)
+        s.bt[i % 8][i / 8] = s.b[i / 8][i % 8] = b[i];
+    __syncwarp();
+    if (by_ldmatrix) {
+        ldmatrix4(fa, &s.a[l % 16][l / 16 * 8]);
+        if (turn)
+            ldmatrix2_turned(fb, &s.b[l % 16][0]);
+        else
+            ldmatrix2(fb, &s.bt[l % 8][l / 8 % 2 * 8]);
+    } else {
+        for (int i = 0; i < 4; i++)
+            memcpy(&fa[i], &s.a[g + i % 2 * 8][2 * t + i / 2 * 8], 4);
+        for (int i = 0; i < 2; i++)
+            memcpy(&fb[i], &s.bt[g][2 * t + i * 8], 4);
+    }
+    if (turn == 2) {            /* planted: the two middle fragments of a change places */
+        uint32_t x = fa[1];
+
+        fa[1] = fa[2];
+        fa[2] = x;
+    }
+    mma<T>(fd, fa, fb);
+    for (int i = 0; i < 4; i++)
+        d[(g + i / 2 * 8) * 8 + 2 * t + i % 2] = fd[i];
+}
+
+template <class T> static void
+check_product(const char *name)
+{
+    T a[256], b[128];
+    float d[128], want[128];
+
+    for (int i = 0; i < 256; i++)
+        a[i] = from_float<T>((float)((i * 37 + 11) % 61 - 30) / 16);
+    for (int i = 0; i < 128; i++)
+        b[i] = from_float<T>((float)((i * 53 + 7) % 47 - 23) / 8);
+    for (int m = 0; m < 16; m++)
+        for (int n = 0; n < 8; n++) {
+            want[m * 8 + n] = 0;
+            for (int k = 0; k < 16; k++)
+                want[m * 8 + n] += to_float(a[m * 16 + k]) * to_float(b[k * 8 + n]);
+        }
+
+    T *da = on_device(a, 256, "a"), *db = on_device(b, 128, "b");
+    float *dd = on_device<float>(NULL, 128, "d");
+
+    for (int way = 0; way < 4; way++) {
+        static const char *const ways[] = { "fragments by hand", "ldmatrix", "ldmatrix, turned", "wrong fragments" };
+        int wrong = 0;
+
+        SD_LAUNCH(device, product_kernel<T>, 1, WARP, sizeof(struct operands<T>), dd, da, db, way == 1 || way == 2, way == 3 ? 2 : way == 2);
+        read_back(d, dd);
+        for (int i = 0; i < 128; i++)
+            wrong += d[i] != want[i];           /* exact in f32 */
+        CHECK(way < 3 ? wrong == 0 : wrong > 100, "mma of %s, %s: %d of 128 wrong", name, ways[way], wrong);
+    }
+    sd_device_free(device, da);
+    sd_device_free(device, db);
+    sd_device_free(device, dd);
+}
+
+/* ldmatrix4_turned against its definition */
+struct matrices { uint16_t at[32][8]; };
+static __global__ void
+turned_kernel(uint32_t *r)
+{
+    SD_SHARED(struct matrices, s);
+    int l = (int)threadIdx.x;
+    uint32_t f[4];
+
+    for (int i = 0; i < 8; i++)
+        s.at[l][i] = (uint16_t)(l * 8 + i);
+    __syncwarp();
+    ldmatrix4_turned(f, s.at[l]);
+    for (int i = 0; i < 4; i++)
+        r[l * 4 + i] = f[i];
+}
+
+static void
+check_turned(void)
+{
+    uint32_t r[128], *dr = on_device<uint32_t>(NULL, 128, "r");
+    int wrong = 0;
+
+    SD_LAUNCH(device, turned_kernel, 1, WARP, sizeof(struct matrices), dr);
+    sd_device_read(device, r, dr, sizeof r);
+    for (uint32_t l = 0; l < 32; l++)
+        for (uint32_t i = 0; i < 4; i++) {
+            uint32_t row = l % 4 * 2, column = l / 4, low = (i * 8 + row) * 8 + column;
+
+            wrong += r[l * 4 + i] != (low | (low + 8) << 16);
+        }
+    CHECK(wrong == 0, "ldmatrix4_turned: %d of 128 wrong", wrong);
+    sd_device_free(device, dr);
+}
+
+/* three stages of asynchronous copies; `left` groups may be under way at each wait: one more than is right reads NaN */
+struct stages { float at[3][BLOCK]; };
+template <int LEFT> static __global__ void
+copy_kernel(float *y, const float *x, int steps)
+{
+    SD_SHARED(struct stages, s);
+    int t = (int)threadIdx.x;
+
+    for (int i = 0; i < steps + 2; i++) {
+        if (t < BLOCK / 4)
+            copy_async16(&s.at[i % 3][t * 4], x + (i < steps ? i * BLOCK + t * 4 : 0), i < steps);
+        copy_async_commit();
+        copy_async_wait<LEFT>();
+        __syncthreads();
+        if (i >= 2)
+            y[(i - 2) * BLOCK + t] = s.at[(i - 2) % 3][t];
+        else if (i == 1 && LEFT == 0)
+            y[steps * BLOCK + t] = s.at[1][t];
+        __syncthreads();
+    }
+}
+
+static void
+check_copies(void)
+{
+    enum { STEPS = 7 };
+    float x[STEPS * BLOCK], y[(STEPS + 1) * BLOCK];
+    int wrong = 0;
+
+    for (int i = 0; i < STEPS * BLOCK; i++)
+        x[i] = (float)i;
+
+    float *dx = on_device(x, STEPS * BLOCK, "x"), *dy = on_device<float>(NULL, (STEPS + 1) * BLOCK, "y");
+
+    SD_LAUNCH(device, copy_kernel<2>, 1, BLOCK, sizeof(struct stages), dy, dx, +STEPS);
+    read_back(y, dy);
+    CHECK(memcmp(x, y, sizeof x) == 0, "asynchronous copies, two groups under way");
+    SD_LAUNCH(device, copy_kernel<0>, 1, BLOCK, sizeof(struct stages), dy, dx, +STEPS);
+    read_back(y, dy);
+    CHECK(memcmp(x, y, sizeof x) == 0 && y[STEPS * BLOCK] == BLOCK, "asynchronous copies, none under way");
+    SD_LAUNCH(device, copy_kernel<3>, 1, BLOCK, sizeof(struct stages), dy, dx, +STEPS);
+    read_back(y, dy);
+    for (int i = 0; i < STEPS * BLOCK; i++)
+        wrong += y[i] != x[i];
+    CHECK(wrong == STEPS * BLOCK && count_nan(y, 3 * BLOCK) == 3 * BLOCK, "a wait for one group too few: %d of %d wrong, at first NaN", wrong,
+          STEPS * BLOCK);
+    sd_device_free(device, dx);
+    sd_device_free(device, dy);
+}
+
+/* -- wrong kernels -------------------------------------------------------------------------------------------------- */
+
+enum fault {
+    RETURNS, OTHER_WAIT, LANE_RETURNS, TWO_COLLECTIVES, NO_SUCH_LANE, NOT_IN_MASK, READS_OUTSIDE_MASK, PAST_SHARED, BEFORE_SHARED, ODD_ROW,
+    FAR_COPY, TOO_MUCH_SHARED, DEEP
+};
+
+static int __attribute__((noinline))
+deep(volatile int *p, int n)
+{
+    volatile char room[4096];
+
+    room[n % 4096] = 1;
+    return n ? deep(p, n - 1) + room[(n + 1) % 4096] : *p;
+}
+
+static __global__ void
+fault_kernel(int fault, float *y)
+{
+    SD_SHARED(struct row, s);
+    int t = (int)threadIdx.x, warp = t / WARP;
+    uint32_t r[4];
+
+    s.at[t] = 0;
+    switch (fault) {
+    case RETURNS:
+        if (t == 70)
+            return;
+        __syncthreads();
+        break;
+    case OTHER_WAIT:
+        if (warp == 1)
+            __syncthreads();
+        else if (t != 5)
+            __syncwarp();
+        __syncthreads();
+        break;
+    case LANE_RETURNS:
+        if (t == 37)
+            return;
+        y[t] = warp_sum(1);
+        break;
+    case TWO_COLLECTIVES:
+        y[t] = t % 2 ? __shfl_sync(ALL_LANES, 1.0f, 0) : (float)__ballot_sync(ALL_LANES, 1);
+        break;
+    case NO_SUCH_LANE:          /* launched with 100 threads */
+        y[t] = warp_sum(1);
+        break;
+    case NOT_IN_MASK:
+        y[t] = (float)__ballot_sync(0xffff, 1);
+        break;
+    case READS_OUTSIDE_MASK:
+        if (t % WARP < 16)
+            y[t] = __shfl_sync(0xffff, 1.0f, 16);
+        break;
+    case PAST_SHARED:
+        if (t == 1)
+            (&s.at[0])[BLOCK + (t == 1 ? 0 : 1)] = 1;
+        break;
+    case BEFORE_SHARED:
+        if (t == 1)
+            (&s.at[0])[t - 2] = 1;
+        break;
+    case ODD_ROW:
+        ldmatrix4(r, &s.at[t % WARP * 2]);
+        break;
+    case FAR_COPY:
+        copy_async16(y + 4, y, true);
+        break;
+    case TOO_MUCH_SHARED: {
+        SD_SHARED(struct stages, more);
+
+        more.at[2][0] = 1;
+        break;
+    }
+    case DEEP:
+        y[0] = (float)deep(reinterpret_cast<int *>(y), 1000);
+        break;
+    }
+}
+
+static __global__ void
+plain_kernel(float *y, int64_t i)
+{
+    if (threadIdx.x == 0)
+        y[i] = 1;
+}
+
+struct with_pointer { int64_t n; const float *p; };
+static __global__ void
+struct_kernel(float *y, struct with_pointer w)
+{
+    y[0] = (float)w.n;
+}
+
+static void
+launch_fault(enum fault fault, int threads)
+{
+    float *y = on_device<float>(NULL, 1024, "y");
+
+    SD_LAUNCH(device, fault_kernel, 3, threads, sizeof(struct row), (int)fault, y);
+}
+
+static void
+check_faults(void)
+{
+    static const struct { enum fault fault; int threads; const char *what, *words; } faults[] = {
+        { RETURNS, BLOCK, "a thread that returns before a barrier", "waits at __syncthreads, which thread 70 never reaches: it has returned" },
+        { OTHER_WAIT, BLOCK, "a thread that waits elsewhere", "never reaches: it waits at __sync" },
+        { LANE_RETURNS, BLOCK, "a lane that returns before a shuffle", "waits at a shuffle, which thread" },
+        { TWO_COLLECTIVES, BLOCK, "a shuffle here and a vote there", "of its warp is at a" },
+        { NO_SUCH_LANE, 100, "a shuffle of a warp that is not whole", "but the block's 100 threads end in this warp" },
+        { NOT_IN_MASK, BLOCK, "a lane outside its own mask", "in which its lane" },
+        { READS_OUTSIDE_MASK, BLOCK, "a shuffle from a lane outside", "reads lane 16, which takes no part" },
+        { ODD_ROW, BLOCK, "ldmatrix of a row that is not aligned", "is no multiple of 16" },
+        { FAR_COPY, BLOCK, "a copy to what is not shared memory", "copy_async16: 16 bytes at" },
+        { TOO_MUCH_SHARED, BLOCK, "more shared memory than launched with", "shared memory of 1536 bytes, launched with 512" },
+        { DEEP, 1, "a stack that is full", "stack" },
+    };
+#ifdef __SANITIZE_ADDRESS__
+    const char *past = "use-after-poison", *before = past, *behind = past;
+#else
+    const char *past = "wrote 0 bytes behind the end of shared memory", *before = "bytes before shared memory";
+    const char *behind = "written 0 bytes behind its end";
+#endif
+    float on_host[4] = { 0, 0, 0, 0 }, *y = on_device<float>(NULL, 100, "the output"), *gone = on_device<float>(NULL, 100, "gone");
+
+    for (size_t i = 0; i < sizeof faults / sizeof *faults; i++)
+        check_fault(faults[i].what, faults[i].words, [&] { launch_fault(faults[i].fault, faults[i].threads); });
+    check_fault("a write just behind shared memory", past, [] { launch_fault(PAST_SHARED, BLOCK); });
+    check_fault("a write just before shared memory", before, [] { launch_fault(BEFORE_SHARED, BLOCK); });
+    check_fault("a write just behind device memory", behind, [&] { SD_LAUNCH(device, plain_kernel, 1, 32, 0, y, 100); });
+    check_fault("a write far from device memory", "is in no allocation", [&] { SD_LAUNCH(device, plain_kernel, 1, 32, 0, y, 1 << 26); });
+    sd_device_free(device, gone);
+    check_fault("a host pointer", "argument 0 (from 0) is a host address", [&] { SD_LAUNCH(device, plain_kernel, 1, 32, 0, on_host, 0); });
+    check_fault("a host pointer in a struct", "argument 1 (from 0) holds, at byte 8, a host address",
+                [&] { SD_LAUNCH(device, struct_kernel, 1, 32, 0, y, with_pointer{ 3, on_host }); });
+    check_fault("memory that is freed", "argument 0 (from 0) points at freed device memory",
+                [&] { SD_LAUNCH(device, plain_kernel, 1, 32, 0, gone, 0); });
+    check_fault("the host reads device memory", "the host touches device memory, byte 4 of the output", [&] { on_host[0] = y[1]; });
+    check_fault("1025 threads", "block 1025 1 1: 1 to 1024 threads", [&] { SD_LAUNCH(device, plain_kernel, 1, 1025, 0, y, 0); });
+    check_fault("33 x 32 threads", "block 33 32 1", [&] { SD_LAUNCH(device, plain_kernel, 1, dim3(33, 32), 0, y, 0); });
+    check_fault("an empty grid", "an empty tensor launches nothing", [&] { SD_LAUNCH(device, plain_kernel, 0, 32, 0, y, 0); });
+    check_fault("a grid of 65536 rows", "at most 2147483647 65535 65535",
+                [&] { SD_LAUNCH(device, plain_kernel, dim3(1, 65536), 32, 0, y, 0); });
+    check_fault("too much shared memory", "232449 bytes of shared memory: at most 232448",
+                [&] { SD_LAUNCH(device, plain_kernel, 1, 32, 232449, y, 0); });
+    check_fault("a write while recording", "sd_device_write while the device records", [&] {
+        sd_device_record(device);
+        sd_device_write(device, y, on_host, 4);
+    });
+    check_fault("a copy that runs over", "8 bytes from byte 396 of the output, which has 400", [&] { sd_device_fill(device, y + 99, 0, 8); });
+    check_fault("memory that is left when the device closes", "is closed with the output (400 bytes) still allocated",
+                [] { sd_device_close(device); });
+    sd_device_free(device, y);
+}
+
+/* -- recording ------------------------------------------------------------------------------------------------------ */
+
+struct pair { float a, b; };
+static __global__ void
+affine_kernel(float *y, const float *x, struct pair p, int n)
+{
+    int i = (int)(blockIdx.x * blockDim.x + threadIdx.x);
+
+    if (i < n)
+        y[i] = p.a * x[i] + p.b;
+}
+
+static void
+check_recording(void)
+{
+    float x[50], y[50], z[50];
+    struct pair p = { 2, 1 };
+    struct sd_recording *r;
+    int wrong = 0;
+
+    for (int i = 0; i < 50; i++)
+        x[i] = (float)i;
+
+    float *dx = on_device(x, 50, "x"), *dy = on_device<float>(NULL, 50, "y"), *dz = on_device<float>(NULL, 50, "z");
+
+    sd_device_record(device);
+    SD_LAUNCH(device, affine_kernel, 2, 32, 0, dy, dx, p, 50);
+    sd_device_copy(device, dz, dy, sizeof y);
+    sd_device_fill(device, dy, 0, 4);
+    r = sd_device_recorded(device);
+    p = { 100, 100 };                   /* the arguments were those of then */
+    read_back(y, dy);
+    read_back(z, dz);
+    CHECK(count_nan(y, 50) == 50 && count_nan(z, 50) == 50, "what is recorded does not run");
+    for (int round = 1; round <= 2; round++) {
+        sd_device_replay(device, r);
+        read_back(y, dy);
+        read_back(z, dz);
+        for (int i = 0; i < 50; i++)
+            wrong += z[i] != 2 * x[i] + 1 || y[i] != (i ? z[i] : 0);
+        CHECK(wrong == 0, "replay %d, with the arguments of the recording and the memory of now: %d wrong", round, wrong);
+        for (int i = 0; i < 50; i++)
+            x[i] += 1000;
+        sd_device_write(device, dx, x, sizeof x);
+    }
+    sd_recording_free(r);
+    sd_device_free(device, dx);
+    sd_device_free(device, dy);
+    sd_device_free(device, dz);
+    CHECK(sd_device_allocated(device) == 0, "allocations are counted: %zu bytes left", sd_device_allocated(device));
+}
+
+int
+main(void)
+{
+    struct sd_device *cpu = NULL;
+
+    CHECK(sd_device_open(&cpu, "cpu") == 0 && !cpu, "--device cpu");
+    CHECK(sd_device_open(&cpu, "cuda:1") < 0, "--device cuda:1: %s", sd_reason());
+    if (!CHECK(sd_device_open(&device, "auto") == 0 && device, "--device auto"))
+        return check_done();
+    check_barriers();
+    check_shuffles();
+    check_product<bf16>("bf16");
+    check_product<f16>("f16");
+    check_turned();
+    check_copies();
+    check_recording();
+    check_faults();
+    sd_device_close(device);
+    return check_done();
+}
