@@ -50,30 +50,39 @@ weave_rows(float *to, const float *a, const float *b, int64_t count)
         v_put(to + i, v_weave(v_get(a + i, count - i), b ? v_get(b + i, count - i) : v_zero()), count - i);
 }
 
-/* The heads of x [B, rows, H d], rows `pitch` apart, in both forms. */
-SD_BF16_CODE static void
-pair_heads(const struct attention *a, float *rows_of, float *woven, const float *x, int64_t rows, int64_t pitch)
+/* Rows i and i + 1 (may be missing) of x [B, rows, H d], `pitch` apart, of sample b, every head in both forms. */
+SD_BF16_CODE static __attribute__((noinline)) void
+pair_two(const struct attention *a, float *rows_of, float *woven, const float *x, int64_t rows, int64_t pitch, int64_t b,
+         int64_t i)
 {
     int64_t half = (a->d + 1) / 2, pairs = (rows + 1) / 2;
 
-#pragma omp parallel for schedule(static)
-    for (int64_t t = 0; t < a->B * pairs; t++)
-        for (int64_t h = 0; h < a->H; h++) {
-            int64_t b = t / pairs, i = t % pairs * 2, head = b * a->H + h;
-            const float *from = x + (b * rows + i) * pitch + h * a->d, *next = i + 1 < rows ? from + pitch : NULL;
+    for (int64_t h = 0; h < a->H; h++) {
+        int64_t head = b * a->H + h;
+        const float *from = x + (b * rows + i) * pitch + h * a->d, *next = i + 1 < rows ? from + pitch : NULL;
 
-            if (rows_of) {
-                pair_row(rows_of + (head * rows + i) * half, from, a->d);
-                if (next)
-                    pair_row(rows_of + (head * rows + i + 1) * half, next, a->d);
-            }
-            if (woven)
-                weave_rows(woven + (head * pairs + i / 2) * a->d, from, next, a->d);
+        if (rows_of) {
+            pair_row(rows_of + (head * rows + i) * half, from, a->d);
+            if (next)
+                pair_row(rows_of + (head * rows + i + 1) * half, next, a->d);
         }
+        if (woven)
+            weave_rows(woven + (head * pairs + i / 2) * a->d, from, next, a->d);
+    }
 }
 
-/* -- forward
- * -------------------------------------------------------------------------------------------------------- */
+/* clang compiles the body of a parallel loop without the target of the function around it: it only calls. */
+static void
+pair_heads(const struct attention *a, float *rows_of, float *woven, const float *x, int64_t rows, int64_t pitch)
+{
+    int64_t pairs = (rows + 1) / 2;
+
+#pragma omp parallel for schedule(static)
+    for (int64_t t = 0; t < a->B * pairs; t++)
+        pair_two(a, rows_of, woven, x, rows, pitch, t / pairs, t % pairs * 2);
+}
+
+/* -- forward ------------------------------------------------------------------------------------------------------- */
 
 SD_BF16_CODE SD_INLINE void
 score_tile(const int mr, const int nv, int64_t half, const float *k, const float *qt, float *s, vf top[NV], int64_t key,
@@ -210,7 +219,7 @@ FORWARD(forward_1, 1)
 FORWARD(forward_2, 2)
 FORWARD(forward_all, NV)
 
-SD_BF16_CODE void
+void
 attention_forward_bf16(struct sd_node *n)
 {
     const struct attention a = attention_of(n);
@@ -238,10 +247,9 @@ attention_forward_bf16(struct sd_node *n)
     }
 }
 
-/* -- backward
- * ------------------------------------------------------------------------------------------------------- */
+/* -- backward ------------------------------------------------------------------------------------------------------ */
 
-SD_BF16_CODE void
+void
 attention_pairs_of(const struct sd_node *n, struct backward *g, float *scratch)
 {
     const struct attention *a = &g->a;

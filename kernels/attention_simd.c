@@ -32,8 +32,7 @@ product(vf acc[MR][NV], const int mr, const int nv, int64_t count, const float *
     }
 }
 
-/* -- forward
- * -------------------------------------------------------------------------------------------------------- */
+/* -- forward ------------------------------------------------------------------------------------------------------- */
 
 SD_INLINE void
 score_tile(const int mr, const int nv, const struct attention *a, const float *k, const float *qt, float *s, vf top[NV],
@@ -175,8 +174,7 @@ SD_V(attention_forward)(struct sd_node *n)
     }
 }
 
-/* -- backward
- * ------------------------------------------------------------------------------------------------------- */
+/* -- backward ------------------------------------------------------------------------------------------------------ */
 
 SD_INLINE void
 weights_tile(const int mr, const int nv, struct pass *t, int64_t i, int64_t r0, bool masked)
