@@ -52,8 +52,8 @@ weave_rows(float *to, const float *a, const float *b, int64_t count)
 
 /* Rows i and i + 1 (may be missing) of x [B, rows, H d], `pitch` apart, of sample b, every head in both forms. */
 SD_BF16_CODE static __attribute__((noinline)) void
-pair_two(const struct attention *a, float *rows_of, float *woven, const float *x, int64_t rows, int64_t pitch, int64_t b,
-         int64_t i)
+pair_two(const struct attention *a, float *rows_of, float *woven, const float *x, int64_t rows, int64_t pitch,
+         int64_t b, int64_t i)
 {
     int64_t half = (a->d + 1) / 2, pairs = (rows + 1) / 2;
 
