@@ -27,7 +27,7 @@ programs := $(patsubst tools/%.c,%,$(wildcard tools/*.c))
 c_lib    := $(wildcard libcommon/*.c libcommon/*/*.c) $(filter-out %_simd.c,$(wildcard kernels/*.c))
 cu       := $(wildcard kernels/*.cu)                    # kernels: nvcc builds them, and the emulator
 cu_lib   := $(if $(nvcc),$(cu) $(wildcard libcommon/*.cu))
-sees     := $(shell grep -lE 'SD_WITH_CUDA|SD_EMULATE' libcommon/*.c kernels/*.c)  # compiled for a build with CUDA, or without
+sees     := $(shell grep -lE 'SD_WITH_CUDA|SD_EMULATE' libcommon/*.c libcommon/*/*.c kernels/*.c)  # compiled for a build with CUDA, or without
 device   := libcommon/device_none.c                     # the device of a build without
 simd     := $(wildcard kernels/*_simd.c)                # one source, three instruction sets
 isas     := sse4 avx2 avx512
@@ -63,7 +63,7 @@ lib_o    := $(patsubst %.c,$(BUILD)/%.o,$(filter-out $(if $(nvcc),$(device)),$(c
 # kernels/*.cu as host C++, a device of the tests' own, and what tests of ops need of the library
 emulate_own := $(sees:%.c=$(BUILD)/emulate/%.o) $(cu:%=$(BUILD)/emulate/%.o) \
                $(patsubst %.cpp,$(BUILD)/%.o,$(wildcard tests/emulate/*.cpp))
-models_o  := $(patsubst %.c,$(BUILD)/%.o,$(wildcard libcommon/*/*.c))
+models_o  := $(patsubst %.c,$(BUILD)/%.o,$(filter-out $(sees),$(wildcard libcommon/*/*.c)))
 emulate_o := $(filter-out $(patsubst %.c,$(BUILD)/%.o,$(sees) $(device)) $(models_o) %.cu.o,$(lib_o)) $(emulate_own)
 lib_f64  := $(c_lib:%.c=$(BUILD)/f64/%.o)               # the same loops in double, for gradient checks
 lib      := $(BUILD)/libsd.a
@@ -151,6 +151,9 @@ $(BUILD)/emulate/tests/ops/%: $(BUILD)/tests/ops/%.o $(BUILD)/emulate/tests/chec
 	$(call say,LD,$@) $(CXX) $(ldflags) -o $@ $< $(BUILD)/emulate/tests/check_op.o $(lib_emulate) $(pkg_libs) -lm -ldl
 $(BUILD)/emulate/tests/models/%: $(BUILD)/tests/models/%.o $(models_o) $(lib_emulate)
 	@mkdir -p $(@D)
+	$(call say,LD,$@) $(CXX) $(ldflags) -o $@ $< $(models_o) $(lib_emulate) $(pkg_libs) -lm -ldl
+# programs whose --device cuda is the emulated one: whole models and training, through the same kernels
+$(BUILD)/emulate/sd-%: $(BUILD)/tools/sd-%.o $(models_o) $(lib_emulate)
 	$(call say,LD,$@) $(CXX) $(ldflags) -o $@ $< $(models_o) $(lib_emulate) $(pkg_libs) -lm -ldl
 $(BUILD)/tests/emulate/%: $(BUILD)/emulate/tests/emulate/%.cu.o $(lib_emulate)
 	@mkdir -p $(@D)

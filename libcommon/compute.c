@@ -44,7 +44,7 @@ sd_shared_compute(void)
     if (open)
         return &shared;
     if (sd_device_open(&shared.device, sd_shared.device) < 0)
-        sd_die("--device", "%s", sd_reason());
+        sd_die(NULL, "%s", sd_reason());
     if (shared.device)
         on_a_device(sd_shared.dtype);
     else

@@ -27,6 +27,8 @@ struct sd_param {
     struct sd_pack *packs;
     struct sd_param_form *forms;    /* on the device */
     float *device_value, *device_grad;      /* trainable: parts of the flat buffers on the device */
+    void *device_shadow;                    /* and of one as shadow_dtype, in the file's order; NULL for none */
+    enum sd_dtype shadow_dtype;
 };
 
 /* sd_param_new - a parameter over raw bytes that the caller keeps alive; lives in scope s. */
@@ -55,7 +57,8 @@ size_t sd_param_bytes_made(void);
 
 /* Forms on a device: dense, in dtype, in the file's order (SD_ROWS) or, for convolutions, [out, kh, kw, in] (SD_TAPS).
  * sd_param_want - announced when a plan is prepared; counted once.  sd_param_on - where it lies, from the bind on.
- * A trainable's F32 rows are its device_value itself; other forms of trainables are made again by sd_param_refresh (recordable). */
+ * A trainable's F32 rows are its device_value itself, rows of shadow_dtype its device_shadow, which whoever set it keeps true;
+ * other forms of trainables are made again by sd_param_refresh (recordable). */
 enum sd_param_layout { SD_ROWS, SD_TAPS };
 void  sd_param_want(struct sd_param *p, enum sd_dtype dtype, enum sd_param_layout layout);
 void *sd_param_on(const struct sd_param *p, enum sd_dtype dtype, enum sd_param_layout layout);

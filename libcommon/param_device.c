@@ -12,6 +12,7 @@ struct sd_param_form {
     size_t bytes;
     void *data;                     /* NULL while only wanted */
     struct sd_device *device;
+    bool shared;                    /* data is the trainable's device_shadow */
 };
 
 static size_t bytes_wanted;
@@ -85,7 +86,7 @@ sd_param_forget(struct sd_param *p)
     while (p->forms) {
         struct sd_param_form *next = p->forms->next;
 
-        if (p->forms->data)
+        if (p->forms->data && !p->forms->shared)
             sd_device_free(p->forms->device, p->forms->data);
         bytes_wanted -= p->forms->bytes;
         free(p->forms);
@@ -140,6 +141,11 @@ sd_param_upload(struct sd_param *p, struct sd_device *d)
         if (f->data)
             continue;
         f->device = d;
+        if (p->trainable && p->device_shadow && f->layout == SD_ROWS && f->dtype == p->shadow_dtype) {
+            f->data = p->device_shadow;
+            f->shared = true;
+            continue;
+        }
         f->data = sd_device_alloc(d, f->bytes ? f->bytes : 1, p->path);
         if (p->trainable)
             make(p, f, p->device_value, SD_F32);
@@ -152,7 +158,7 @@ void
 sd_param_refresh(struct sd_param *p, struct sd_device *d)
 {
     for (struct sd_param_form *f = p->forms; f; f = f->next)
-        if (f->data && f->device == d)
+        if (f->data && f->device == d && !f->shared)
             make(p, f, p->device_value, SD_F32);
 }
 #else

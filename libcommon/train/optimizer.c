@@ -2,12 +2,11 @@
 #include "optimizer.h"
 
 #include "adamw.h"
-#include "prodigy.h"
 
 #include <string.h>
 
-static struct sd_prodigy
-prodigy_of(const struct sd_optimizer_options *o)
+struct sd_prodigy
+sd_optimizer_prodigy(const struct sd_optimizer_options *o)
 {
     return (struct sd_prodigy){ .beta1 = o->beta1,
                                 .beta2 = o->beta2,
@@ -36,7 +35,7 @@ sd_optimizer_new(struct sd_trainables *t, const struct sd_optimizer_options *opt
         return o;
     memcpy(o->buffer[3], t->value, t->count * sizeof(float));
     for (int g = 0; g < t->groups; g++) {
-        struct sd_prodigy a = prodigy_of(options);
+        struct sd_prodigy a = sd_optimizer_prodigy(options);
         struct sd_prodigy_state state;
 
         sd_prodigy_start(&state, &a);
@@ -52,7 +51,7 @@ sd_optimizer_step(struct sd_optimizer *o, int group, double lr, double grad_scal
     size_t at = t->group[group].begin, n = t->group[group].count;
 
     if (o->options.kind == SD_PRODIGY) {
-        struct sd_prodigy a = prodigy_of(&o->options);
+        struct sd_prodigy a = sd_optimizer_prodigy(&o->options);
         struct sd_prodigy_state state;
         struct sd_prodigy_buffers b = {
             t->value + at, t->grad + at, o->buffer[0] + at, o->buffer[1] + at, o->buffer[2] + at, o->buffer[3] + at, n

@@ -4,6 +4,7 @@
 #ifndef SD_OPTIMIZER_H
 #define SD_OPTIMIZER_H
 
+#include "prodigy.h"
 #include "trainables.h"
 
 enum sd_optimizer_kind { SD_ADAMW, SD_PRODIGY };
@@ -29,6 +30,7 @@ struct sd_optimizer {
 struct sd_optimizer *sd_optimizer_new(struct sd_trainables *t, const struct sd_optimizer_options *o);
 /* sd_optimizer_step - one step of one group with t->grad * grad_scale (clipping); lr is the rate of AdamW, the
  * multiplier of Prodigy. */
+struct sd_prodigy sd_optimizer_prodigy(const struct sd_optimizer_options *o);
 void sd_optimizer_step(struct sd_optimizer *o, int group, double lr, double grad_scale);
 
 #endif

@@ -105,6 +105,7 @@ static void
 save_state(struct sd_run *x, int64_t step)
 {
     sd_run_wait_for_hash(x);
+    sd_trainer_read(x->trainer);
     if (sd_state_save(S.state, x->t, sd_trainer_optimizer(x->trainer), step, x->made_from) < 0)
         sd_die(S.state, "%s", sd_reason());
 }
@@ -230,6 +231,7 @@ give_up(struct sd_run *x, int64_t done)
     const char *reason = sd_strdup(x->scope, sd_reason());
     bool sound = done > 0;
 
+    sd_trainer_read(x->trainer);
     for (size_t i = 0; sound && i < x->t->count; i++)
         sound = isfinite(x->t->value[i]);
     end_progress();
@@ -259,6 +261,7 @@ publish(struct sd_run *x, int64_t done)
 {
     struct sd_outputs to = sd_run_outputs(x->scope, x->kind);
 
+    sd_trainer_read(x->trainer);
     sd_run_save(x, &to, S.format, done);
     if (sd_is_kept(S.state) && unlink(S.state) < 0)
         sd_warn(S.state, "could not be removed: %s", strerror(errno));
@@ -282,8 +285,10 @@ sd_run_train(struct sd_run *x)
             stop(x, done);
         if (done % S.checkpointing_steps == 0 || done == S.max_train_steps)     /* the end too: publishing may fail */
             save_state(x, done);
-        if (S.sample_every && done % S.sample_every == 0 && done < S.max_train_steps)
+        if (S.sample_every && done % S.sample_every == 0 && done < S.max_train_steps) {
+            sd_trainer_read(x->trainer);
             sd_run_preview(x, NULL, done);
+        }
     }
     end_progress();
     if (l.log && fclose(l.log) != 0)

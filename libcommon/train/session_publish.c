@@ -317,6 +317,8 @@ draw(struct sd_run *x, struct sd_scope *s, const struct sd_outputs *from, int64_
         say(&w, "--clip-skip", sd_sprintf(s, "%lld", (long long)S.clip_skip));
     if (*sd_shared.dtype)
         say(&w, "--dtype", sd_shared.dtype);
+    say(&w, "--device", sd_shared.device);
+    setenv("SD_GPU_LOCK", "0", 1);      /* the device is this run's, and lent to it */
     if (sd_shared.threads)
         say(&w, "--threads", sd_sprintf(s, "%lld", (long long)sd_shared.threads));
     say(&w, "--sheet", sd_sprintf(s, "%s.step%06lld.png", base_name(s), (long long)step));

@@ -7,14 +7,6 @@
 #include <math.h>
 #include <string.h>
 
-/* Everything one micro-batch is made of, filled on the host. */
-struct micro {
-    struct sd_step_shape shape;
-    float *latents, *noise, *mask, *weight, *timesteps, *noisy[2], *target[2], *states;
-    int32_t *ids;
-    const char **sources;           /* names for messages */
-};
-
 static void
 close_trainer(void *argument)
 {
@@ -32,8 +24,11 @@ close_trainer(void *argument)
         sd_text_states_free(t->encoders);
         t->encoders = next;
     }
+    if (t->ahead.scope)
+        sd_scope_close(t->ahead.scope);
     if (t->epoch_scope)
         sd_scope_close(t->epoch_scope);
+    sd_mirror_free(t->mirror);
     sd_arena_free(t->arena);
 }
 
@@ -126,7 +121,7 @@ encode(struct sd_trainer *x, const int32_t *ids, int64_t chunks, float *states)
 /* -- one micro-batch on the host --------------------------------------------------------------------------------- */
 
 static void
-micro_alloc(struct sd_trainer *x, struct micro *k, struct sd_scope *s)
+micro_alloc(struct sd_trainer *x, struct sd_micro *k, struct sd_scope *s)
 {
     size_t B = (size_t)k->shape.batch, pixels = (size_t)(k->shape.height * k->shape.width);
     size_t numel = B * pixels * (size_t)k->shape.channels;
@@ -148,7 +143,7 @@ micro_alloc(struct sd_trainer *x, struct micro *k, struct sd_scope *s)
 }
 
 static void
-set_timestep(struct sd_trainer *x, struct micro *k, int64_t b, int timestep, const float *mask)
+set_timestep(struct sd_trainer *x, struct sd_micro *k, int64_t b, int timestep, const float *mask)
 {
     const struct sd_trainer_options *o = &x->options;
     double by[4];
@@ -175,7 +170,7 @@ to_nhwc(float *to, const float *from, int64_t channels, int64_t pixels)
 }
 
 static void
-make_noise(struct sd_trainer *x, struct micro *k, int64_t b, const struct sd_sample *sample, uint32_t visit,
+make_noise(struct sd_trainer *x, struct sd_micro *k, int64_t b, const struct sd_sample *sample, uint32_t visit,
            struct sd_scope *s)
 {
     int64_t pixels = k->shape.height * k->shape.width, channels = k->shape.channels;
@@ -202,7 +197,7 @@ caption_of(struct sd_trainer *x, const struct sd_sample *sample, uint32_t visit)
 }
 
 static int
-put_text(struct sd_trainer *x, struct micro *k, int64_t b, struct sd_text *e)
+put_text(struct sd_trainer *x, struct sd_micro *k, int64_t b, struct sd_text *e)
 {
     int64_t n = k->shape.chunks * k->shape.length;
 
@@ -257,7 +252,7 @@ batch_at(struct sd_trainer *x, int64_t micro)
 }
 
 static int
-make_micro(struct sd_trainer *x, int64_t index, struct micro *k, struct sd_scope *s)
+make_micro(struct sd_trainer *x, int64_t index, struct sd_micro *k, struct sd_scope *s)
 {
     const struct sd_batch *batch = batch_at(x, index);
     const struct sd_bucket *bucket = &x->data->bucket[batch->bucket];
@@ -298,7 +293,7 @@ make_micro(struct sd_trainer *x, int64_t index, struct micro *k, struct sd_scope
 }
 
 static int
-replay_micro(struct sd_trainer *x, int64_t index, struct micro *k, struct sd_scope *s)
+replay_micro(struct sd_trainer *x, int64_t index, struct sd_micro *k, struct sd_scope *s)
 {
     struct sd_replay_step r;
     int64_t pixels, numel;
@@ -338,7 +333,7 @@ replay_micro(struct sd_trainer *x, int64_t index, struct micro *k, struct sd_sco
 /* -- running ----------------------------------------------------------------------------------------------------- */
 
 static void
-feed(struct sd_train_step *step, const struct micro *k)
+feed(struct sd_train_step *step, const struct sd_micro *k)
 {
     sd_feed(step->plan, step->latents, k->latents);
     sd_feed(step->plan, step->noise, k->noise);
@@ -356,15 +351,57 @@ feed(struct sd_train_step *step, const struct micro *k)
         sd_feed(step->plan, step->states, k->states);
 }
 
+static int
+fill_micro(struct sd_trainer *x, int64_t index, struct sd_micro *k, struct sd_scope *s)
+{
+    return (x->replay ? replay_micro : make_micro)(x, index, k, s);
+}
+
+/* The micro-batch, in a scope that the caller closes. */
+static int
+take_micro(struct sd_trainer *x, int64_t index, struct sd_micro *k, struct sd_scope **s)
+{
+    struct sd_scope *ahead = x->ahead.scope;
+
+    x->ahead.scope = NULL;
+    if (ahead && x->ahead.index == index) {
+        *k = x->ahead.micro;
+        *s = ahead;
+        return 0;
+    }
+    if (ahead)
+        sd_scope_close(ahead);
+    *s = sd_scope_open();
+    return fill_micro(x, index, k, *s);
+}
+
+/* Made now, taken later; what cannot be made is said when its turn comes. */
+static void
+make_ahead(struct sd_trainer *x, int64_t index)
+{
+    struct sd_scope *s;
+
+    if (index >= x->options.updates * (int64_t)x->options.accumulation)
+        return;
+    s = sd_scope_open();
+    memset(&x->ahead.micro, 0, sizeof x->ahead.micro);
+    if (fill_micro(x, index, &x->ahead.micro, s) < 0) {
+        sd_scope_close(s);
+        return;
+    }
+    x->ahead.scope = s;
+    x->ahead.index = index;
+}
+
 /* run_micro - one micro-batch; its loss and gradients go into the sums.  With scan, names the first bad module instead.
  */
 static int
 run_micro(struct sd_trainer *x, int64_t index, const char **bad, const char **sources)
 {
-    struct sd_scope *s = sd_scope_open();
-    struct micro k = { 0 };
+    struct sd_micro k = { 0 };
+    struct sd_scope *s;
     struct sd_train_step *step = NULL;
-    int status = (x->replay ? replay_micro : make_micro)(x, index, &k, s);
+    int status = take_micro(x, index, &k, &s);
 
     if (status == 0 && !(step = sd_trainer_step(x, &k.shape)))
         status = -1;
@@ -386,6 +423,9 @@ run_micro(struct sd_trainer *x, int64_t index, const char **bad, const char **so
                     text = sd_sprintf(x->scope, "%s, %s", text, k.sources[b]);
                 *sources = text;
             }
+        } else if (x->mirror) {
+            sd_run(step->plan);
+            sd_mirror_accumulate(x->mirror, sd_data(step->plan, step->loss), k.shape.batch);
         } else {
             sd_run(step->plan);
             sd_fetch(step->plan, step->loss, loss);
@@ -398,6 +438,15 @@ run_micro(struct sd_trainer *x, int64_t index, const char **bad, const char **so
     return status;
 }
 
+static void
+clear_gradient(struct sd_trainer *x)
+{
+    if (x->mirror)
+        sd_mirror_clear(x->mirror);
+    else
+        memset(x->t->grad, 0, x->t->count * sizeof *x->t->grad);
+}
+
 /* The update is not finite: run its micro-batches again, looking at every result (the same bits), and say where. */
 static int
 explain(struct sd_trainer *x, int64_t done, const struct sd_update *u)
@@ -406,23 +455,75 @@ explain(struct sd_trainer *x, int64_t done, const struct sd_update *u)
     char *reason =
         sd_sprintf(x->scope, "step %lld: loss %g, gradient norm %g", (long long)u->step, u->loss, u->grad_norm);
 
-    memset(x->t->grad, 0, x->t->count * sizeof *x->t->grad);
+    clear_gradient(x);
     for (int64_t i = 0; i < (int64_t)x->options.accumulation && !bad; i++)
         if (run_micro(x, done * x->options.accumulation + i, &bad, &sources) < 0)
             return -1;
-    memset(x->t->grad, 0, x->t->count * sizeof *x->t->grad);
+    clear_gradient(x);
     return bad ? sd_fail("%s: first at %s, samples %s", reason, bad, sources) : sd_fail("%s", reason);
+}
+
+/* The rate of a group in this update; false: it stands still from here on. */
+static bool
+rate_of(const struct sd_trainer *x, int group, int64_t done, double *lr)
+{
+    const struct sd_trainer_options *o = &x->options;
+    struct sd_lr_scheduler schedule = { o->lr_scheduler, o->warmup, o->updates, o->learning_rate[group] };
+
+    *lr = 0;
+    if ((double)done >= o->until[group] * (double)o->updates)
+        return false;
+    *lr = o->learning_rate[group] * sd_lr_multiplier(&schedule, done);
+    return true;
+}
+
+/* The same on a device: asked for, the next micro-batch made meanwhile, then waited for. */
+static int
+update_on_device(struct sd_trainer *x, int64_t done, struct sd_update *u)
+{
+    int64_t accumulation = x->options.accumulation;
+    struct sd_mirror_step step = { .max_norm = x->options.max_grad_norm };
+    struct sd_mirror_result r;
+
+    if (!x->mirror) {
+        x->mirror = sd_mirror_open(x->model.compute.device, x->optimizer, x->model.compute.activations);
+        sd_mirror_write(x->mirror);
+    }
+    for (int64_t i = 0; i < accumulation; i++)
+        if (run_micro(x, done * accumulation + i, NULL, NULL) < 0)
+            return -1;
+    for (int g = 0; g < x->t->groups; g++)
+        step.moves[g] = rate_of(x, g, done, &step.lr[g]);
+    sd_mirror_update(x->mirror, &step);
+    make_ahead(x, (done + 1) * accumulation);
+    sd_mirror_wait(x->mirror, &r);
+    u->samples = r.samples;
+    u->loss = r.loss;
+    u->grad_norm = r.grad_norm;
+    memcpy(u->group_norm, r.group_norm, sizeof u->group_norm);
+    if (!r.finite)
+        return explain(x, done, u);
+    memcpy(u->lr, step.lr, sizeof u->lr);
+    return 0;
+}
+
+void
+sd_trainer_read(struct sd_trainer *x)
+{
+    if (x->mirror)
+        sd_mirror_read(x->mirror);
 }
 
 int
 sd_trainer_update(struct sd_trainer *x, int64_t done, struct sd_update *u)
 {
     const struct sd_trainer_options *o = &x->options;
-    struct sd_lr_scheduler schedule = { o->lr_scheduler, o->warmup, o->updates, 0 };
     double sum = 0, clip;
 
     memset(u, 0, sizeof *u);
     u->step = done + 1;
+    if (x->model.compute.device)
+        return update_on_device(x, done, u);
     for (int64_t i = 0; i < (int64_t)o->accumulation; i++)
         if (run_micro(x, done * o->accumulation + i, NULL, NULL) < 0)
             return -1;
@@ -435,13 +536,9 @@ sd_trainer_update(struct sd_trainer *x, int64_t done, struct sd_update *u)
     if (!isfinite(u->loss) || !isfinite(u->grad_norm))
         return explain(x, done, u);
     clip = sd_clip_factor(u->grad_norm, o->max_grad_norm);
-    for (int g = 0; g < x->t->groups; g++) {
-        if ((double)done >= o->until[g] * (double)o->updates)
-            continue;               /* stands still from here on */
-        schedule.rate = o->learning_rate[g];
-        u->lr[g] = o->learning_rate[g] * sd_lr_multiplier(&schedule, done);
-        sd_optimizer_step(x->optimizer, g, u->lr[g], clip);
-    }
+    for (int g = 0; g < x->t->groups; g++)
+        if (rate_of(x, g, done, &u->lr[g]))
+            sd_optimizer_step(x->optimizer, g, u->lr[g], clip);
     memset(x->t->grad, 0, x->t->count * sizeof *x->t->grad);
     return 0;
 }

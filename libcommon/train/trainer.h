@@ -80,5 +80,8 @@ int sd_trainer_plan(struct sd_trainer *t, struct sd_trainer_plan *p);      /* ne
 /* sd_trainer_update - the update after `done` (0: the first).  -1 with sd_fail when loss or gradient is not finite,
  * with the samples and the first bad module in the reason; the trainables are then untouched. */
 int sd_trainer_update(struct sd_trainer *t, int64_t done, struct sd_update *u);
+/* sd_trainer_read - what was learned so far comes back from the device, into trainables and optimizer: before they are saved
+ * or looked at.  Nothing to do on the CPU. */
+void sd_trainer_read(struct sd_trainer *t);
 
 #endif

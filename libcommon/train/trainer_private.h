@@ -3,6 +3,7 @@
 #ifndef SD_TRAINER_PRIVATE_H
 #define SD_TRAINER_PRIVATE_H
 
+#include "mirror.h"
 #include "model/prompt.h"
 #include "step.h"
 
@@ -11,6 +12,14 @@ struct sd_text {                    /* one distinct caption, tokenized */
     struct sd_prompt prompt;        /* input_ids [chunks, length] */
     float *states;                  /* [chunks, length, width] where the text encoder is frozen; made on first use */
     struct sd_text *next;
+};
+
+/* Everything one micro-batch is made of, filled on the host. */
+struct sd_micro {
+    struct sd_step_shape shape;
+    float *latents, *noise, *mask, *weight, *timesteps, *noisy[2], *target[2], *states;
+    int32_t *ids;
+    const char **sources;           /* names for messages */
 };
 
 enum { SD_TEXT_SLOTS = 1024, SD_STATES_BYTES = 64 << 20 };
@@ -22,6 +31,12 @@ struct sd_trainer {
     struct sd_trainables *t;
     struct sd_accumulator *sums;
     struct sd_optimizer *optimizer;
+    struct sd_mirror *mirror;       /* on a device, from the first update on */
+    struct {                        /* a micro-batch made while the device works on the one before */
+        struct sd_scope *scope;     /* NULL: none */
+        int64_t index;
+        struct sd_micro micro;
+    } ahead;
     const struct sd_dataset *data;
     const struct sd_replay *replay;
     struct sd_arena *arena;

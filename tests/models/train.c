@@ -80,6 +80,8 @@ run(const struct tcase *c, const char *more)
         command =
             sd_sprintf(scope, "%s --placeholder-token '<new>' --init-embedding " DATA "%s.token.safetensors%s", command,
                        c->token, c->start ? sd_sprintf(scope, " --output-embedding %s/token.safetensors", folder) : "");
+    if (getenv("SD_TEST_DEVICE"))       /* "cuda": a card, or the emulated one where PATH leads there */
+        command = sd_sprintf(scope, "%s --device %s --dtype f32", command, getenv("SD_TEST_DEVICE"));
     return system(sd_sprintf(scope, "%s %s", command, more));
 }
 
