@@ -169,7 +169,8 @@ $(BUILD)/fuzz/libsd.a: $(fuzz_o)
 $(fuzzers): $(BUILD)/fuzz/%: $(BUILD)/fuzz/tests/fuzz/%.o $(BUILD)/fuzz/libsd.a
 	$(call say,LD,$@) clang -fsanitize=fuzzer,address,undefined -o $@ $< $(BUILD)/fuzz/libsd.a $(libs)
 
-tests: all $(unit) $(models) $(ops) $(ops64) $(emulated)
+emulated_bins := $(patsubst %,$(BUILD)/emulate/%,sd-encode-latents sd-sample sd-train-lora sd-train-ti)
+tests: all $(unit) $(models) $(ops) $(ops64) $(emulated) $(emulated_bins)
 check: tests $(fuzzers)
 	@BUILD=$(abspath $(BUILD)) tests/run $(unit) $(ops64) $(ops) $(emulated) $(models) $(bats) tests/lint tests/fuzz/run
 # The kernels of kernels/*.cu on the CPU: every op against the C loops, and the emulator's own tests

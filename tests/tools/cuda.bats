@@ -1,0 +1,69 @@
+#!/usr/bin/env bats
+# Whole programs on a device: the emulated one, whose kernels are those of a card.  Parity with the reference's stored values,
+# with the CPU, and with itself; and what a machine without a card is told.
+load ../helper
+load ../training
+
+M=$BATS_TEST_DIRNAME/../../examples/miniature/model
+
+emulated() { PATH=$BUILD/emulate:$PATH SD_EMULATE_STRICT=0 "$@"; }
+# difference A B: mean of |a - b| over the 64x64 pixels of two pictures in streams
+difference() {
+    perl -0777 -e 'for (@ARGV) { open F, "<:raw", $_; $s = <F>; $i = index $s, "\xc5\x30\x00"; die "no pixels" if $i < 0;
+            push @p, [unpack "C*", substr $s, $i + 3, 12288] }
+        $sum += abs($p[0][$_] - $p[1][$_]) for 0 .. 12287; print $sum / 12288' "$1" "$2"
+}
+
+@test "training: twenty steps of LoRA, of tokens with LoRA, and of Prodigy are the reference's" {
+    cd "$BATS_TEST_DIRNAME/../.."
+    SD_TEST_DEVICE=cuda emulated "$BUILD/tests/models/train" lora pivotal prodigy > "$BATS_TEST_TMPDIR/out"
+    [ "$(grep -c '^ok' "$BATS_TEST_TMPDIR/out")" = 3 ]
+}
+
+@test "training in bf16: near the CPU, killed with -9 and resumed to the same bytes" {
+    asked() {
+        sd-train-lora -q --threads 2 --model "$MODEL" --rank 2 --max-train-steps 8 --checkpointing-steps 2 --learning-rate 1e-3 \
+            --placeholder-token '<new>' --output-embedding new.safetensors --gradient-accumulation-steps 2 \
+            --log log --output out.safetensors "$@" "$RECORDS/three.sd"
+    }
+    asked --device cpu
+    mv log cpu.log
+    rm out.safetensors new.safetensors
+    emulated asked --device cuda
+    mv log whole.log
+    mv out.safetensors whole
+    mv new.safetensors whole.new
+    jq -s -e '[range(8) as $i | (.[$i].loss / .[$i + 8].loss - 1 | fabs) < 0.02] | all' cpu.log whole.log
+    emulated asked --device cuda &
+    for ((i = 0; i < 6000; i++)); do if [ -e log ] && [ "$(wc -l < log)" -ge 3 ]; then break; fi; sleep 0.01; done
+    pkill -9 -P $! || kill -9 $!
+    wait $! || true
+    [[ -s out.safetensors.state && ! -e out.safetensors ]]
+    emulated asked --device cuda --resume
+    cmp whole out.safetensors
+    cmp whole.new new.safetensors
+    [ "$(jq -c '[.step, .loss]' log)" = "$(jq -c '[.step, .loss]' whole.log)" ]
+}
+
+@test "drawing: f32 as on the CPU, bf16 and f16 near it; the same bytes twice" {
+    draw() { sd-sample -q --model "$M" --prompt "a red circle" --num-inference-steps 3 --output - "$@"; }
+    draw --device cpu > cpu.sd
+    for d in f32 bf16 f16; do emulated draw --device cuda --dtype $d > $d.sd; done
+    emulated draw --device cuda --dtype bf16 > again.sd
+    cmp bf16.sd again.sd
+    for d in f32 bf16 f16; do echo "$d: $(difference cpu.sd $d.sd) of 255"; done
+    jq -e -n "$(difference cpu.sd f32.sd) < 0.01"
+    jq -e -n "$(difference cpu.sd bf16.sd) | . > 0.01 and . < 3"
+    jq -e -n "$(difference cpu.sd f16.sd) | . > 0 and . < 0.5"
+}
+
+@test "--dtype f16 is for drawing only" {
+    run -2 --separate-stderr emulated sd-train-lora --model "$M" --output x.safetensors --device cuda --dtype f16 none.sd
+    is_line "sd-train-lora: --dtype: f16: for drawing only: gradients leave its range"
+}
+
+@test "a device that is not there: one line, status 3, nothing written" {
+    run --separate-stderr sd-sample --model "$M" --prompt x --output x.png --device cuda:63
+    [[ $status == 3 && $stderr == "sd-sample: --device cuda:63: "* && $(wc -l <<< "$stderr") == 1 ]]
+    [ ! -e x.png ]
+}
