@@ -75,7 +75,7 @@ models   := $(patsubst %.c,$(BUILD)/%,$(wildcard tests/models/*.c))
 ops      := $(patsubst %.c,$(BUILD)/%,$(wildcard tests/ops/*.c))
 ops64    := $(patsubst %.c,$(BUILD)/f64/%,$(wildcard tests/ops/*.c))
 emulated := $(patsubst %.c,$(BUILD)/emulate/%,$(wildcard tests/ops/*.c)) \
-            $(patsubst %.cu,$(BUILD)/%,$(wildcard tests/emulate/*.cu))
+            $(patsubst %.cu,$(BUILD)/%,$(wildcard tests/emulate/*.cu)) $(BUILD)/emulate/tests/models/reference
 benches  := $(patsubst %.c,$(BUILD)/%,$(wildcard tests/bench/*.c))
 fuzzers  := $(patsubst tests/fuzz/%.c,$(BUILD)/fuzz/%,$(wildcard tests/fuzz/*.c))
 bats     := $(wildcard tests/tools/*.bats tests/pipelines/*.bats)

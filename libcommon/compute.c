@@ -3,6 +3,7 @@
 
 #include "device.h"
 #include "kernels/op.h"
+#include "kernels/vendor.h"
 #include "opt.h"
 
 #include <stdlib.h>
@@ -31,7 +32,7 @@ on_the_cpu(const char *dtype)
 static void
 on_a_device(const char *dtype)
 {
-    shared.tf32 = strcmp(dtype, "tf32") == 0;
+    shared.tf32 = vendor_tf32 = strcmp(dtype, "tf32") == 0;
     shared.activations = !*dtype || strcmp(dtype, "bf16") == 0 ? SD_BF16 : strcmp(dtype, "f16") == 0 ? SD_F16 : SD_F32;
     atexit(close_device);
 }

@@ -98,7 +98,6 @@ sd_graph_on(struct sd_graph *g, const struct sd_compute *c)
         sd_bug("graph", "device and dtype %s come before the first node", sd_dtype_name(c->activations));
     g->device = c->device;
     g->activations = c->activations;
-    g->tf32 = c->tf32;
     sd_graph_products(g, c->products);
 }
 
@@ -112,12 +111,6 @@ enum sd_dtype
 sd_graph_activations(const struct sd_graph *g)
 {
     return g->activations;
-}
-
-bool
-sd_graph_tf32(const struct sd_graph *g)
-{
-    return g->tf32;
 }
 
 /* The product of the sides; false, and 0, when a side is negative or there are more elements than any machine holds: sides

@@ -47,13 +47,12 @@ struct sd_compute {
     struct sd_device *device;       /* NULL: the CPU */
     enum sd_dtype activations;      /* what they are held in: SD_F32, SD_BF16, SD_F16; networks cast what comes in and goes out */
     enum sd_dtype products;         /* sd_graph_products(); SD_F32 on a device */
-    bool tf32;                      /* on a device: products of F32 may round their operands to tf32 */
+    bool tf32;                      /* on a device, for all graphs: products of F32 may round their operands to tf32 */
 };
 /* sd_graph_on - before anything is described. */
 void sd_graph_on(struct sd_graph *g, const struct sd_compute *c);
 struct sd_device *sd_graph_device(const struct sd_graph *g);
 enum sd_dtype sd_graph_activations(const struct sd_graph *g);
-bool sd_graph_tf32(const struct sd_graph *g);
 
 /* sd_graph_products - what the operands of the matrix products described from here on (linear, conv2d, attention and their
  * gradients) are rounded to: SD_F32 (as a new graph has it) or SD_BF16.  Sums, and all that is kept, stay f32. */

@@ -16,7 +16,6 @@ struct sd_graph {
     struct sd_scope *scope;
     struct sd_device *device;   /* NULL: the CPU */
     enum sd_dtype activations;
-    bool tf32;
     struct sd_array nodes;      /* in the order described: every input before its reader */
     struct sd_array tensors;    /* all, views too */
     struct sd_array kept;

@@ -3,6 +3,7 @@
 #define SD_TEST_MODELS_H
 
 #include "../check.h"
+#include "device.h"
 #include "model/model.h"
 #include "plan.h"
 #include "safetensors.h"
@@ -25,6 +26,21 @@ static const struct {
     { "vae.encoder.mid_block.attentions.#", "to_out.0" },
     { "vae.decoder.mid_block.attentions.#", "to_out.0" },
 };
+
+/* An empty graph, on the device that SD_TEST_DEVICE names (CPU without), in f32. */
+static inline struct sd_graph *
+models_graph(void)
+{
+    static struct sd_compute c;
+    static bool open;
+    struct sd_graph *g = sd_graph_new();
+
+    if (!open && getenv("SD_TEST_DEVICE") && sd_device_open(&c.device, getenv("SD_TEST_DEVICE")) < 0)
+        sd_bug("models", "%s", sd_reason());
+    open = true;
+    sd_graph_on(g, &c);
+    return g;
+}
 
 static inline struct sd_tensor *
 module_output(struct sd_graph *g, const char *module)

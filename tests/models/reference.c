@@ -13,7 +13,7 @@ check_unet(struct sd_model *m, const char *what, const char *name, bool stages)
     struct sd_scope *s = sd_scope_open();
     struct sd_safetensors *f = case_open(s, name);
     struct sd_unet *unet = sd_model_unet(m);
-    struct sd_graph *g = sd_graph_new();
+    struct sd_graph *g = models_graph();
     struct sd_tensor *sample, *timesteps, *states, *pred, **stage;
     struct sd_plan *p;
 
@@ -55,7 +55,7 @@ check_vae(struct sd_model *m, const char *what, const char *name)
     if (!CHECK(vae != NULL, "%s: VAE, every tensor accounted for", what))
         printf("# %s\n", sd_reason());
     for (int decode = 0; f && vae && decode < 2; decode++) {
-        struct sd_graph *g = sd_graph_new();
+        struct sd_graph *g = models_graph();
         const char *prefix = decode ? "vae.decoder." : "vae.encoder.", *result = decode ? "decoded" : "moments";
         struct sd_tensor *in = case_input(g, f, decode ? "latents" : "pixel_values");
         struct sd_tensor *out = sd_keep(decode ? sd_vae_decode(g, vae, in) : sd_vae_encode(g, vae, in));
@@ -95,7 +95,7 @@ check_text(struct sd_model *m, const char *what, const char *name)
         struct sd_param *p_rows = sd_param_new(s, "rows", rows->dtype, rows->ndim, rows->shape, rows->data);
 
         for (int skip = 0; (t = sd_safetensors_find(f, sd_sprintf(s, "%s.clip_skip.%d", prefix, skip))); skip++) {
-            struct sd_graph *g = sd_graph_new();
+            struct sd_graph *g = models_graph();
             struct sd_tensor *ids = case_input(g, f, learned ? "learned_ids" : "input_ids");
             struct sd_tensor *states = sd_keep(sd_clip_text(g, text, NULL, ids, learned ? p_rows : NULL, skip));
             struct sd_tensor *hidden[16] = { 0 };
