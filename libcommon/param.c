@@ -221,7 +221,7 @@ sd_param_drop(struct sd_param *p)
 size_t
 sd_param_bytes_reserved(void)
 {
-    return bytes_reserved;
+    return bytes_reserved + sd_param_device_bytes();
 }
 
 size_t

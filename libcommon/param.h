@@ -51,7 +51,7 @@ void        sd_param_convert(real *out, const struct sd_param *p, size_t begin, 
 /* sd_param_drop - forget the packed forms (weights were changed, or memory is wanted back). */
 void        sd_param_drop(struct sd_param *p);
 
-/* Totals over all parameters of the program, for --plan and reports. */
+/* Totals over all parameters of the program, for --plan and reports; reserved: on a device too. */
 size_t sd_param_bytes_reserved(void);
 size_t sd_param_bytes_made(void);
 

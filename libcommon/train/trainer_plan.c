@@ -3,14 +3,17 @@
 
 #include <string.h>
 
-/* What is there beside the step: packed weights, what is trained with its moments and sums, samples. */
+/* What is there beside the step: packed weights, what is trained with its moments and sums, samples.  On a device: its memory. */
 static size_t
 held_bytes(const struct sd_trainer *x)
 {
-    size_t buffers = 3 + (size_t)x->optimizer->buffers, bytes;
+    size_t buffers = 3 + (size_t)x->optimizer->buffers, bytes, sums = 1;
 
-    for (uint32_t k = x->options.accumulation; k > 1; k >>= 1)
+    for (uint32_t k = x->options.accumulation; k > 1; k >>= 1, sums++)
         buffers++;
+    if (x->model.compute.device)
+        return sd_param_bytes_reserved() + sd_mirror_bytes(x->optimizer, x->model.compute.activations)
+               + sums * x->t->count * sizeof(float);
     bytes = sd_param_bytes_reserved() + x->t->count * buffers * sizeof(float);
     for (size_t i = 0; x->data && i < x->data->count; i++) {
         const struct sd_sample *k = &x->data->sample[i];
