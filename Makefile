@@ -52,7 +52,7 @@ libs      = $(pkg_libs) $(cuda_ld) -lm -ldl
 nvflags   = -std=c++17 -gencode=arch=compute_80,code=sm_80 -gencode=arch=compute_90a,code=sm_90a \
             -gencode=arch=compute_90,code=compute_90 -Xcompiler -Wall,-Wextra,-fno-exceptions,-fno-rtti,-fno-threadsafe-statics \
             $(if $(or $(CI),$(WERROR)),-Werror all-warnings -Xcompiler -Werror)
-NVCCFLAGS ?= -O2 -lineinfo
+NVCCFLAGS ?= -O2 --compress-mode=size
 cxxflags  = -std=c++17 -D_GNU_SOURCE -ffp-contract=off -fopenmp -fno-math-errno -Wall -Wextra -Wno-unknown-pragmas -Wno-pass-failed \
             $(if $(or $(CI),$(WERROR)),-Werror) $(if $(SAN),-fsanitize=$(SAN) -fno-omit-frame-pointer -fno-sanitize-recover=all)
 cuda_cpp := $(if $(nvcc),-DSD_WITH_CUDA=1 -isystem $(cuda_home)/include)
@@ -82,7 +82,7 @@ bats     := $(wildcard tests/tools/*.bats tests/pipelines/*.bats)
 fuzz_o   := $(patsubst %.c,$(BUILD)/fuzz/%.o,$(filter-out %/graph.c %/plan.c %/run.c,$(wildcard libcommon/*.c libcommon/model/*.c)))
 first    := $(filter deps,$(MAKECMDGOALS))             # before anything is compiled, under -j too
 
-.PHONY: all deps check check-cuda check-long check-full demo bench bench-cuda emulate fuzz lint install uninstall clean clip-vocabulary tests
+.PHONY: all deps check check-cuda check-long check-full demo bench bench-cuda device-bundle check-device-bundle emulate fuzz lint install uninstall clean clip-vocabulary tests
 .DELETE_ON_ERROR:
 .SECONDARY:
 all: $(bins)
@@ -183,6 +183,25 @@ check-cuda: all $(ops) $(models)
 bench-cuda: all $(benches)
 	@$(if $(nvcc),,echo "bench-cuda: this build has no CUDA: $$(cat $(BUILD)/with_cuda)" >&2; exit 1)
 	@BUILD=$(abspath $(BUILD)) SD_TEST_DEVICE=cuda tests/bench/run $(if $(RESULT),| tee tests/bench/results/$(RESULT))
+# Programs and tests for a machine with a card and none of our libraries: two files that are many programs each, their
+# libraries beside them, the data, and tests/device/run
+boxed    := $(programs:%=$(BUILD)/tools/%.o) $(ops:=.o) $(models:=.o)
+boxed_emulated := $(ops:=.o) $(patsubst %,$(BUILD)/emulate/%.o,$(wildcard tests/emulate/*.cu))
+box       = $(1:$(BUILD)/%=$(BUILD)/box/%)
+box_ld   := $(ldflags) -Wl,-rpath,'$$ORIGIN/../lib' -Wl,--disable-new-dtags
+$(BUILD)/box/%.o: $(BUILD)/%.o
+	@mkdir -p $(@D)
+	@objcopy --redefine-sym main=main_$$(printf %s '$*' | tr -c A-Za-z0-9 _) $< $@
+$(BUILD)/box/device: $(call box,$(boxed)) $(BUILD)/tests/check_op.o $(lib) tests/device/table
+	@tests/device/table $(patsubst $(BUILD)/%.o,%,$(boxed)) > $@.c
+	$(call say,LD,$@) $(CC) $(box_ld) -o $@ $@.c $(filter %.o,$^) $(lib) $(libs)
+$(BUILD)/box/emulated: $(call box,$(boxed_emulated)) $(BUILD)/emulate/tests/check_op.o $(lib_emulate) tests/device/table
+	@tests/device/table $(patsubst $(BUILD)/%.o,%,$(boxed_emulated)) > $@.c
+	$(call say,LD,$@) $(CC) -c -o $@.c.o $@.c && $(CXX) $(box_ld) -o $@ $@.c.o $(filter %.o,$^) $(lib_emulate) $(pkg_libs) -lm -ldl
+device-bundle: $(BUILD)/box/device $(BUILD)/box/emulated
+	@tests/device/bundle $(BUILD)/device-bundle $^
+check-device-bundle: device-bundle
+	@BUILD=$(abspath $(BUILD)) BUNDLE=$(abspath $(BUILD))/device-bundle tests/run tests/device/check
 fuzz: $(fuzzers)
 	@tests/fuzz/run $(fuzzers)
 check lint: export LINT_FLAGS = $(cppflags) $(filter-out -Werror,$(std) $(warn)) $(pkg_cflags)
