@@ -127,6 +127,8 @@ hostile() {
     [ "$(wc -l < ../../../names)" = 40 ]
     cp "$RECORDS/two.sd" two.sd
     mkdir out dir
+    # the lists are made before what they list, or a list could find itself half-way
+    : > ../../../before > ../../../after
     find ../../.. ! -name 'separate-stderr-*' | sort > ../../../before
     while IFS= read -r name; do
         # adapters are looked up under the folder given, by a plain name; none of these is there
@@ -150,8 +152,8 @@ hostile() {
         run -3 --separate-stderr sd-sample -q --model m --prompt a --output out/p.png
         rm -r m
     done < ../../../names
-    find ../../.. ! -name 'separate-stderr-*' | sort | diff ../../../before - | grep -v '[<>] ../../../before'  > ../../../new || true
-    if grep '[<>]' ../../../new; then false; fi
+    find ../../.. ! -name 'separate-stderr-*' | sort > ../../../after
+    diff ../../../before ../../../after
 }
 
 @test "the cache's key: twelve things that do not matter" {
