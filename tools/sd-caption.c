@@ -8,6 +8,7 @@
 #include "model/prompt.h"
 #include "opt.h"
 #include "record.h"
+#include "threads.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -442,6 +443,7 @@ main(int argc, char **argv)
     struct sd_scope *s;
     int status;
 
+    sd_threads_yield(argv);
     sd_options(&argc, &argv, options, SD_OPT_RECORDS | SD_OPT_OVERWRITE,
                "[options] [photo | folder | records ...]\n       sd-caption --tokens --model M text ...",
                "records or photos to records with captions; texts to token ids");

@@ -8,6 +8,7 @@
 #include "model/model.h"
 #include "opt.h"
 #include "record.h"
+#include "threads.h"
 
 #include <errno.h>
 #include <math.h>
@@ -526,6 +527,7 @@ main(int argc, char **argv)
 {
     const struct sd_each each = { NULL, true, crop_one, NULL };
 
+    sd_threads_yield(argv);
     sd_options(&argc, &argv, options, SD_OPT_RECORDS | SD_OPT_OVERWRITE, "[options] [photo | folder | records ...]",
                "photos to pictures of one size, or of a few");
     check_options();

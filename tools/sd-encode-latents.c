@@ -6,6 +6,7 @@
 #include "model/model_tokenizer.h"
 #include "opt.h"
 #include "record.h"
+#include "threads.h"
 
 #include <inttypes.h>
 #include <stdlib.h>
@@ -542,6 +543,7 @@ main(int argc, char **argv)
     struct stat st;
     int status;
 
+    sd_threads_yield(argv);
     run.scope = sd_scope_open();
     sd_options(&argc, &argv, options, SD_OPT_RECORDS | SD_OPT_COMPUTE, "--model M [options] [records ...]",
                "pictures in records to latents, each encoded once");

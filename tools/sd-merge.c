@@ -4,6 +4,7 @@
 #include "model/checkpoint.h"
 #include "model/embedding.h"
 #include "opt.h"
+#include "threads.h"
 
 #include <errno.h>
 #include <math.h>
@@ -355,6 +356,7 @@ main(int argc, char **argv)
     struct run r = { .scope = sd_scope_open() };
     bool embedding = false;
 
+    sd_threads_yield(argv);
     sd_options(&argc, &argv, options, SD_OPT_OVERWRITE, "[--model MODEL] --output FILE file[:weight] ...",
                "merges adapters into models, joins and converts adapters and embeddings");
     if (!output || !*output)

@@ -9,6 +9,7 @@
 #include "opt.h"
 #include "preview.h"
 #include "prompts.h"
+#include "threads.h"
 
 #include <jansson.h>
 #include <math.h>
@@ -581,6 +582,7 @@ main(int argc, char **argv)
     struct run r = { .scope = sd_scope_open() };
     int status;
 
+    sd_threads_yield(argv);
     sd_options(&argc, &argv, options, SD_OPT_RECORDS | SD_OPT_COMPUTE | SD_OPT_SEED | SD_OPT_OVERWRITE,
                "--model MODEL [--prompt TEXT] [file ...]", "draws pictures from prompts");
     sd_shared_compute();

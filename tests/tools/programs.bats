@@ -70,3 +70,21 @@ programs() { for f in "$ROOT"/tools/*.c; do basename "$f" .c; done; }
     run -0 bash -c '. "$1/tools/completion.bash"; COMP_WORDS=(sd-crop --resample bi); COMP_CWORD=2; _sd_tools; echo "${COMPREPLY[@]}"' - "$ROOT"
     [[ $output == "bicubic" ]]
 }
+
+@test "threads wait a moment, then sleep: programs start themselves once more, and their children see nothing of it" {
+    unset GOMP_SPINCOUNT OMP_WAIT_POLICY
+    run -0 sd-caption -q -j --exec 'env > environment; echo words' "$DATA/images/rgb.png"
+    if grep -E 'GOMP_SPINCOUNT|SD_STARTED_AGAIN' environment; then false; fi
+    run -0 env GOMP_SPINCOUNT=7 sd-caption -q -j --exec 'env > environment; echo words' "$DATA/images/rgb.png"
+    grep -qx GOMP_SPINCOUNT=7 environment
+    # an environment is inherited: another process's mark is none
+    run -0 env SD_STARTED_AGAIN=1 sd-caption -q -j --exec 'env > environment; echo words' "$DATA/images/rgb.png"
+    if grep -q GOMP_SPINCOUNT environment; then false; fi
+    if ! strace -o /dev/null true 2> /dev/null; then skip "strace is not here, or may not trace"; fi
+    for p in $(programs); do
+        strace -f -qq -e trace=execve -o calls "$p" --version
+        [ "$(wc -l < calls)" = 2 ]
+        OMP_WAIT_POLICY=active strace -f -qq -e trace=execve -o calls "$p" --version
+        [ "$(wc -l < calls)" = 1 ]
+    done
+}
