@@ -128,7 +128,7 @@ hostile() {
     cp "$RECORDS/two.sd" two.sd
     mkdir out dir
     # the lists are made before what they list, or a list could find itself half-way
-    : > ../../../before > ../../../after
+    touch ../../../before ../../../after
     find ../../.. ! -name 'separate-stderr-*' | sort > ../../../before
     while IFS= read -r name; do
         # adapters are looked up under the folder given, by a plain name; none of these is there
