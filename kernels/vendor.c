@@ -277,7 +277,8 @@ tuning_time(struct sd_device *d, bool (*run)(void *), void *argument)
     sd_device_record(d);
     for (int i = 0; i < TIMES && ok; i++)
         ok = run(argument);
-    r = sd_device_recorded(d);
+    if (!(r = sd_device_recorded(d)))
+        return -1;
     for (int i = 0; i < ROUNDS + 1 && ok; i++) {
         double begin, t;
 

@@ -12,9 +12,9 @@
 static struct sd_compute shared;
 
 static void
-close_device(void)
+leave_device(void)
 {
-    sd_device_close(shared.device);
+    sd_device_leave(shared.device);
 }
 
 static void
@@ -34,7 +34,7 @@ on_a_device(const char *dtype)
 {
     shared.tf32 = vendor_tf32 = strcmp(dtype, "tf32") == 0;
     shared.activations = !*dtype || strcmp(dtype, "bf16") == 0 ? SD_BF16 : strcmp(dtype, "f16") == 0 ? SD_F16 : SD_F32;
-    atexit(close_device);
+    atexit(leave_device);
 }
 
 const struct sd_compute *

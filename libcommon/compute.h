@@ -7,7 +7,7 @@
 
 #include "graph.h"
 
-/* sd_shared_compute - opened by the first call, the same ever after; closed at exit.  Without --dtype: f32 on the CPU, bf16 on
+/* sd_shared_compute - opened by the first call, the same ever after, to the program's end.  Without --dtype: f32 on the CPU, bf16 on
  * a CUDA device. */
 const struct sd_compute *sd_shared_compute(void);
 /* sd_compute_dtype - "f32", "bf16", "f16", "tf32": for keys, states and messages. */

@@ -19,9 +19,12 @@ struct sd_device;
 
 /* sd_device_open - "cpu", "cuda", "cuda:N", or "auto": a CUDA device where one answers, else the CPU.  *d is NULL for the
  * CPU.  -1 with sd_fail where what was asked for is not there ("--device cuda: no driver (libcuda.so.1)").  One process
- * at a time has a GPU: others wait for its lock, and say so once. */
+ * at a time has a GPU: others wait for its lock, and say so once; programs that are piped to one another share it.
+ * sd_device_leave - instead of close when the program ends, by whatever way: libraries may have gone before, a fault may have
+ * left the device dead, so nothing is asked of it. */
 int  sd_device_open(struct sd_device **d, const char *text);
 void sd_device_close(struct sd_device *d);
+void sd_device_leave(struct sd_device *d);
 /* "NVIDIA H100 80GB HBM3 (sm_90)": for messages, and with the library versions for the cache's engine key. */
 const char *sd_device_name(const struct sd_device *d);
 const char *sd_device_engine(const struct sd_device *d);
@@ -46,7 +49,8 @@ void sd_device_fill(struct sd_device *d, void *to, int byte, size_t bytes);
 void sd_device_wait(struct sd_device *d);
 
 /* Recording: between record and recorded kernels and copies are noted, not run; replay runs them all, with the same
- * arguments, as one launch (a CUDA graph). */
+ * arguments, as one launch (a CUDA graph).  sd_device_recorded - NULL with sd_fail where something that was asked for cannot be
+ * recorded: then nothing of it was done. */
 struct sd_recording;
 void sd_device_record(struct sd_device *d);
 struct sd_recording *sd_device_recorded(struct sd_device *d);

@@ -11,6 +11,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/file.h>
+#include <sys/stat.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -19,7 +20,7 @@
 #include "diag.h"
 #include "vendor.h"
 
-enum { SECTORS = 32, SECTOR_BYTES = 1 << 20, LEAST_CAPABILITY = 80 };
+enum { SECTORS = 32, SECTOR_BYTES = 1 << 20, LEAST_CAPABILITY = 80, LOCKS = 3 };
 
 struct block {
     void *at;
@@ -27,11 +28,12 @@ struct block {
 };
 
 struct sd_device {
-    int index, capability, multiprocessors, lock;
+    int index, capability, multiprocessors;
+    int locks[LOCKS];                   /* -1: none */
     char name[300], engine[600];
     cudaStream_t stream;
     bool recording, check;              /* check: wait after every launch (SD_CUDA_CHECK=1) */
-    size_t recordings;                  /* ever made */
+    size_t recordings;                  /* that may be replayed */
     const char *kernel;                 /* launched last */
     struct block *blocks;
     size_t block_count, block_room, allocated;
@@ -44,13 +46,26 @@ struct sd_device {
     struct { void *value; void (*close)(void *); } slots[SD_SLOTS];
 };
 
-struct sd_recording { cudaGraphExec_t exec; };
+struct sd_recording {
+    struct sd_device *device;
+    cudaGraphExec_t exec;
+};
+
+/* What cannot be recorded spoils the recording, which sd_device_recorded says. */
+static bool
+spoils_recording(const struct sd_device *d, cudaError_t e)
+{
+    if (!d || !d->recording || e < cudaErrorStreamCaptureUnsupported || e > cudaErrorStreamCaptureWrongThread)
+        return false;
+    (void)cudaGetLastError();
+    return true;
+}
 
 /* A call that failed, or a fault of a kernel before it that this call is the first to be told of, ends the program. */
 static void
 check(const struct sd_device *d, cudaError_t e, const char *what)
 {
-    if (e == cudaSuccess)
+    if (e == cudaSuccess || spoils_recording(d, e))
         return;
     if (d && d->kernel)
         sd_die("cuda", "%s: %s (%s); launched last: %s%s", what, cudaGetErrorString(e), cudaGetErrorName(e), d->kernel,
@@ -101,10 +116,10 @@ look_at(int index, struct cudaDeviceProp *p)
     return 0;
 }
 
-/* The GPU's lock file, opened; -1 with sd_fail.  It is never removed: another process may be about to lock it.  Opened for
+/* One of the GPU's lock files, opened; -1 with sd_fail.  It is never removed: another process may be about to lock it.  Opened for
  * reading, so that users of one machine queue for one another's. */
 static int
-open_lock(const struct cudaDeviceProp *p, char *path, size_t room)
+open_lock(const struct cudaDeviceProp *p, const char *kind, char *path, size_t room)
 {
     const char *folder = getenv("XDG_RUNTIME_DIR");
     char uuid[33];
@@ -112,11 +127,11 @@ open_lock(const struct cudaDeviceProp *p, char *path, size_t room)
 
     for (int i = 0; i < 16; i++)
         snprintf(uuid + 2 * i, 3, "%02x", (unsigned char)p->uuid.bytes[i]);
-    snprintf(path, room, "%s/sd-tools-gpu-%s.lock", folder && folder[0] == '/' ? folder : "/tmp", uuid);
+    snprintf(path, room, "%s/sd-tools-gpu-%s.%s", folder && folder[0] == '/' ? folder : "/tmp", uuid, kind);
     for (int attempt = 0; attempt < 2; attempt++) {
         fd = open(path, O_RDONLY | O_CLOEXEC | O_NOFOLLOW);
-        if (fd < 0 && errno == ENOENT)
-            fd = open(path, O_RDONLY | O_CREAT | O_EXCL | O_CLOEXEC | O_NOFOLLOW, 0644);
+        if (fd < 0 && errno == ENOENT && (fd = open(path, O_RDONLY | O_CREAT | O_EXCL | O_CLOEXEC | O_NOFOLLOW, 0644)) >= 0)
+            (void)fchmod(fd, 0644);             /* whatever the umask: others lock it too */
         if (fd >= 0)
             return fd;
         if (errno != EEXIST)
@@ -125,16 +140,55 @@ open_lock(const struct cudaDeviceProp *p, char *path, size_t room)
     return sd_fail_errno("%s", path);
 }
 
+/* Whoever has a GPU and reads from a pipe, or writes to one, shows it by a shared lock on a file of its own.  A process at the
+ * other end of that pipe would wait for ever for one that waits for it: it does not queue. */
+static const char *const shown[] = { "reads", "writes" };
+
+static bool
+is_pipe(int fd)
+{
+    struct stat s;
+
+    return fstat(fd, &s) == 0 && S_ISFIFO(s.st_mode);
+}
+
+static void
+show_pipes(const struct cudaDeviceProp *p, int locks[LOCKS])
+{
+    char path[512];
+
+    for (int fd = 0; fd < 2; fd++)
+        if (is_pipe(fd) && (locks[1 + fd] = open_lock(p, shown[fd], path, sizeof path)) >= 0)
+            (void)flock(locks[1 + fd], LOCK_SH);
+}
+
+static bool
+is_piped_to_its_owner(const struct cudaDeviceProp *p)
+{
+    bool yes = false;
+    char path[512];
+
+    for (int fd = 0; fd < 2 && !yes; fd++) {
+        int other = is_pipe(fd) ? open_lock(p, shown[!fd], path, sizeof path) : -1;
+
+        yes = other >= 0 && flock(other, LOCK_EX | LOCK_NB) && errno == EWOULDBLOCK;
+        if (other >= 0)
+            close(other);
+    }
+    return yes;
+}
+
 /* Locks one of the devices first..last of the kind of the first and returns its index, -1 with sd_fail; waits while all are
- * taken.  *lock is -1 where locking is off. */
+ * taken.  locks[0] is -1 where locking is off, or the device is shared. */
 static int
-take(int first, int last, int *lock, struct cudaDeviceProp *p)
+take(int first, int last, int locks[LOCKS], struct cudaDeviceProp *p)
 {
     const char *off = getenv("SD_GPU_LOCK");
     char kind[sizeof p->name], path[512];
     bool said = false;
 
-    *lock = -1;
+    for (int i = 0; i < LOCKS; i++)
+        locks[i] = -1;
     if (look_at(first, p))
         return -1;
     if (off && strcmp(off, "0") == 0)
@@ -151,13 +205,21 @@ take(int first, int last, int *lock, struct cudaDeviceProp *p)
             }
             if (strcmp(p->name, kind))
                 continue;
-            if ((*lock = open_lock(p, path, sizeof path)) < 0)
+            if ((locks[0] = open_lock(p, "lock", path, sizeof path)) < 0)
                 return -1;
-            if (flock(*lock, LOCK_EX | LOCK_NB) == 0)
+            if (flock(locks[0], LOCK_EX | LOCK_NB) == 0) {
+                show_pipes(p, locks);
                 return i;
+            }
             if (errno != EWOULDBLOCK && errno != EINTR)
                 return sd_fail_errno("%s", path);
-            close(*lock);
+            close(locks[0]);
+            locks[0] = -1;
+            if (is_piped_to_its_owner(p)) {
+                sd_note(1, "sharing %s with a program of the same pipe", kind);
+                show_pipes(p, locks);
+                return i;
+            }
         }
         if (!said)
             sd_note(0, "waiting for %s: another process has it (%s; SD_GPU_LOCK=0 does not wait)", kind, path);
@@ -188,7 +250,7 @@ sd_device_open(struct sd_device **out, const char *text)
     bool automatic = strcmp(text, "auto") == 0;
     struct cudaDeviceProp p;
     struct sd_device *d;
-    int first = 0, last, lock, index;
+    int first = 0, last, locks[LOCKS], index;
     char *end;
 
     *out = NULL;
@@ -205,7 +267,7 @@ sd_device_open(struct sd_device **out, const char *text)
             return sd_fail("--device %s: the last of %d is cuda:%d", text, last + 1, last);
         last = last >= 0 ? first : last;
     }
-    if (last < 0 || (index = take(first, last, &lock, &p)) < 0) {
+    if (last < 0 || (index = take(first, last, locks, &p)) < 0) {
         if (!automatic)
             return sd_fail_prefix("--device %s", text);
         sd_note(1, "computing on the CPU: %s", sd_reason());
@@ -215,7 +277,7 @@ sd_device_open(struct sd_device **out, const char *text)
     if (!d)
         sd_die("memory", "no room for a device");
     d->index = index;
-    d->lock = lock;
+    memcpy(d->locks, locks, sizeof locks);
     start(d, &p);
     *out = d;
     return 0;
@@ -236,10 +298,17 @@ sd_device_close(struct sd_device *d)
         CHECK(d, cudaEventDestroy(d->copied[i]));
     CHECK(d, cudaFreeHost(d->ring));
     CHECK(d, cudaStreamDestroy(d->stream));
-    if (d->lock >= 0)
-        close(d->lock);
+    for (int i = 0; i < LOCKS; i++)
+        if (d->locks[i] >= 0)
+            close(d->locks[i]);
     free(d->blocks);
     free(d);
+}
+
+extern "C" void
+sd_device_leave(struct sd_device *d)
+{
+    (void)d;            /* the driver frees what a process had; its locks go with it */
 }
 
 extern "C" const char *sd_device_name(const struct sd_device *d) { return d->name; }
@@ -396,16 +465,25 @@ sd_device_recorded(struct sd_device *d)
 {
     struct sd_recording *r = (struct sd_recording *)calloc(1, sizeof *r);
     cudaGraph_t graph = NULL;
+    cudaError_t e;
 
     if (!r)
         sd_die("memory", "no room for a recording");
     if (!d->recording)
         sd_bug("device", "nothing is being recorded");
     d->recording = false;
+    r->device = d;
+    if ((e = cudaStreamEndCapture(d->stream, &graph)) == cudaSuccess)
+        e = cudaGraphInstantiate(&r->exec, graph, 0);
+    if (graph)
+        CHECK(d, cudaGraphDestroy(graph));
+    if (e != cudaSuccess) {
+        (void)cudaGetLastError();
+        free(r);
+        sd_fail("%s (%s)", cudaGetErrorString(e), cudaGetErrorName(e));
+        return NULL;
+    }
     d->recordings++;
-    CHECK(d, cudaStreamEndCapture(d->stream, &graph));
-    CHECK(d, cudaGraphInstantiate(&r->exec, graph, 0));
-    CHECK(d, cudaGraphDestroy(graph));
     CHECK(d, cudaGraphUpload(r->exec, d->stream));
     return r;
 }
@@ -425,7 +503,9 @@ sd_recording_free(struct sd_recording *r)
 {
     if (!r)
         return;
-    CHECK(NULL, cudaGraphExecDestroy(r->exec));
+    CHECK(r->device, cudaStreamSynchronize(r->device->stream));         /* it may still run */
+    CHECK(r->device, cudaGraphExecDestroy(r->exec));
+    r->device->recordings--;
     free(r);
 }
 

@@ -23,6 +23,12 @@ sd_device_close(struct sd_device *d)
         NONE;
 }
 
+void
+sd_device_leave(struct sd_device *d)
+{
+    sd_device_close(d);
+}
+
 const char *sd_device_name(const struct sd_device *d) { (void)d; NONE; }
 const char *sd_device_engine(const struct sd_device *d) { (void)d; NONE; }
 size_t sd_device_free_bytes(const struct sd_device *d) { (void)d; NONE; }

@@ -38,6 +38,7 @@ struct sd_plan {
     const void *seed;
     void *device_seed;
     struct sd_recording *recording; /* of all steps, on a device */
+    bool one_by_one;                /* they cannot be recorded */
     long runs;
     unsigned arena_moves;           /* what arena->moves was when the steps were recorded */
     bool guarded;

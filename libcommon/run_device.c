@@ -98,13 +98,19 @@ sd_device_run(struct sd_plan *p)
         sd_recording_free(p->recording);
         p->recording = NULL;
     }
-    if (!p->recording) {
+    if (!p->recording && !p->one_by_one) {
         sd_device_record(d);
         all_steps(p);
-        p->recording = sd_device_recorded(d);
+        if (!(p->recording = sd_device_recorded(d))) {
+            sd_warn(sd_device_name(d), "the steps cannot be recorded, they run one by one, slower: %s", sd_reason());
+            p->one_by_one = true;
+        }
         p->arena_moves = p->arena->moves;
     }
-    sd_device_replay(d, p->recording);
+    if (p->recording)
+        sd_device_replay(d, p->recording);
+    else
+        all_steps(p);
 }
 
 bool

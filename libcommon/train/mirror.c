@@ -27,6 +27,7 @@ struct sd_mirror {
     struct sd_prodigy_state *state;
     struct sd_prodigy_work *work;
     struct sd_recording *recording;
+    bool one_by_one;                /* it cannot be recorded */
     long updates;
     int64_t last_samples;
 };
@@ -242,16 +243,18 @@ sd_mirror_update(struct sd_mirror *m, const struct sd_mirror_step *step)
                 sd_update_add(d, m->grad, m->sum[l], m->o->t->count);
             first = false;
         }
-    if (m->updates++ == 0)
+    if (m->updates++ > 0 && !m->recording && !m->one_by_one) {
+        sd_device_record(d);
         end_of_window(m);
-    else {
-        if (!m->recording) {
-            sd_device_record(d);
-            end_of_window(m);
-            m->recording = sd_device_recorded(d);
+        if (!(m->recording = sd_device_recorded(d))) {
+            sd_warn(sd_device_name(d), "the update cannot be recorded, it runs one by one, slower: %s", sd_reason());
+            m->one_by_one = true;
         }
-        sd_device_replay(d, m->recording);
     }
+    if (m->recording)
+        sd_device_replay(d, m->recording);
+    else
+        end_of_window(m);
     m->last_samples = m->samples;
     m->taken = 0;
     m->samples = 0;

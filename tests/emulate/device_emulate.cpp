@@ -277,6 +277,12 @@ sd_device_close(struct sd_device *d)
     delete d;
 }
 
+void
+sd_device_leave(struct sd_device *d)
+{
+    sd_device_close(d);
+}
+
 const char *sd_device_name(const struct sd_device *d) { (void)d; return "emulated"; }
 const char *sd_device_engine(const struct sd_device *d) { (void)d; return "emulated"; }
 int sd_device_multiprocessors(const struct sd_device *d) { (void)d; return MULTIPROCESSORS; }
@@ -461,6 +467,11 @@ sd_device_recorded(struct sd_device *d)
     if (!r)
         sd_bug("emulate", "sd_device_recorded: nothing was recorded");
     d->recording = NULL;
+    if (getenv("SD_EMULATE_NO_RECORDING")) {
+        delete r;
+        sd_fail("SD_EMULATE_NO_RECORDING is set");
+        return NULL;
+    }
     return r;
 }
 

@@ -57,6 +57,14 @@ difference() {
     jq -e -n "$(difference cpu.sd f16.sd) | . > 0 and . < 0.5"
 }
 
+@test "steps that cannot be recorded run one by one, to the same bytes, and say so" {
+    draw() { emulated sd-sample --model "$M" --prompt "a red circle" --num-inference-steps 3 --device cuda --output - "$@"; }
+    draw -q > recorded.sd
+    SD_EMULATE_NO_RECORDING=1 draw > eager.sd 2> said
+    cmp recorded.sd eager.sd
+    grep -q "warning: emulated: the steps cannot be recorded, they run one by one, slower: SD_EMULATE_NO_RECORDING is set" said
+}
+
 @test "--dtype f16 is for drawing only" {
     run -2 --separate-stderr emulated sd-train-lora --model "$M" --output x.safetensors --device cuda --dtype f16 none.sd
     is_line "sd-train-lora: --dtype: f16: for drawing only: gradients leave its range"
