@@ -38,9 +38,18 @@ enum { WARPS = 4, THREADS = WARPS * WARP, BLOCK = 16 * WARPS };      /* of narro
 
 /* -- tiles ---------------------------------------------------------------------------------------------------------- */
 
-/* ROWS x COLUMNS elements from row `first` of a matrix of `rows` rows and d columns; zeros beyond.  Rows of a tile lie 8 elements
- * further apart than they are wide: eight of them then touch all banks. */
-template <int ROWS, int COLUMNS, int MANY, class T> static __device__ inline void
+/* Where element c of row r of a tile lies, so that the same eight elements of eight rows touch all banks: rows 8 elements further
+ * apart than they are wide; or, without room between them, eights that change places within each 64 elements (rows of 32:
+ * within 32, by twos of rows). */
+template <int COLUMNS> struct spaced {
+    static __device__ inline int at(int r, int c) { return r * (COLUMNS + 8) + c; }
+};
+template <int COLUMNS> struct woven {
+    static __device__ inline int at(int r, int c) { return r * COLUMNS + (c ^ (COLUMNS == 32 ? r / 2 % 4 : r % 8) * 8); }
+};
+
+/* ROWS x COLUMNS elements from row `first` of a matrix of `rows` rows and d columns; zeros beyond. */
+template <int ROWS, int COLUMNS, int MANY, class PLACE = spaced<COLUMNS>, class T> static __device__ inline void
 load_tile(T *tile, const T *from, int64_t pitch, int64_t first, int64_t rows, int d, bool aligned)
 {
     if (aligned) {
@@ -48,14 +57,14 @@ load_tile(T *tile, const T *from, int64_t pitch, int64_t first, int64_t rows, in
             int r = i / (COLUMNS / 8), c = i % (COLUMNS / 8) * 8;
             bool inside = first + r < rows && c < d;
 
-            copy_async16(tile + r * (COLUMNS + 8) + c, inside ? from + (first + r) * pitch + c : from, inside);
+            copy_async16(tile + PLACE::at(r, c), inside ? from + (first + r) * pitch + c : from, inside);
         }
         return;
     }
     for (int i = threadIdx.x; i < ROWS * COLUMNS; i += MANY) {
         int r = i / COLUMNS, c = i % COLUMNS;
 
-        tile[r * (COLUMNS + 8) + c] = first + r < rows && c < d ? from[(first + r) * pitch + c] : from_float<T>(0);
+        tile[PLACE::at(r, c)] = first + r < rows && c < d ? from[(first + r) * pitch + c] : from_float<T>(0);
     }
 }
 
@@ -445,12 +454,21 @@ dkv_narrow(problem<T> p)
 
 /* -- wide: forward -------------------------------------------------------------------------------------------------- */
 
-enum { WIDE = 512, WIDE_ROWS = 32, WIDE_THREADS = 256, WIDE_PITCH = WIDE + 8, P_PITCH = WIDE_ROWS + 8 };
+enum { WIDE = 512, WIDE_ROWS = 32, WIDE_THREADS = 256 };
 
 template <class T> struct wide_tiles {
-    T q[WIDE_ROWS * WIDE_PITCH], k[WIDE_ROWS * WIDE_PITCH], v[WIDE_ROWS * WIDE_PITCH], p[WIDE_ROWS * P_PITCH];
+    T q[WIDE_ROWS * WIDE], k[WIDE_ROWS * WIDE], v[WIDE_ROWS * WIDE], p[WIDE_ROWS * WIDE_ROWS];
     float high[4][WIDE_ROWS], shrink[WIDE_ROWS];
 };
+static_assert(sizeof(wide_tiles<bf16>) <= 99 << 10, "what a block has on the smallest cards");
+typedef woven<WIDE> wide_place;
+typedef woven<WIDE_ROWS> score_place;
+
+template <class T> static __device__ inline void
+load_wide(T *tile, const T *from, int64_t pitch, int64_t first, int64_t rows, const problem<T> &p)
+{
+    load_tile<WIDE_ROWS, WIDE, WIDE_THREADS, wide_place>(tile, from, pitch, first, rows, p.d, p.aligned);
+}
 
 template <class T> static __global__ void
 __launch_bounds__(WIDE_THREADS, 1)
@@ -471,10 +489,10 @@ forward_wide(problem<T> p)
 #pragma unroll
         for (int j = 0; j < 8; j++)
             o[i][j][0] = o[i][j][1] = o[i][j][2] = o[i][j][3] = 0;
-    load_tile<WIDE_ROWS, WIDE, WIDE_THREADS>(tiles.q, p.q + sample * p.L * p.q_pitch + head * p.d, p.q_pitch, first, p.L, p.d, p.aligned);
-    load_tile<WIDE_ROWS, WIDE, WIDE_THREADS>(tiles.k, k, p.k_pitch, 0, p.S, p.d, p.aligned);
+    load_wide(tiles.q, p.q + sample * p.L * p.q_pitch + head * p.d, p.q_pitch, first, p.L, p);
+    load_wide(tiles.k, k, p.k_pitch, 0, p.S, p);
     copy_async_commit();
-    load_tile<WIDE_ROWS, WIDE, WIDE_THREADS>(tiles.v, v, p.v_pitch, 0, p.S, p.d, p.aligned);
+    load_wide(tiles.v, v, p.v_pitch, 0, p.S, p);
     copy_async_commit();
     for (int64_t key = 0; key < keys; key += WIDE_ROWS) {
         float s[4] = { 0, 0, 0, 0 }, odd[4] = { 0, 0, 0, 0 };
@@ -485,10 +503,10 @@ forward_wide(problem<T> p)
             uint32_t x[4], w[4];
 
             /* columns c..c+31 of eight keys: two right sides at once */
-            ldmatrix4(w, tiles.k + (across * 8 + lane % 8) * WIDE_PITCH + c + lane / 8 * 8);
-            left<WIDE_PITCH>(x, tiles.q + up * WIDE_PITCH + c);
+            ldmatrix4(w, tiles.k + wide_place::at(across * 8 + lane % 8, c + lane / 8 * 8));
+            ldmatrix4(x, tiles.q + wide_place::at(up + lane % 16, c + lane / 16 * 8));
             mma<T>(s, x, w);
-            left<WIDE_PITCH>(x, tiles.q + up * WIDE_PITCH + c + 16);
+            ldmatrix4(x, tiles.q + wide_place::at(up + lane % 16, c + 16 + lane / 16 * 8));
             mma<T>(odd, x, w + 2);
         }
 #pragma unroll
@@ -506,7 +524,7 @@ forward_wide(problem<T> p)
         }
         __syncthreads();
         if (key + WIDE_ROWS < keys)
-            load_tile<WIDE_ROWS, WIDE, WIDE_THREADS>(tiles.k, k, p.k_pitch, key + WIDE_ROWS, p.S, p.d, p.aligned);
+            load_wide(tiles.k, k, p.k_pitch, key + WIDE_ROWS, p.S, p);
         copy_async_commit();
 #pragma unroll
         for (int half = 0; half < 2; half++) {
@@ -519,7 +537,7 @@ forward_wide(problem<T> p)
             sum[half] = sum[half] * shrink + (a + b);
             if (across == 0 && t == 0)
                 tiles.shrink[r] = shrink;
-            store(tiles.p + r * P_PITCH + across * 8 + 2 * t, vec<T, 2>{ { from_float<T>(a), from_float<T>(b) } });
+            store(tiles.p + score_place::at(r, across * 8) + 2 * t, vec<T, 2>{ { from_float<T>(a), from_float<T>(b) } });
         }
         copy_async_wait<1>();           /* v is there */
         __syncthreads();
@@ -540,11 +558,11 @@ forward_wide(problem<T> p)
             for (int c = 0; c < WIDE_ROWS; c += 16) {
                 uint32_t x[2][4], w[4];
 
-                left<P_PITCH>(x[0], tiles.p + c);
-                left<P_PITCH>(x[1], tiles.p + 16 * P_PITCH + c);
+                ldmatrix4(x[0], tiles.p + score_place::at(lane % 16, c + lane / 16 * 8));
+                ldmatrix4(x[1], tiles.p + score_place::at(16 + lane % 16, c + lane / 16 * 8));
 #pragma unroll
                 for (int j = 0; j < 8; j += 2) {
-                    right<WIDE_PITCH>(w, tiles.v + c * WIDE_PITCH + warp * 64 + j * 8);
+                    ldmatrix4_turned(w, tiles.v + wide_place::at(c + lane % 16, warp * 64 + j * 8 + lane / 16 * 8));
 #pragma unroll
                     for (int i = 0; i < 2; i++) {
                         mma<T>(o[i][j], x[i], w);
@@ -555,7 +573,7 @@ forward_wide(problem<T> p)
         }
         __syncthreads();
         if (key + WIDE_ROWS < keys)
-            load_tile<WIDE_ROWS, WIDE, WIDE_THREADS>(tiles.v, v, p.v_pitch, key + WIDE_ROWS, p.S, p.d, p.aligned);
+            load_wide(tiles.v, v, p.v_pitch, key + WIDE_ROWS, p.S, p);
         copy_async_commit();
     }
     copy_async_wait<0>();
