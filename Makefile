@@ -1,10 +1,11 @@
 # sd-tools: every rule, one file.  `make`, `make check`, `make demo`, `make install`; CC CFLAGS PREFIX DESTDIR are yours.
-# `make V=1` shows commands; `make CUDA=` builds for the CPU; `make SAN=address,undefined` instruments.
+# `make V=1` shows commands; `make CUDA=` builds for the CPU; `make SAN=address,undefined` instruments; `make RACES=1 emulate` looks
+# for data races of kernels (tests/emulate/races.cpp).
 
 PREFIX  ?= /usr/local
 DATADIR ?= $(PREFIX)/share/sd-tools
 CFLAGS  ?= -O2 -g
-BUILD   ?= build$(if $(SAN),-san)
+BUILD   ?= build$(if $(SAN),-san)$(if $(RACES),-races)
 VERSION := 0.1.0
 V       ?= 0
 PACKAGES := msgpack libjpeg libpng jansson libutf8proc libcrypto libxxhash
@@ -115,7 +116,7 @@ $(BUILD)/emulate/%.o: %.c | $(first)
 	$(call say,CC,$< emulated) $(CC) $(cppflags) -DSD_WITH_CUDA=1 -DSD_EMULATE $(cflags) $(CFLAGS) -MMD -MP -c -o $@ $<
 $(BUILD)/emulate/%.cu.o: %.cu | $(first)
 	@mkdir -p $(@D)
-	$(call say,CXX,$<) $(CXX) -x c++ $(cppflags) -DSD_EMULATE $(cxxflags) $(CFLAGS) -MMD -MP -c -o $@ $<
+	$(call say,CXX,$<) $(CXX) -x c++ $(cppflags) -DSD_EMULATE $(cxxflags) $(if $(RACES),-fsanitize=thread) $(CFLAGS) -MMD -MP -c -o $@ $<
 $(BUILD)/tests/emulate/%.o: tests/emulate/%.cpp | $(first)
 	@mkdir -p $(@D)
 	$(call say,CXX,$<) $(CXX) $(cppflags) -DSD_EMULATE $(cxxflags) $(CFLAGS) -O3 -MMD -MP -c -o $@ $<

@@ -3,7 +3,8 @@
  *
  * Rules that make both work:
  *   - launch with SD_LAUNCH(device, kernel, grid, block, shared_bytes, arguments...); a template with commas in parentheses
- *   - shared memory only as SD_SHARED(struct tiles, s): one struct, whose sizeof is the launch's shared_bytes
+ *   - shared memory only as SD_SHARED(struct tiles, s): one struct, whose sizeof is the launch's shared_bytes; at most 99 KB,
+ *     which is what sm_86, sm_89 and sm_120 give a block (sm_80: 163, sm_90: 227)
  *   - every pointer argument is device memory; arguments are copied by value and replayed
  *   - no atomics, no order that depends on time; sums in a fixed tree
  *   - every thread of a block reaches every __syncthreads(), every lane of a warp every shuffle, mma and ldmatrix
@@ -39,6 +40,7 @@
 #define SD_SHARED(type, name)                                                                                        \
     extern __shared__ __align__(128) unsigned char sd_shared_[];                                                     \
     type &name = *reinterpret_cast<type *>(sd_shared_)
+#define SD_ALIGNED(p, bytes) ((void)0)      /* the emulator looks */
 #endif
 
 namespace sd {
@@ -151,8 +153,18 @@ template <> struct dtype_of<f16> { static const enum sd_dtype value = SD_F16; };
 template <class T, int N> struct alignas(sizeof(T) * N) vec { T at[N]; };
 template <class T> struct wide { static const int count = 16 / sizeof(T); };    /* elements of 16 bytes */
 
-template <int N, class T> static __device__ inline vec<T, N> load(const T *p) { return *reinterpret_cast<const vec<T, N> *>(p); }
-template <int N, class T> static __device__ inline void store(T *p, vec<T, N> v) { *reinterpret_cast<vec<T, N> *>(p) = v; }
+template <int N, class T> static __device__ inline vec<T, N>
+load(const T *p)
+{
+    SD_ALIGNED(p, sizeof(vec<T, N>));
+    return *reinterpret_cast<const vec<T, N> *>(p);
+}
+template <int N, class T> static __device__ inline void
+store(T *p, vec<T, N> v)
+{
+    SD_ALIGNED(p, sizeof(vec<T, N>));
+    *reinterpret_cast<vec<T, N> *>(p) = v;
+}
 static inline bool aligned16(const void *p, int64_t row_bytes) { return ((uintptr_t)p | (uintptr_t)row_bytes) % 16 == 0; }
 
 /* -- warps and blocks ----------------------------------------------------------------------------------------------- */

@@ -189,6 +189,14 @@ sd::emulate::check_pointer(const char *kernel, int argument, const void *p)
                argument);
 }
 
+bool
+sd::emulate::device_range(const unsigned char **from, const unsigned char **to)
+{
+    *from = base;
+    *to = limit;
+    return base != NULL;
+}
+
 /* A word that is the address of a mapped page of the host is no number by chance; but a small number may be followed by four
  * bytes of padding that an old pointer left. */
 void

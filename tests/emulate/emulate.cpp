@@ -37,7 +37,7 @@ namespace sd {
 namespace emulate {
 
 enum { LANES = 32, MAX_THREADS = 1024, MAX_WARPS = MAX_THREADS / LANES, GUARD = 512, PAGE = 4096 };
-enum { MAX_SHARED = 227 << 10, MAX_ARGUMENTS = 4096 };
+enum { MAX_SHARED = 99 << 10 };         /* of sm_86, sm_89 and sm_120: the least of the cards that we run on */
 #ifdef WITH_ASAN
 static const size_t STACK = 512 << 10;
 #else
@@ -90,9 +90,12 @@ struct worker {
     uint64_t order;                     /* of this phase */
     uint64_t seed;
     size_t host_bytes;                  /* of the OpenMP thread's own stack, for AddressSanitizer */
+    struct moment moment;
 };
 
 __thread struct place here;
+const struct moment *moment;
+void (*watch)(const void *p, size_t bytes, bool write);
 static __thread struct worker *mine;
 static std::vector<struct worker *> workers;        /* reachable, for leak checkers and in_stack_guard */
 
@@ -114,7 +117,7 @@ whereabouts(char *text, size_t room)
     return true;
 }
 
-static void __attribute__((format(printf, 1, 2))) SD_NORETURN
+void
 wrong(const char *format, ...)
 {
     char where[512] = "emulate", text[512];
@@ -199,7 +202,7 @@ set_thread(struct worker *w, unsigned t)
 {
     unsigned x = here.block_dim.x, y = here.block_dim.y;
 
-    w->now = t;
+    w->now = w->moment.thread = t;
     if (y == 1 && here.block_dim.z == 1)
         here.thread = { t, 0, 0 };
     else
@@ -226,6 +229,7 @@ static void
 new_phase(struct worker *w)
 {
     w->order = mix(w->order + 1);
+    w->moment.phase++;
     for (unsigned i = 0; i < w->warps; i++)
         w->ready[i] = lanes_of(w, i);
     w->ready_warps = w->warps == 32 ? 0xffffffffu : (1u << w->warps) - 1;
@@ -329,6 +333,8 @@ fibre_main(void)
         l->started = true;
         self = l->fibre;
         (*w->body)();
+        if (!l->copies.empty())
+            wrong("returns while %zu asynchronous copies are under way", l->copies.size());
         l->returned = true;
         w->returned++;
         next = pick(w);
@@ -429,6 +435,9 @@ run_block(struct worker *w, int64_t index)
     memset(w->waiting, 0, sizeof w->waiting);
     memset(w->mixed, 0, sizeof w->mixed);
     w->order = mix(w->seed + (uint64_t)index);
+    w->moment.run++;
+    w->moment.phase = 0;
+    memset(w->moment.meetings, 0, sizeof w->moment.meetings);
     new_phase(w);
     set_thread(w, 0);
     int first = pick(w);
@@ -468,7 +477,7 @@ run_blocks(const launch &l, const std::function<void()> &body)
 
     blocks = l.grid.x * l.grid.y * l.grid.z;
     threads = l.block.x * l.block.y * l.block.z;
-#pragma omp parallel if (blocks > 1 && blocks * threads > 2048)
+#pragma omp parallel if (blocks > 1 && blocks * threads > 2048 && !watch)
     {
         struct worker *w = worker_of_this_thread();
 
@@ -478,6 +487,11 @@ run_blocks(const launch &l, const std::function<void()> &body)
         w->warps = (unsigned)(threads + LANES - 1) / LANES;
         w->shared_bytes = (size_t)l.shared;
         w->seed = seed;
+        w->moment.launch = w->moment.run;
+        w->moment.shared = w->shared;
+        w->moment.shared_bytes = w->shared_bytes;
+        if (watch)
+            moment = &w->moment;
         here.block_dim = { (unsigned)l.block.x, (unsigned)l.block.y, (unsigned)l.block.z };
         here.grid_dim = { (unsigned)l.grid.x, (unsigned)l.grid.y, (unsigned)l.grid.z };
         ASAN_UNPOISON_MEMORY_REGION(w->room, MAX_SHARED + 2 * PAGE);
@@ -490,6 +504,8 @@ run_blocks(const launch &l, const std::function<void()> &body)
         for (int64_t i = 0; i < blocks; i++)
             run_block(w, seed & 1 ? blocks - 1 - i : i);
         w->launch = NULL;
+        if (watch)
+            moment = NULL;
     }
 }
 
@@ -654,6 +670,8 @@ collect(struct worker *w, enum reason reason, uint32_t mask)
     case MATRICES: perform_matrices(lanes); break;
     default: break;
     }
+    if (reason == MEET && mask == lanes_of(w, warp))
+        w->moment.meetings[warp]++;
     w->waiting[warp] &= ~mask;
     w->mixed[warp] &= w->waiting[warp] != 0;
     w->ready[warp] |= mask & ~(1u << me);
@@ -717,6 +735,14 @@ matrix_product(float d[4], const uint32_t a[4], const uint32_t b[2], bool is_f16
     collect(mine, PRODUCT, 0xffffffffu);
 }
 
+void
+misaligned(const void *p, size_t bytes)
+{
+    if (mine->launch && p >= mine->shared && p < mine->shared + mine->shared_bytes)
+        wrong("a vector of %zu bytes at shared address %td", bytes, static_cast<const unsigned char *>(p) - mine->shared);
+    wrong("a vector of %zu bytes at address %p, which is no multiple of it", bytes, p);
+}
+
 static void
 check_row(const void *shared, const char *what)
 {
@@ -733,8 +759,11 @@ load_matrices(uint32_t *r, const void *row, int count, bool turned)
 {
     struct lane *l = lane_here();
 
-    if ((int)(mine->now % LANES) < 8 * count)
+    if ((int)(mine->now % LANES) < 8 * count) {
         check_row(row, "ldmatrix");
+        if (watch)
+            watch(row, 16, false);
+    }
     l->a = row;
     l->out = r;
     l->from = count;
@@ -752,6 +781,11 @@ copy_begin(void *shared, const void *global, bool inside)
     check_row(shared, "copy_async16");
     if (inside && (uintptr_t)global % 16)
         wrong("copy_async16: global address %p is no multiple of 16", global);
+    if (watch) {
+        watch(shared, 16, true);
+        if (inside)
+            watch(global, 16, false);
+    }
     memset(shared, POISON, 16);
     l->copies.push_back({ static_cast<unsigned char *>(shared), static_cast<const unsigned char *>(global), inside, l->group });
 }
@@ -771,11 +805,14 @@ copy_finish(int but)
     for (const struct copy &c : l->copies) {
         if (c.group + (unsigned)but >= l->group) {
             l->copies[left++] = c;
-        } else if (c.inside) {
-            memcpy(c.shared, c.global, 16);
-        } else {
-            memset(c.shared, 0, 16);
+            continue;
         }
+        if (watch)
+            watch(c.shared, 16, true);
+        if (c.inside)
+            memcpy(c.shared, c.global, 16);
+        else
+            memset(c.shared, 0, 16);
     }
     l->copies.resize(left);
 }

@@ -5,7 +5,8 @@
  * barrier to barrier (by a hash of the launch's number: the same in every run), so that a result that hangs on it shows.
  * Caught: barriers and warp collectives that some threads miss; masks that do not fit; shared memory read before it is
  * written (NaN) or written behind its end; pointers that are not device memory, be it in a struct; an asynchronous copy used
- * before its wait (NaN); rows of ldmatrix and copy_async that are not aligned or not shared; launches that no card takes.
+ * before its wait (NaN), or still under way when its thread returns; vectors, rows of ldmatrix and copy_async that are not
+ * aligned, or not shared; launches that some card does not take.  Built with RACES=1, data races too (races.cpp).
  * Environment: SD_EMULATE_SEED=N another order; SD_EMULATE_STRICT=0 lets the host touch device memory (a debugger's wish). */
 #ifndef SD_EMULATE_H
 #define SD_EMULATE_H
@@ -86,6 +87,10 @@ void run_blocks(const launch &l, const std::function<void()> &body);
 bool whereabouts(char *text, size_t room);
 /* is this address in the guard page of a fibre's stack? */
 bool in_stack_guard(const void *p);
+/* the end of the program, naming kernel, block and thread */
+void wrong(const char *format, ...) __attribute__((format(printf, 1, 2), noreturn));
+/* where device memory may lie */
+bool device_range(const unsigned char **base, const unsigned char **limit);
 void check_pointer(const char *kernel, int argument, const void *p);
 void check_struct(const char *kernel, int argument, const void *words, size_t bytes);
 
@@ -123,8 +128,27 @@ run(struct sd_device *d, const launch &l, void (*kernel)(P...), A... a)
         sd::emulate::run(device, sd::emulate::launch{ #kernel, grid, block, (int64_t)(shared) }, sd_kernel_, __VA_ARGS__); \
     } while (0)
 
+void misaligned(const void *p, size_t bytes) __attribute__((noreturn));
+#define SD_ALIGNED(p, bytes)                                                                                         \
+    do {                                                                                                             \
+        if ((uintptr_t)(p) % (bytes))                                                                                \
+            sd::emulate::misaligned(p, bytes);                                                                       \
+    } while (0)
+
 void *shared_memory(size_t bytes, size_t alignment);
 #define SD_SHARED(type, name) type &name = *static_cast<type *>(sd::emulate::shared_memory(sizeof(type), alignof(type)))
+
+/* For races.cpp, where the blocks run one after the other: what runs now, NULL on the host.  run: number of the block, ever rising;
+ * launch: of the last block before this launch; phase, meetings: barriers of the block, of each warp, so far. */
+struct moment {
+    uint32_t run, launch, phase, meetings[32];
+    unsigned thread;
+    const unsigned char *shared;
+    size_t shared_bytes;
+};
+extern const struct moment *moment;
+/* NULL, or told of what kernels read and write inside the emulator */
+extern void (*watch)(const void *p, size_t bytes, bool write);
 
 /* -- barriers and warps --------------------------------------------------------------------------------------------- */
 
