@@ -2,8 +2,8 @@
  *
  * The library counts in columns, so it is asked for the turned product: our row-major D [rows, columns] is its D' [columns, rows],
  * D' = B' A' + bias of the rows + C'.
- * Of its algorithms those with a split depth whose parts are added in a fixed order may be used, those that add in place not.
- * Which one is timed for each call and kept (vendor.h). */
+ * Of its algorithms those with a split depth whose parts are kept in f32 and added in a fixed order may be used, those that add in
+ * place not.  The fastest for each call is kept (vendor.h). */
 #include "cublas.h"
 
 #include <stdio.h>
@@ -57,8 +57,6 @@ static struct {
                   const void *beta, const void *c, struct layout *lc, void *d, struct layout *ld, const struct algo *algo,
                   void *workspace, size_t bytes, void *stream);
 } lt;
-
-bool vendor_tf32;
 
 static bool
 find_all(void)
@@ -262,6 +260,8 @@ cublas_ask(const struct gemm_call *g, struct cublas_asked *asked, const char **w
     return true;
 }
 
+#if SD_WITH_CUDA            /* what follows runs; it wants kernels of ours beside the library's */
+
 /* -- choosing ------------------------------------------------------------------------------------------------------- */
 
 struct attempt {
@@ -332,7 +332,7 @@ candidates(struct state *s, struct plan *p, struct found *found)
 {
     const struct shape *q = &p->shape;
     const uint32_t align[] = { (uint32_t)q->align_a, (uint32_t)q->align_b, (uint32_t)q->align_c, (uint32_t)q->align_d };
-    uint32_t schemes = REDUCTION_COMPUTE_TYPE | REDUCTION_OUTPUT_TYPE;
+    uint32_t schemes = REDUCTION_COMPUTE_TYPE | (q->d_type == R_32F ? REDUCTION_OUTPUT_TYPE : 0);
     struct preference preference;
     uint64_t workspace = WORKSPACE;
     int count = 0, kept = 0;
@@ -352,49 +352,108 @@ candidates(struct state *s, struct plan *p, struct found *found)
     return kept;
 }
 
+/* The product by our own kernel, in the host's memory; NULL where there is no room.  What lies between rows is zero in both. */
+static void *
+expect(struct state *s, const struct gemm_call *g, size_t bytes)
+{
+    struct gemm_call own = *g;
+    void *expected = malloc(bytes);
+
+    if (!expected)
+        return NULL;
+    own.d = sd_device_alloc(s->device, bytes, "tuning");
+    sd_device_fill(s->device, own.d, 0, bytes);
+    gemm_cuda(s->device, &own);
+    sd_device_read(s->device, expected, own.d, bytes);
+    sd_device_free(s->device, own.d);
+    return expected;
+}
+
+/* -1 where the library refuses */
+static double
+distance(struct attempt *t, const void *expected, void *found, size_t bytes)
+{
+    struct sd_device *d = t->state->device;
+
+    sd_device_fill(d, t->d, 0, bytes);
+    if (!multiply(t))
+        return -1;
+    sd_device_read(d, found, t->d, bytes);
+    return tuning_distance(found, expected, t->call->d_dtype, bytes / sd_dtype_size(t->call->d_dtype));
+}
+
+/* Of the candidates, the fastest that is right, into memory of their own (else every attempt would add once more); -1: none. */
+static int
+fastest(struct state *s, struct plan *p, const struct gemm_call *g, const struct found *candidate, int count, size_t bytes, const char *key)
+{
+    struct attempt t = { s, p, g, NULL };
+    void *expected = expect(s, g, bytes), *found = malloc(bytes);
+    double best = -1;
+    int chosen = -1;
+
+    if (!expected || !found)
+        sd_die("memory", "no room for %zu bytes twice", bytes);
+    t.d = sd_device_alloc(s->device, bytes, "tuning");
+    for (int i = 0; i < count; i++) {
+        double seconds, apart;
+
+        p->algo = candidate[i].algo;
+        p->workspace = candidate[i].workspace;
+        apart = distance(&t, expected, found, bytes);
+        if (apart < 0)
+            continue;
+        if (!(apart <= tuning_bound(g->d_dtype))) {
+            sd_warn("cublasLt", "gemm %s: choice %d is left out: %.1e from our own", key, i, apart);
+            continue;
+        }
+        seconds = tuning_time(s->device, multiply, &t);
+        if (seconds >= 0 && (best < 0 || seconds < best)) {
+            best = seconds;
+            chosen = i;
+        }
+    }
+    sd_device_free(s->device, t.d);
+    free(expected);
+    free(found);
+    if (chosen < 0)
+        sd_note(2, "gemm %s: none of %d choices", key, count);
+    else
+        sd_note(2, "gemm %s: choice %d of %d, %.1f us, %.1f TFLOP/s", key, chosen, count, best * 1e6,
+                2e-12 * (double)g->rows * (double)g->columns * (double)g->depth * (double)p->shape.batch / best);
+    return chosen;
+}
+
 static void
 choose(struct state *s, struct plan *p, const struct gemm_call *g)
 {
-    struct attempt attempt = { s, p, g, g->d };
     struct found found[MANY];
     char key[512], text[2 * sizeof(struct algo) + 1];
     const char *kept = tuning_find(s->device, "gemm", key_of(key, sizeof key, &p->shape));
     size_t bytes = ((size_t)(p->shape.batch - 1) * (size_t)p->shape.d_apart + (size_t)(g->rows - 1) * (size_t)g->d_pitch
                     + (size_t)g->columns) * sd_dtype_size(g->d_dtype);
-    bool in_place = g->c == g->d, try;
-    double best = -1;
     int count, chosen = 0;
+    bool timed;
 
-    if (kept && use_kept(s, p, kept))
+    if (kept && strcmp(kept, "none") == 0)
+        p->none = true;
+    if (p->none || (kept && use_kept(s, p, kept)))
         return;
+    if (kept)
+        sd_warn("cublasLt", "the algorithm that was chosen before is refused now, another is taken: %s", key);
     count = candidates(s, p, found);
-    p->none = count == 0;
-    if (p->none)
-        return;
-    try = tuning_wanted() && count > 1 && (!in_place || sd_device_free_bytes(s->device) > bytes + bytes / 4);
-    if (try && in_place)                    /* else every attempt would add once more */
-        attempt.d = sd_device_alloc(s->device, bytes, "tuning");
-    for (int i = 0; i < count && try; i++) {
-        double t;
-
-        p->algo = found[i].algo;
-        p->workspace = found[i].workspace;
-        t = tuning_time(s->device, multiply, &attempt);
-        if (t >= 0 && (best < 0 || t < best)) {
-            best = t;
-            chosen = i;
-        }
+    timed = count > 0 && !kept && tuning_wanted() && sd_device_free_bytes(s->device) > 2 * bytes + bytes / 2;
+    if (timed)
+        chosen = fastest(s, p, g, found, count, bytes, key);
+    p->none = count == 0 || chosen < 0;
+    if (!p->none) {
+        p->algo = found[chosen].algo;
+        p->workspace = found[chosen].workspace;
     }
-    if (attempt.d != g->d)
-        sd_device_free(s->device, attempt.d);
-    p->algo = found[chosen].algo;
-    p->workspace = found[chosen].workspace;
-    if (best >= 0) {
-        sd_note(2, "gemm %s: %.1f us, %.1f TFLOP/s", key, best * 1e6,
-                2e-12 * (double)g->rows * (double)g->columns * (double)g->depth * (double)p->shape.batch / best);
-        kept = tuning_store(s->device, "gemm", key, algo_text(text, &p->algo));
-        if (strcmp(kept, text) && !use_kept(s, p, kept))
+    if (timed) {
+        kept = tuning_store(s->device, "gemm", key, p->none ? strcpy(text, "none") : algo_text(text, &p->algo));
+        if (strcmp(kept, text) && strcmp(kept, "none") && !use_kept(s, p, kept))        /* another process was first */
             sd_die("cublasLt", "the algorithm that another process chose is refused: %s", key);
+        p->none = strcmp(kept, "none") == 0;
     }
 }
 
@@ -413,9 +472,15 @@ state_of(struct sd_device *d)
 {
     struct state *s = sd_device_slot(d, SD_SLOT_CUBLAS);
     void *handle;
+    int status;
 
-    if (s || lt.create(&handle))
+    if (s)
         return s;
+    if ((status = lt.create(&handle))) {
+        sd_warn(lt.version, "cannot be used, our own kernels multiply: status %d", status);
+        lt.library = NULL;
+        return NULL;
+    }
     s = calloc(1, sizeof *s);
     if (!s)
         sd_die("memory", "no room for cublasLt's state");
@@ -462,8 +527,12 @@ cublas_gemm(struct sd_device *d, const struct gemm_call *g)
     if (!multiply(&attempt)) {
         char key[512];
 
-        sd_die("cublasLt", "the product fails that was tried before: %s", key_of(key, sizeof key, &p->shape));
+        sd_warn("cublasLt", "refuses what it offered, our own kernel takes over: gemm %s", key_of(key, sizeof key, &p->shape));
+        p->none = true;
+        return false;
     }
     sd_device_launched(d, "cublasLt");
     return true;
 }
+
+#endif

@@ -1,8 +1,8 @@
 /* cudnn.c - convolutions and attention by cuDNN 9: its backend API, without its headers.
  *
  * A call becomes a graph of tensors and operations; the library lists engines for it, of which those are kept that add in a fixed
- * order and lose no precision.  Each is timed, and run twice into fresh memory: one whose bits differ is left out, whatever the
- * library says of it.  The choice is kept (vendor.h).
+ * order and lose no precision.  Each is timed, and run twice into fresh memory: one whose bits differ, or whose results are not
+ * those of our own kernel, is left out, whatever the library says of it.  The choice is kept (vendor.h).
  *
  * Pictures: dimensions are counted [batch, channels, height, width], memory is NHWC.  Heads: [batch, heads, rows, d]. */
 #include "cudnn.h"
@@ -49,7 +49,8 @@ enum {
 enum { DATA_FLOAT = 0, DATA_HALF = 2, DATA_BFLOAT16 = 9, CROSS_CORRELATION = 1, POINTWISE_ADD = 0, HEUR_FALLBACK = 2, HEUR_A = 3 };
 enum { NOTE_DOWN_CONVERT_INPUTS = 1, NOTE_REDUCED_PRECISION_REDUCTION = 2, NOTE_FFT = 3, NOTE_NONDETERMINISTIC = 4, NOTE_WINOGRAD = 5, NOTES = 10 };
 enum { BEHAVIOR_RUNTIME_COMPILATION = 0, BEHAVIORS = 8 };
-enum { SDPA_FORWARD_SINCE = 91301, SDPA_BACKWARD_SINCE = 92100, MANY = 64, TRIED = 8, ALIGNED = 16 };
+enum { SDPA_FORWARD_SINCE = 91301, SDPA_BACKWARD_SINCE = 92100, MANY = 64, ALIGNED = 16 };
+enum { TRIED = 8, SECONDS = 3, WORKSPACE = 256 << 20 };     /* of engines: at most so many, so long, with so much */
 
 static struct {
     void *library;
@@ -91,7 +92,8 @@ open_library(void)
         if (find_all()) {
             dnn.number = dnn.get_version();
             snprintf(dnn.version, sizeof dnn.version, "cudnn %zu", dnn.number);
-            vendor_open(compilers);             /* once open, it is found by name by cuDNN's engines, which compile */
+            vendor_open(compilers);             /* once open, they are found by name by cuDNN's engines */
+            cublas_version();
         } else
             dnn.library = NULL;
     }
@@ -448,6 +450,10 @@ build(void *handle, void *device, void *config, int64_t *workspace)
         dnn.unmake(exec);
         return NULL;
     }
+    if (*workspace > WORKSPACE) {
+        dnn.unmake(exec);
+        return NULL;
+    }
     return exec;
 }
 
@@ -585,16 +591,36 @@ struct pack {
     int64_t uid[CUDNN_MOST_TENSORS];
     void *at[CUDNN_MOST_TENSORS];
     size_t bytes[CUDNN_MOST_TENSORS];       /* of results, from first to last; 0: an operand */
+    enum sd_dtype type[CUDNN_MOST_TENSORS]; /* of results */
+    bool (*own)(struct sd_device *d, const void *call, const struct pack *to);      /* the same by our own kernel; false: it cannot */
+    const void *call;
 };
 
 static void
-put(struct pack *p, int64_t uid, const void *at, size_t bytes)
+put(struct pack *p, int64_t uid, const void *at)
 {
     union { const void *in; void *out; } u = { at };
 
     p->uid[p->count] = uid;
     p->at[p->count] = u.out;
-    p->bytes[p->count++] = bytes;
+    p->bytes[p->count++] = 0;
+}
+
+static void
+put_result(struct pack *p, int64_t uid, void *at, size_t count, enum sd_dtype type)
+{
+    put(p, uid, at);
+    p->bytes[p->count - 1] = count * sd_dtype_size(type);
+    p->type[p->count - 1] = type;
+}
+
+static void *
+result(const struct pack *p, int64_t uid)
+{
+    for (int i = 0; i < p->count; i++)
+        if (p->uid[i] == uid)
+            return p->at[i];
+    return NULL;
 }
 
 static bool
@@ -618,6 +644,8 @@ struct attempt {
     void *exec;
     int64_t workspace;
     struct pack pack;           /* results go to memory of their own */
+    void *expected[CUDNN_MOST_TENSORS];     /* in the host's; NULL: not known */
+    double apart;               /* from what is expected, in tuning_bound()s */
 };
 
 static bool
@@ -628,31 +656,56 @@ attempt(void *argument)
     return execute(t->state, t->exec, &t->pack, sd_device_workspace(t->state->device, (size_t)t->workspace));
 }
 
-/* Twice into memory that was filled with something else: are the results the same bytes? */
+/* Twice into memory that was cleared: are the results the same bytes, and what is expected? */
 static bool
 repeats(struct attempt *t)
 {
     bool same = true;
 
+    t->apart = 0;
     for (int i = 0; i < t->pack.count && same; i++) {
         unsigned char *first, *again;
         struct sd_device *d = t->state->device;
+        size_t bytes = t->pack.bytes[i];
 
-        if (!t->pack.bytes[i])
+        if (!bytes)
             continue;
-        first = malloc(2 * t->pack.bytes[i]);
+        first = malloc(2 * bytes);
         if (!first)
-            sd_die("memory", "no room for %zu bytes twice", t->pack.bytes[i]);
-        again = first + t->pack.bytes[i];
+            sd_die("memory", "no room for %zu bytes twice", bytes);
+        again = first + bytes;
         for (int turn = 0; turn < 2 && same; turn++) {
-            sd_device_fill(d, t->pack.at[i], 0x5a, t->pack.bytes[i]);
+            sd_device_fill(d, t->pack.at[i], 0, bytes);
             same = attempt(t);
-            sd_device_read(d, turn ? again : first, t->pack.at[i], t->pack.bytes[i]);
+            sd_device_read(d, turn ? again : first, t->pack.at[i], bytes);
         }
-        same = same && memcmp(first, again, t->pack.bytes[i]) == 0;
+        if (same && t->expected[i]) {
+            double apart = tuning_distance(first, t->expected[i], t->pack.type[i], bytes / sd_dtype_size(t->pack.type[i]))
+                           / tuning_bound(t->pack.type[i]);
+
+            if (!(apart <= t->apart))
+                t->apart = apart;
+        }
+        same = same && memcmp(first, again, bytes) == 0;
         free(first);
     }
-    return same;
+    return same && t->apart <= 1;
+}
+
+/* What the results are, by our own kernel. */
+static void
+expect(struct attempt *t)
+{
+    struct sd_device *d = t->state->device;
+
+    for (int i = 0; i < t->pack.count; i++)
+        if (t->pack.bytes[i])
+            sd_device_fill(d, t->pack.at[i], 0, t->pack.bytes[i]);
+    if (!t->pack.own(d, t->pack.call, &t->pack))
+        return;
+    for (int i = 0; i < t->pack.count; i++)
+        if (t->pack.bytes[i] && (t->expected[i] = malloc(t->pack.bytes[i])))
+            sd_device_read(d, t->expected[i], t->pack.at[i], t->pack.bytes[i]);
 }
 
 /* Of the proposals, the fastest that repeats; -1: none. */
@@ -660,32 +713,51 @@ static int
 fastest(struct state *s, void *const *configs, int count, const struct pack *pack, const char *key)
 {
     struct attempt t = { .state = s, .pack = *pack };
-    double best = -1;
+    double best = -1, begin = tuning_clock();
     int chosen = -1, tried = 0;
 
     for (int i = 0; i < pack->count; i++)
         if (pack->bytes[i])
             t.pack.at[i] = sd_device_alloc(s->device, pack->bytes[i], "tuning");
-    for (int i = 0; i < count && tried < TRIED; i++) {
+    expect(&t);
+    for (int i = 0; i < count && tried < TRIED && (chosen < 0 || tuning_clock() - begin < SECONDS); i++) {
         double seconds;
 
         if (engine_of(configs[i]) < 0 || !(t.exec = build(s->handle, NULL, configs[i], &t.workspace)))
             continue;
         tried++;
+        t.apart = 0;
         if (sd_device_free_bytes(s->device) > (size_t)t.workspace && attempt(&t) && repeats(&t)) {
             seconds = tuning_time(s->device, attempt, &t);
             if (seconds >= 0 && (best < 0 || seconds < best)) {
                 best = seconds;
                 chosen = i;
             }
-        }
+        } else if (!(t.apart <= 1))
+            sd_warn("cudnn", "%s: engine %lld is left out: %.1f times as far from our own kernel as rounding goes", key,
+                    (long long)engine_of(configs[i]), t.apart);
         dnn.unmake(t.exec);
     }
-    for (int i = 0; i < pack->count; i++)
+    for (int i = 0; i < pack->count; i++) {
         if (pack->bytes[i])
             sd_device_free(s->device, t.pack.at[i]);
-    sd_note(2, "%s: engine %d of %d, %.1f us", key, chosen, count, best * 1e6);
+        free(t.expected[i]);
+    }
+    if (chosen < 0)
+        sd_note(2, "%s: none of %d engines, %.1f s", key, count, tuning_clock() - begin);
+    else
+        sd_note(2, "%s: engine %d of %d, %d tried, %.1f us, chosen in %.1f s", key, chosen, count, tried, best * 1e6,
+                tuning_clock() - begin);
     return chosen;
+}
+
+/* Untimed: the first engine that a plan can be made of. */
+static void
+take_first(struct state *s, struct plan *p, void *const *configs, int count)
+{
+    for (int i = 0; i < count && !p->exec; i++)
+        if (engine_of(configs[i]) >= 0)
+            p->exec = build(s->handle, NULL, configs[i], &p->workspace);
 }
 
 /* Sets p->exec; leaves it NULL where there is no engine. */
@@ -706,16 +778,16 @@ choose(struct state *s, struct plan *p, struct graph *g, const struct pack *pack
         snprintf(text, sizeof text, "%d %lld", chosen, chosen < 0 ? -1LL : (long long)engine_of(configs[chosen]));
         kept = tuning_store(s->device, "dnn", p->key, text);
     }
-    if (kept) {
-        if (sscanf(kept, "%d %lld", &chosen, &number) != 2 || chosen >= count || (chosen >= 0 && engine_of(configs[chosen]) != number))
-            sd_die("cudnn", "the engine that was chosen before is not offered now: %s: %s", p->key, kept);
-        if (chosen >= 0 && !(p->exec = build(s->handle, NULL, configs[chosen], &p->workspace)))
-            sd_die("cudnn", "the engine that was chosen before is refused now: %s: %s", p->key, kept);
+    if (!kept) {
+        take_first(s, p, configs, count);
         return;
     }
-    for (int i = 0; i < count && !p->exec; i++)
-        if (engine_of(configs[i]) >= 0)
-            p->exec = build(s->handle, NULL, configs[i], &p->workspace);
+    if (sscanf(kept, "%d %lld", &chosen, &number) == 2 && chosen < count
+            && (chosen < 0 || (engine_of(configs[chosen]) == number
+                               && (p->exec = build(s->handle, NULL, configs[chosen], &p->workspace)))))
+        return;
+    sd_warn("cudnn", "the engine that was chosen before is not offered now, another is taken: %s: %s", p->key, kept);
+    take_first(s, p, configs, count);
 }
 
 static void
@@ -737,12 +809,14 @@ static struct state *
 state_of(struct sd_device *d)
 {
     struct state *s = sd_device_slot(d, SD_SLOT_CUDNN);
-    void *handle;
+    void *handle = NULL;
+    int status;
 
-    if (s || dnn.create(&handle))
+    if (s)
         return s;
-    if (dnn.set_stream(handle, sd_device_stream(d))) {
-        dnn.destroy(handle);
+    if ((status = dnn.create(&handle)) || (status = dnn.set_stream(handle, sd_device_stream(d)))) {
+        sd_warn(dnn.version, "cannot be used, our own kernels compute: status %d", status);
+        dnn.library = NULL;
         return NULL;
     }
     s = calloc(1, sizeof *s);
@@ -795,15 +869,40 @@ round_up(size_t bytes)
     return (bytes + 255) / 256 * 256;
 }
 
-static void
-run(struct state *s, const struct plan *p, const struct pack *pack, void *workspace)
+static bool
+run(struct state *s, struct plan *p, const struct pack *pack, void *workspace)
 {
-    if (!execute(s, p->exec, pack, workspace))
-        sd_die("cudnn", "fails that was tried before: %s", p->key);
+    if (!execute(s, p->exec, pack, workspace)) {
+        sd_warn("cudnn", "refuses what it offered, our own kernel takes over: %s", p->key);
+        dnn.unmake(p->exec);
+        p->exec = NULL;
+        return false;
+    }
     sd_device_launched(s->device, "cudnn");
+    return true;
 }
 
 /* -- calls ---------------------------------------------------------------------------------------------------------- */
+
+static bool
+own_conv(struct sd_device *d, const void *call, const struct pack *to)
+{
+    struct conv_call c = *(const struct conv_call *)call;
+
+    c.to = result(to, TO);
+    c.add = false;
+    return c.kind != CONV_WEIGHT && conv_cuda(d, &c);       /* there the order is the file's */
+}
+
+static bool
+own_attention(struct sd_device *d, const void *call, const struct pack *to)
+{
+    struct attention_call c = *(const struct attention_call *)call;
+
+    c.o = result(to, O);
+    c.lse = result(to, STATS);
+    return !c.backward && attention_cuda(d, &c);
+}
 
 bool
 cudnn_conv2d(struct sd_device *d, const struct conv_call *c)
@@ -816,7 +915,7 @@ cudnn_conv2d(struct sd_device *d, const struct conv_call *c)
     size_t bytes = (size_t)count * sd_dtype_size(type);
     struct state *s;
     struct plan *p;
-    struct pack pack = { .count = 0 };
+    struct pack pack = { .own = own_conv, .call = c };
     char key[256], *workspace;
     void *to = c->to;
 
@@ -828,18 +927,18 @@ cudnn_conv2d(struct sd_device *d, const struct conv_call *c)
              c->left, c->bottom, c->right, forward && c->bias ? " bias" : "", forward && c->channel_add ? " channels" : "",
              forward && c->residual ? " residual" : "", vendor_tf32 ? " tf32" : "");
     if (c->kind != CONV_DATA)
-        put(&pack, X, c->x, 0);
+        put(&pack, X, c->x);
     if (c->kind != CONV_WEIGHT)
-        put(&pack, W, c->w, 0);
+        put(&pack, W, c->w);
     if (!forward)
-        put(&pack, DY, c->dy, 0);
+        put(&pack, DY, c->dy);
     if (forward && c->bias)
-        put(&pack, BIAS, c->bias, 0);
+        put(&pack, BIAS, c->bias);
     if (forward && c->channel_add)
-        put(&pack, CHANNEL_ADD, c->channel_add, 0);
+        put(&pack, CHANNEL_ADD, c->channel_add);
     if (forward && c->residual)
-        put(&pack, RESIDUAL, c->residual, 0);
-    put(&pack, TO, c->to, bytes);
+        put(&pack, RESIDUAL, c->residual);
+    put_result(&pack, TO, c->to, (size_t)count, type);
     if (!(p = find_plan(s, key))) {
         struct graph g = { .count = 0 };
 
@@ -854,7 +953,8 @@ cudnn_conv2d(struct sd_device *d, const struct conv_call *c)
     if (aside)
         to = workspace + round_up((size_t)p->workspace);
     pack.at[pack.count - 1] = to;
-    run(s, p, &pack, workspace);
+    if (!run(s, p, &pack, workspace))
+        return false;
     if (c->kind == CONV_WEIGHT)
         conv_taps_to_rows(d, c->to, to, c->out, c->in, (int64_t)c->kernel_height * c->kernel_width, c->add);
     else if (aside && forward)
@@ -867,7 +967,6 @@ cudnn_conv2d(struct sd_device *d, const struct conv_call *c)
 bool
 cudnn_attention(struct sd_device *d, const struct attention_call *c)
 {
-    const size_t size = sd_dtype_size(c->dtype);
     const float scale = (float)c->scale;
     const int64_t width = c->heads * c->d;
     struct { int64_t uid; void *to; int64_t pitch, rows; bool store; } gradient[] = {
@@ -877,7 +976,7 @@ cudnn_attention(struct sd_device *d, const struct attention_call *c)
     };
     struct state *s;
     struct plan *p;
-    struct pack pack = { .count = 0 };
+    struct pack pack = { .own = own_attention, .call = c };
     size_t room, at;
     char key[256], *workspace;
     int first;
@@ -892,20 +991,25 @@ cudnn_attention(struct sd_device *d, const struct attention_call *c)
              (long long)gradient_pitch(c, c->q_gradient, c->q_gradient_pitch, c->q_store),
              (long long)gradient_pitch(c, c->k_gradient, c->k_gradient_pitch, c->k_store),
              (long long)gradient_pitch(c, c->v_gradient, c->v_gradient_pitch, c->v_store));
-    put(&pack, Q, c->q, 0);
-    put(&pack, K, c->k, 0);
-    put(&pack, V, c->v, 0);
-    put(&pack, SCALE, &scale, 0);
-    put(&pack, O, c->o, c->backward ? 0 : (size_t)((c->batch * c->L - 1) * c->o_pitch + width) * size);
-    if (c->lse)
-        put(&pack, STATS, c->lse, c->backward ? 0 : (size_t)(c->batch * c->heads * c->L) * sizeof(float));
+    put(&pack, Q, c->q);
+    put(&pack, K, c->k);
+    put(&pack, V, c->v);
+    put(&pack, SCALE, &scale);
     if (c->backward)
-        put(&pack, D_O, c->o_gradient, 0);
+        put(&pack, O, c->o);
+    else
+        put_result(&pack, O, c->o, (size_t)((c->batch * c->L - 1) * c->o_pitch + width), c->dtype);
+    if (c->lse && c->backward)
+        put(&pack, STATS, c->lse);
+    else if (c->lse)
+        put_result(&pack, STATS, c->lse, (size_t)(c->batch * c->heads * c->L), SD_F32);
+    if (c->backward)
+        put(&pack, D_O, c->o_gradient);
     first = pack.count;
     for (int i = 0; c->backward && i < 3; i++) {
         int64_t pitch = gradient_pitch(c, gradient[i].to, gradient[i].pitch, gradient[i].store);
 
-        put(&pack, gradient[i].uid, gradient[i].to, (size_t)((gradient[i].rows - 1) * pitch + width) * size);
+        put_result(&pack, gradient[i].uid, gradient[i].to, (size_t)((gradient[i].rows - 1) * pitch + width), c->dtype);
     }
     if (!(p = find_plan(s, key))) {
         struct graph g = { .count = 0 };
@@ -926,7 +1030,8 @@ cudnn_attention(struct sd_device *d, const struct attention_call *c)
             pack.at[i] = workspace + at;
             at += round_up(pack.bytes[i]);
         }
-    run(s, p, &pack, workspace);
+    if (!run(s, p, &pack, workspace))
+        return false;
     for (int i = first; i < pack.count; i++)
         if (gradient[i - first].to && !gradient[i - first].store)
             sd_device_rows(d, gradient[i - first].to, c->dtype, gradient[i - first].pitch, pack.at[i], c->dtype, width,

@@ -4,6 +4,7 @@
 #include <dlfcn.h>
 #include <fcntl.h>
 #include <glob.h>
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/file.h>
@@ -14,6 +15,8 @@
 #include "diag.h"
 #include "file.h"
 #include "hash.h"
+
+bool vendor_tf32;
 
 /* -- libraries ------------------------------------------------------------------------------------------------------ */
 
@@ -47,11 +50,50 @@ open_matching(const char *pattern, const char *const *names)
     return library;
 }
 
+static const char packages[] = "/python3*/{site,dist}-packages/nvidia/{cu13,cu12,cublas,cudnn,cuda_nvrtc}/lib";
+
+/* An environment's bin/python3 is a link, and another may lead to it: its packages lie beside any of them. */
+static void *
+open_beside_python(struct sd_scope *s, const char *const *names)
+{
+    const char *path = getenv("PATH");
+    char at[4096] = "", to[4096];
+    void *library = NULL;
+
+    for (const char *f = path; f && *f && !*at; ) {
+        size_t n = strcspn(f, ":");
+
+        if (n && n + sizeof "/python3" <= sizeof at) {
+            snprintf(at, sizeof at, "%.*s/python3", (int)n, f);
+            if (access(at, X_OK))
+                *at = '\0';
+        }
+        f += n + (f[n] == ':');
+    }
+    for (int i = 0; i < 16 && *at && !library; i++) {
+        char *name = strrchr(at, '/');
+        ssize_t n;
+
+        library = open_matching(sd_sprintf(s, "%.*s/../lib%s", (int)(name - at), at, packages), names);
+        n = readlink(at, to, sizeof to - 1);
+        if (n <= 0)
+            break;
+        to[n] = '\0';
+        if (*to == '/')
+            name = at;
+        else
+            name++;
+        if ((size_t)(name - at) + (size_t)n >= sizeof at)
+            break;
+        memcpy(name, to, (size_t)n + 1);
+    }
+    return library;
+}
+
 void *
 vendor_open(const char *const *names)
 {
     static const char *const prefixes[] = { "VIRTUAL_ENV", "CONDA_PREFIX" }, *const toolkits[] = { "CUDA_HOME", "CUDA_PATH" };
-    static const char packages[] = "/python3*/{site,dist}-packages/nvidia/{cu13,cu12,cublas,cudnn,cuda_nvrtc}/lib";
     const char *own = getenv("SD_CUDA_LIBS"), *home = getenv("HOME");
     struct sd_scope *s = sd_scope_open();
     void *library = NULL;
@@ -75,6 +117,8 @@ vendor_open(const char *const *names)
         for (size_t i = 0; i < sizeof prefixes / sizeof *prefixes && !library; i++)
             if (getenv(prefixes[i]))
                 library = open_matching(sd_sprintf(s, "%s/lib%s", getenv(prefixes[i]), packages), names);
+        if (!library)
+            library = open_beside_python(s, names);
         if (!library && home)
             library = open_matching(sd_sprintf(s, "%s/.local/lib%s", home, packages), names);
         if (!library)
@@ -255,8 +299,8 @@ tuning_wanted(void)
     return !text || strcmp(text, "0") != 0;
 }
 
-static double
-now(void)
+double
+tuning_clock(void)
 {
     struct timespec t;
 
@@ -283,13 +327,58 @@ tuning_time(struct sd_device *d, bool (*run)(void *), void *argument)
         double begin, t;
 
         sd_device_wait(d);
-        begin = now();
+        begin = tuning_clock();
         sd_device_replay(d, r);
         sd_device_wait(d);
-        t = (now() - begin) / TIMES;
+        t = (tuning_clock() - begin) / TIMES;
         if (i && (best < 0 || t < best))    /* the first warms up */
             best = t;
     }
     sd_recording_free(r);
     return best;
+}
+
+static double
+element(const void *p, enum sd_dtype dtype, size_t i)
+{
+    uint16_t bits;
+    union { uint32_t u; float f; } x;
+
+    if (dtype == SD_F32)
+        return ((const float *)p)[i];
+    bits = ((const uint16_t *)p)[i];
+    if (dtype == SD_BF16)
+        x.u = (uint32_t)bits << 16;
+    else if ((bits & 0x7c00) == 0x7c00)
+        return bits & 0x3ff ? NAN : INFINITY;
+    else {                              /* 2^112 lifts subnormal numbers too */
+        x.u = (uint32_t)(bits & 0x7fff) << 13;
+        x.f *= 0x1p112f;
+        if (bits & 0x8000)
+            x.f = -x.f;
+    }
+    return x.f;
+}
+
+double
+tuning_distance(const void *found, const void *expected, enum sd_dtype dtype, size_t count)
+{
+    double apart = 0, all = 0;
+
+#pragma omp parallel for schedule(static) reduction(+ : apart, all)
+    for (size_t i = 0; i < count; i++) {
+        double e = element(expected, dtype, i), f = element(found, dtype, i);
+
+        apart += (f - e) * (f - e);
+        all += e * e;
+    }
+    if (!isfinite(all))
+        return 0;
+    return all > 0 ? sqrt(apart / all) : apart > 0 ? INFINITY : apart;      /* NaN stays NaN */
+}
+
+double
+tuning_bound(enum sd_dtype dtype)
+{
+    return dtype == SD_BF16 ? 2e-2 : dtype == SD_F16 ? 4e-3 : vendor_tf32 ? 1e-2 : 1e-3;
 }

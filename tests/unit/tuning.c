@@ -2,6 +2,7 @@
 #include "vendor.h"
 
 #include <ftw.h>
+#include <math.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -19,13 +20,14 @@ struct sd_device {
 struct sd_recording { int unused; };
 
 static struct sd_recording one_recording;
+static bool recordable = true;
 
 const char *sd_device_name(const struct sd_device *d) { return d->name; }
 const char *sd_device_engine(const struct sd_device *d) { (void)d; return "engine 1"; }
 void *sd_device_slot(const struct sd_device *d, enum sd_device_slot slot) { return slot == SD_SLOT_TUNING ? d->value : NULL; }
 void sd_device_wait(struct sd_device *d) { (void)d; }
 void sd_device_record(struct sd_device *d) { d->recorded++; }
-struct sd_recording *sd_device_recorded(struct sd_device *d) { (void)d; return &one_recording; }
+struct sd_recording *sd_device_recorded(struct sd_device *d) { (void)d; return recordable ? &one_recording : NULL; }
 void sd_device_replay(struct sd_device *d, struct sd_recording *r) { (void)r; d->replayed++; }
 void sd_recording_free(struct sd_recording *r) { (void)r; }
 
@@ -142,6 +144,22 @@ damaged(const char *folder)
     sd_scope_close(s);
 }
 
+static void
+distances(void)
+{
+    const float a[] = { 3, 4, 0 }, b[] = { 3, 4, 5 }, none[3] = { 0 }, endless[] = { INFINITY, 1, 2 }, nan[] = { NAN, 4, 0 };
+    const uint16_t half[] = { 0x4200, 0xc400, 0x0001 }, brain[] = { 0x4040, 0xc080, 0x3300 };       /* 3, -4, 2^-24 */
+    const uint16_t half_off[] = { 0x4200, 0xc400, 0x4200 };
+
+    CHECK(tuning_distance(a, a, SD_F32, 3) == 0 && fabs(tuning_distance(b, a, SD_F32, 3) - 1) < 1e-12, "5 from a vector of length 5");
+    CHECK(isnan(tuning_distance(nan, a, SD_F32, 3)) && !(tuning_distance(nan, none, SD_F32, 3) <= 1), "what is no number is never near");
+    CHECK(tuning_distance(a, none, SD_F32, 3) == INFINITY && tuning_distance(none, none, SD_F32, 3) == 0, "nothing is near to zero but zero");
+    CHECK(tuning_distance(a, endless, SD_F32, 3) == 0, "what is not finite is expected of nobody");
+    CHECK(fabs(tuning_distance(half_off, half, SD_F16, 3) - 0.6) < 1e-6 && tuning_distance(brain, brain, SD_BF16, 3) == 0
+              && fabs(tuning_distance(half, half_off, SD_F16, 3) - 3 / sqrt(34)) < 1e-6, "F16");
+    CHECK(tuning_bound(SD_BF16) > tuning_bound(SD_F16) && tuning_bound(SD_F16) > tuning_bound(SD_F32), "rounding is larger in fewer bits");
+}
+
 static int calls;
 static bool
 run(void *argument)
@@ -168,6 +186,10 @@ main(void)
     CHECK(t >= 0 && d.recorded == 1 && d.replayed > 1 && calls > 2, "timed: %d calls, %d replays, %.1e s", calls, d.replayed, t);
     calls = 0;
     CHECK(tuning_time(&d, run, &few) < 0 && calls == 4, "one that fails has no time");
+    calls = 0;
+    recordable = false;
+    CHECK(tuning_time(&d, run, &enough) < 0, "one that cannot be recorded has no time");
+    distances();
     setenv("SD_TUNE", "0", 1);
     CHECK(!tuning_wanted(), "SD_TUNE=0");
     nftw(root, remove_it, 16, FTW_DEPTH | FTW_PHYS);
