@@ -77,6 +77,9 @@ ops      := $(patsubst %.c,$(BUILD)/%,$(wildcard tests/ops/*.c))
 ops64    := $(patsubst %.c,$(BUILD)/f64/%,$(wildcard tests/ops/*.c))
 emulated := $(patsubst %.c,$(BUILD)/emulate/%,$(wildcard tests/ops/*.c)) \
             $(patsubst %.cu,$(BUILD)/%,$(wildcard tests/emulate/*.cu)) $(BUILD)/emulate/tests/models/reference
+# of these what runs on a card too, built by nvcc: all but the emulator's own test
+on_card  := $(if $(nvcc),$(patsubst %.cu,$(BUILD)/card/%,$(filter-out %/faults.cu,$(wildcard tests/emulate/*.cu))))
+on_card_o := $(on_card:$(BUILD)/card/%=$(BUILD)/%.cu.o)
 benches  := $(patsubst %.c,$(BUILD)/%,$(wildcard tests/bench/*.c))
 fuzzers  := $(patsubst tests/fuzz/%.c,$(BUILD)/fuzz/%,$(wildcard tests/fuzz/*.c))
 bats     := $(wildcard tests/tools/*.bats tests/pipelines/*.bats)
@@ -107,7 +110,7 @@ $(BUILD)/with_cuda: always
 	@to='$(or $(nvcc),no CUDA)'; [ "$$(cat $@ 2> /dev/null)" = "$$to" ] || { echo "$$to" > $@; echo "  CUDA $$to"; }
 .PHONY: always
 $(sees:%.c=$(BUILD)/%.o): cppflags += $(cuda_cpp)
-$(sees:%.c=$(BUILD)/%.o) $(cu_lib:%=$(BUILD)/%.o): $(BUILD)/with_cuda
+$(sees:%.c=$(BUILD)/%.o) $(cu_lib:%=$(BUILD)/%.o) $(on_card_o): $(BUILD)/with_cuda
 $(BUILD)/%.cu.o: %.cu | $(first)
 	@mkdir -p $(@D)
 	$(call say,NVCC,$<) $(nvcc) $(cppflags) $(nvflags) $(NVCCFLAGS) -MMD -MP -MF $(@:.o=.d) -c -o $@ $<
@@ -159,6 +162,9 @@ $(BUILD)/emulate/sd-%: $(BUILD)/tools/sd-%.o $(models_o) $(lib_emulate)
 $(BUILD)/tests/emulate/%: $(BUILD)/emulate/tests/emulate/%.cu.o $(lib_emulate)
 	@mkdir -p $(@D)
 	$(call say,LD,$@) $(CXX) $(ldflags) -o $@ $< $(lib_emulate) $(pkg_libs) -lm -ldl
+$(BUILD)/card/%: $(BUILD)/%.cu.o $(lib)
+	@mkdir -p $(@D)
+	$(call say,LD,$@) $(CXX) $(ldflags) -o $@ $< $(lib) $(libs)
 # libFuzzer needs clang; what it tests is built once more, with its coverage
 $(BUILD)/fuzz/%.o: %.c | $(first)
 	@mkdir -p $(@D)
@@ -177,16 +183,18 @@ check: tests $(fuzzers)
 # The kernels of kernels/*.cu on the CPU: every op against the C loops, and the emulator's own tests
 emulate: $(emulated)
 	@BUILD=$(abspath $(BUILD)) tests/run $(emulated)
-# The same tests on a card; needs nvcc and a driver
-check-cuda: all $(ops) $(models)
+# The same tests on a card; needs nvcc and a driver.  Ops a second time without cuBLAS and cuDNN: our own products
+check-cuda: all $(on_card) $(ops) $(models)
 	@$(if $(nvcc),,echo "check-cuda: this build has no CUDA: $$(cat $(BUILD)/with_cuda)" >&2; exit 1)
-	@BUILD=$(abspath $(BUILD)) SD_TEST_DEVICE=cuda tests/run $(ops) $(models)
+	@export BUILD=$(abspath $(BUILD)) SD_TEST_DEVICE=cuda; failed=0; \
+	 tests/run $(on_card) $(ops) $(models) || failed=1; \
+	 echo 'without cuBLAS and cuDNN:'; SD_CUDA_LIBS= tests/run $(ops) || failed=1; exit $$failed
 bench-cuda: all $(benches)
 	@$(if $(nvcc),,echo "bench-cuda: this build has no CUDA: $$(cat $(BUILD)/with_cuda)" >&2; exit 1)
 	@BUILD=$(abspath $(BUILD)) SD_TEST_DEVICE=cuda tests/bench/run $(if $(RESULT),| tee tests/bench/results/$(RESULT))
 # Programs and tests for a machine with a card and none of our libraries: two files that are many programs each, their
 # libraries beside them, the data, and tests/device/run
-boxed    := $(programs:%=$(BUILD)/tools/%.o) $(ops:=.o) $(models:=.o)
+boxed    := $(programs:%=$(BUILD)/tools/%.o) $(ops:=.o) $(models:=.o) $(on_card_o)
 boxed_emulated := $(ops:=.o) $(patsubst %,$(BUILD)/emulate/%.o,$(wildcard tests/emulate/*.cu))
 box       = $(1:$(BUILD)/%=$(BUILD)/box/%)
 box_ld   := $(ldflags) -Wl,-rpath,'$$ORIGIN/../lib' -Wl,--disable-new-dtags
@@ -195,7 +203,7 @@ $(BUILD)/box/%.o: $(BUILD)/%.o
 	@objcopy --redefine-sym main=main_$$(printf %s '$*' | tr -c A-Za-z0-9 _) $< $@
 $(BUILD)/box/device: $(call box,$(boxed)) $(BUILD)/tests/check_op.o $(lib) tests/device/table
 	@tests/device/table $(patsubst $(BUILD)/%.o,%,$(boxed)) > $@.c
-	$(call say,LD,$@) $(CC) $(box_ld) -o $@ $@.c $(filter %.o,$^) $(lib) $(libs)
+	$(call say,LD,$@) $(CC) $(box_ld) -o $@ $@.c $(filter %.o,$^) $(lib) $(libs) $(if $(on_card_o),-lstdc++)
 $(BUILD)/box/emulated: $(call box,$(boxed_emulated)) $(BUILD)/emulate/tests/check_op.o $(lib_emulate) tests/device/table
 	@tests/device/table $(patsubst $(BUILD)/%.o,%,$(boxed_emulated)) > $@.c
 	$(call say,LD,$@) $(CC) -c -o $@.c.o $@.c && $(CXX) $(box_ld) -o $@ $@.c.o $(filter %.o,$^) $(lib_emulate) $(pkg_libs) -lm -ldl
@@ -252,4 +260,4 @@ bench: all $(benches)
 	@BUILD=$(abspath $(BUILD)) tests/bench/run $(if $(RESULT),| tee tests/bench/results/$(RESULT))
 clean:
 	rm -rf build build-san $(BUILD)
--include $(cu_lib:%=$(BUILD)/%.d) $(emulate_own:.o=.d) $(patsubst %.cu,$(BUILD)/emulate/%.cu.d,$(wildcard tests/emulate/*.cu)) $(c_all:%.c=$(BUILD)/%.d) $(fuzz_o:.o=.d) $(fuzzers:$(BUILD)/fuzz/%=$(BUILD)/fuzz/tests/fuzz/%.d) $(c_all:%.c=$(BUILD)/f64/%.d) $(foreach i,$(isas),$(simd:%.c=$(BUILD)/%.$(i).d))
+-include $(cu_lib:%=$(BUILD)/%.d) $(on_card_o:.o=.d) $(emulate_own:.o=.d) $(patsubst %.cu,$(BUILD)/emulate/%.cu.d,$(wildcard tests/emulate/*.cu)) $(c_all:%.c=$(BUILD)/%.d) $(fuzz_o:.o=.d) $(fuzzers:$(BUILD)/fuzz/%=$(BUILD)/fuzz/tests/fuzz/%.d) $(c_all:%.c=$(BUILD)/f64/%.d) $(foreach i,$(isas),$(simd:%.c=$(BUILD)/%.$(i).d))

@@ -5,8 +5,8 @@
 #include <string.h>
 #include <vector>
 
-#include "check.h"
 #include "cuda.h"
+#include "on_device.h"
 #include "product_cuda.h"
 
 using namespace sd;
@@ -251,8 +251,7 @@ check_convs(void)
 int
 main(void)
 {
-    if (sd_device_open(&device, "cuda") < 0)
-        sd_bug("check", "%s", sd_reason());
+    device = open_device();
     check_gemms<bf16>();
     check_gemms<f16>();
     check_gemms<float>();
