@@ -40,6 +40,8 @@ struct sd_plan_report sd_plan_report(const struct sd_plan *p);
 struct sd_arena;
 struct sd_arena *sd_arena_new(void);
 void sd_arena_free(struct sd_arena *a);
+/* sd_arena_moves - how often it has grown: addresses in it are new then. */
+unsigned sd_arena_moves(const struct sd_arena *a);
 void sd_plan_bind(struct sd_plan *p, struct sd_arena *arena);
 
 /* sd_feed - copy dense data (numel elements of the input's dtype; SD_F32 as float even in the double build) into an input.
@@ -60,6 +62,9 @@ extern bool sd_guard;
  * result is not finite, or NULL. */
 void        sd_run(struct sd_plan *p);
 const char *sd_run_scan(struct sd_plan *p);
+/* sd_run_steps - on a device: all steps as they stand, for a caller that records them with work of its own (repeat.h; the
+ * plan's addresses are good as long as sd_arena_moves stays as it is). */
+void        sd_run_steps(struct sd_plan *p);
 
 /* sd_plan_profile - with SD_PROFILE in the environment: seconds, calls and GFLOP/s by op and shape, on stderr, when the plan is freed. */
 void sd_plan_profile(struct sd_plan *p);

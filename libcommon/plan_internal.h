@@ -4,6 +4,7 @@
 
 #include "graph_internal.h"
 #include "plan.h"
+#include "repeat.h"
 
 enum sd_step_kind { SD_STEP_FORWARD, SD_STEP_REDO, SD_STEP_BACKWARD, SD_STEP_ZERO, SD_STEP_ONE };
 
@@ -37,10 +38,7 @@ struct sd_plan {
     bool own_arena;
     const void *seed;
     void *device_seed;
-    struct sd_recording *recording; /* of all steps, on a device */
-    bool one_by_one;                /* they cannot be recorded */
-    long runs;
-    unsigned arena_moves;           /* what arena->moves was when the steps were recorded */
+    struct sd_repeat repeat;        /* of all steps, on a device */
     bool guarded;
     struct sd_plan_report report;
 };
@@ -58,7 +56,7 @@ struct sd_arena {
 void sd_step_addresses(struct sd_plan *p, struct sd_step *s);
 void sd_address(struct sd_tensor *x, void *data);
 
-/* run_device.c - the same for a plan on a device.  sd_device_run: once as it stands, then recorded and replayed. */
+/* run_device.c - the same for a plan on a device.  sd_device_run: by repeat.h. */
 void sd_device_bind(struct sd_plan *p);
 void sd_device_run(struct sd_plan *p);
 void sd_device_step(struct sd_plan *p, struct sd_step *s);

@@ -41,6 +41,12 @@ sd_arena_free(struct sd_arena *a)
     free(a);
 }
 
+unsigned
+sd_arena_moves(const struct sd_arena *a)
+{
+    return a->moves;
+}
+
 static void
 arena_grow(struct sd_arena *a, size_t bytes)
 {

@@ -66,8 +66,10 @@ sd_device_step(struct sd_plan *p, struct sd_step *s)
 }
 
 static void
-all_steps(struct sd_plan *p)
+all_steps(void *plan)
 {
+    struct sd_plan *p = plan;
+
     for (size_t i = 0; i < p->steps.count; i++) {
         sd_step_addresses(p, p->steps.item[i]);
         sd_device_step(p, p->steps.item[i]);
@@ -75,42 +77,24 @@ all_steps(struct sd_plan *p)
 }
 
 void
+sd_run_steps(struct sd_plan *p)
+{
+    all_steps(p);
+}
+
+void
 sd_device_forget(struct sd_plan *p)
 {
-    if (p->recording)
-        sd_recording_free(p->recording);
+    sd_repeat_end(&p->repeat);
     if (p->device_seed)
         sd_device_free(p->graph->device, p->device_seed);
-    p->recording = NULL;
     p->device_seed = NULL;
 }
 
 void
 sd_device_run(struct sd_plan *p)
 {
-    struct sd_device *d = p->graph->device;
-
-    if (p->runs++ == 0) {           /* libraries choose and allocate; many plans run but once */
-        all_steps(p);
-        return;
-    }
-    if (p->recording && p->arena_moves != p->arena->moves) {
-        sd_recording_free(p->recording);
-        p->recording = NULL;
-    }
-    if (!p->recording && !p->one_by_one) {
-        sd_device_record(d);
-        all_steps(p);
-        if (!(p->recording = sd_device_recorded(d))) {
-            sd_warn(sd_device_name(d), "the steps cannot be recorded, they run one by one, slower: %s", sd_reason());
-            p->one_by_one = true;
-        }
-        p->arena_moves = p->arena->moves;
-    }
-    if (p->recording)
-        sd_device_replay(d, p->recording);
-    else
-        all_steps(p);
+    sd_repeat(p->graph->device, &p->repeat, p->arena->moves, all_steps, p);
 }
 
 bool
@@ -138,6 +122,12 @@ sd_device_run(struct sd_plan *p)
 
 void
 sd_device_step(struct sd_plan *p, struct sd_step *s SD_UNUSED)
+{
+    sd_device_bind(p);
+}
+
+void
+sd_run_steps(struct sd_plan *p)
 {
     sd_device_bind(p);
 }

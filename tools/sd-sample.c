@@ -423,9 +423,8 @@ show_progress(void *user, int call, int calls)
 {
     struct progress *p = user;
 
-    if (sd_verbosity >= 0 && isatty(STDERR_FILENO))
-        fprintf(stderr, "\r%s: picture %lld/%lld step %d/%d %s", sd_program, (long long)(p->first + p->count),
-                (long long)p->all, call, calls, call == calls && p->first + p->count == p->all ? "\n" : "");
+    fprintf(stderr, "\r%s: picture %lld/%lld step %d/%d %s", sd_program, (long long)(p->first + p->count),
+            (long long)p->all, call, calls, call == calls && p->first + p->count == p->all ? "\n" : "");
 }
 
 static void
@@ -523,6 +522,7 @@ draw_batch(struct run *r, int64_t at, int count)
     struct sd_start_picture *starts = sd_alloc_array(s, (size_t)count, sizeof *starts);
     float *latents = r->latents + (save_latents ? (size_t)at * r->start.numel : 0);
     struct progress p = { at, count, r->pictures };
+    bool shown = sd_verbosity >= 0 && isatty(STDERR_FILENO);
 
     for (int i = 0; i < count; i++) {
         struct job *job = &r->jobs[(at + i) / num_images];
@@ -536,7 +536,7 @@ draw_batch(struct run *r, int64_t at, int count)
                                                 .start = start, .fresh = sd_start_fresh, .user = &starts[i],
                                                 .latents = latents + (size_t)i * r->start.numel };
     }
-    if (sd_draw_pictures(r->draw, pictures, count, show_progress, &p) < 0)
+    if (sd_draw_pictures(r->draw, pictures, count, shown ? show_progress : NULL, &p) < 0)
         sd_die(model_name, "%s", sd_reason());
     for (int i = 0; i < count && (r->records || output || output_dir || sheet || preview); i++) {
         struct sd_image *image = sd_draw_decode(r->draw, s, pictures[i].latents);

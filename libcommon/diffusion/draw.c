@@ -9,6 +9,7 @@ close_draw(void *argument)
 {
     struct sd_draw *d = argument;
 
+    draw_loops_free(d);
     for (struct net *n = d->nets; n; n = n->next) {
         sd_plan_free(n->plan);
         sd_graph_free(n->graph);
@@ -333,14 +334,18 @@ sd_draw_pictures(struct sd_draw *d, const struct sd_draw_picture *pictures, int 
                  void (*progress)(void *, int, int), void *user)
 {
     const struct sd_sampler *sampler = d->o.sampler;
-    struct sd_scope *s = sd_scope_open();
     struct loop l = { .d = d, .pictures = pictures, .count = count,
                       .numel = (size_t)(d->h * d->w * d->channels), .guided = d->o.guidance_scale > 1 };
     size_t all = (size_t)count * l.numel;
     int64_t most = pictures[0].prompt->chunks;
-    struct sd_sampler_state *state = sd_sampler_state_new(s, sampler, (size_t)count, l.numel);
+    struct sd_sampler_state *state;
+    struct sd_scope *s;
     int status = 0;
 
+    if (draw_on_device(d, pictures, count, progress, user, &status))
+        return status;
+    s = sd_scope_open();
+    state = sd_sampler_state_new(s, sampler, (size_t)count, l.numel);
     l.together = l.guided && pictures[0].negative->chunks == pictures[0].prompt->chunks;
     if (l.guided && pictures[0].negative->chunks > most)
         most = pictures[0].negative->chunks;

@@ -24,6 +24,7 @@ struct sd_draw {
     int64_t h, w, channels, length, state_width;
     struct sd_arena *arena;
     struct net *nets;
+    struct draw_loop *loops;        /* draw_device.c's */
     double step_flops;
 };
 
@@ -34,6 +35,12 @@ struct net *draw_ready(struct sd_draw *d, enum net_kind kind, int64_t batch, int
  * finite. */
 int draw_not_finite(struct net *n);
 bool draw_finite(const float *x, size_t n);
+
+/* draw_on_device - sd_draw_pictures where the networks run on a device.  false: not done (the CPU; a sampler that sorts;
+ * a result that is not finite), the loop of draw.c does it, or finds out where. */
+bool draw_on_device(struct sd_draw *d, const struct sd_draw_picture *pictures, int count,
+                    void (*progress)(void *, int, int), void *user, int *status);
+void draw_loops_free(struct sd_draw *d);
 
 /* Latents of one picture: [channels, pixels] of files, [pixels, channels] in memory. */
 void draw_to_nhwc(float *to, const float *from, int64_t channels, int64_t pixels);

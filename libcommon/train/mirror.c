@@ -26,9 +26,7 @@ struct sd_mirror {
     struct sd_update_result *result;
     struct sd_prodigy_state *state;
     struct sd_prodigy_work *work;
-    struct sd_recording *recording;
-    bool one_by_one;                /* it cannot be recorded */
-    long updates;
+    struct sd_repeat end;           /* of a window */
     int64_t last_samples;
 };
 
@@ -93,8 +91,7 @@ sd_mirror_free(struct sd_mirror *m)
         return;
     d = m->device;
     sd_device_wait(d);
-    if (m->recording)
-        sd_recording_free(m->recording);
+    sd_repeat_end(&m->end);
     sd_device_free(d, m->value);
     sd_device_free(d, m->grad);
     for (int b = 0; b < m->o->buffers; b++)
@@ -192,8 +189,9 @@ optimizer(struct sd_mirror *m, int g)
 
 /* What is the same at every update. */
 static void
-end_of_window(struct sd_mirror *m)
+end_of_window(void *mirror)
 {
+    struct sd_mirror *m = mirror;
     struct sd_trainables *t = m->o->t;
 
     sd_update_mean(m->device, m->grad, t->count, m->values);
@@ -243,20 +241,37 @@ sd_mirror_update(struct sd_mirror *m, const struct sd_mirror_step *step)
                 sd_update_add(d, m->grad, m->sum[l], m->o->t->count);
             first = false;
         }
-    if (m->updates++ > 0 && !m->recording && !m->one_by_one) {
-        sd_device_record(d);
-        end_of_window(m);
-        if (!(m->recording = sd_device_recorded(d))) {
-            sd_warn(sd_device_name(d), "the update cannot be recorded, it runs one by one, slower: %s", sd_reason());
-            m->one_by_one = true;
-        }
-    }
-    if (m->recording)
-        sd_device_replay(d, m->recording);
-    else
-        end_of_window(m);
+    sd_repeat(d, &m->end, 0, end_of_window, m);
     m->last_samples = m->samples;
     m->taken = 0;
+    m->samples = 0;
+}
+
+struct whole {
+    struct sd_mirror *m;
+    const struct sd_mirror_work *w;
+};
+
+static void
+whole(void *argument)
+{
+    const struct whole *x = argument;
+
+    sd_run_steps(x->w->plan);
+    sd_update_loss(x->m->device, x->m->loss, x->w->loss, (size_t)x->w->batch, true);
+    end_of_window(x->m);
+}
+
+void
+sd_mirror_whole(struct sd_mirror *m, const struct sd_mirror_step *step, struct sd_repeat *repeat,
+                const struct sd_mirror_work *w)
+{
+    if (m->taken)
+        sd_bug("mirror", "a whole step inside a window");
+    m->samples = w->batch;
+    write_values(m, step);
+    sd_repeat(m->device, repeat, sd_arena_moves(w->arena), whole, &(struct whole){ m, w });
+    m->last_samples = m->samples;
     m->samples = 0;
 }
 
@@ -295,6 +310,12 @@ void sd_mirror_write(struct sd_mirror *m SD_UNUSED) { none(); }
 void sd_mirror_read(struct sd_mirror *m SD_UNUSED) { none(); }
 void sd_mirror_accumulate(struct sd_mirror *m SD_UNUSED, const float *loss SD_UNUSED, int64_t batch SD_UNUSED) { none(); }
 void sd_mirror_update(struct sd_mirror *m SD_UNUSED, const struct sd_mirror_step *step SD_UNUSED) { none(); }
+void
+sd_mirror_whole(struct sd_mirror *m SD_UNUSED, const struct sd_mirror_step *step SD_UNUSED,
+                struct sd_repeat *repeat SD_UNUSED, const struct sd_mirror_work *w SD_UNUSED)
+{
+    none();
+}
 void sd_mirror_wait(struct sd_mirror *m SD_UNUSED, struct sd_mirror_result *r SD_UNUSED) { none(); }
 void sd_mirror_clear(struct sd_mirror *m SD_UNUSED) { none(); }
 #endif

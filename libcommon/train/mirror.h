@@ -8,6 +8,8 @@
 #define SD_MIRROR_H
 
 #include "optimizer.h"
+#include "plan.h"
+#include "repeat.h"
 
 struct sd_mirror;
 
@@ -39,6 +41,17 @@ struct sd_mirror_result {
  * result. */
 void sd_mirror_update(struct sd_mirror *m, const struct sd_mirror_step *step);
 void sd_mirror_wait(struct sd_mirror *m, struct sd_mirror_result *r);
+/* sd_mirror_whole - a window of one micro-batch, accumulate and update in one: the steps of
+ * w->plan, bound in w->arena, whose losses lie at w->loss, and the end of the window are one recording, kept in *repeat:
+ * one for each plan, ended by the caller. */
+struct sd_mirror_work {
+    struct sd_plan *plan;
+    const struct sd_arena *arena;
+    const float *loss;
+    int64_t batch;
+};
+void sd_mirror_whole(struct sd_mirror *m, const struct sd_mirror_step *step, struct sd_repeat *repeat,
+                     const struct sd_mirror_work *w);
 /* sd_mirror_clear - the gradient becomes zero (after a scan). */
 void sd_mirror_clear(struct sd_mirror *m);
 

@@ -64,6 +64,7 @@ sd_train_step_new(struct sd_scope *s, const struct sd_trainer_model *m, const st
 void
 sd_train_step_free(struct sd_train_step *x)
 {
+    sd_repeat_end(&x->whole);
     sd_plan_free(x->plan);
     sd_graph_free(x->graph);
 }

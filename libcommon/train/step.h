@@ -2,6 +2,7 @@
 #ifndef SD_TRAIN_STEP_H
 #define SD_TRAIN_STEP_H
 
+#include "repeat.h"
 #include "trainer.h"
 
 struct sd_step_shape {
@@ -23,6 +24,7 @@ struct sd_train_step {
     struct sd_tensor *states;                   /* [batch, chunks * length, width] where it does not */
     struct sd_tensor *loss;                     /* [batch] */
     bool bound;
+    struct sd_repeat whole;                     /* with the update behind it, on a device */
     struct sd_train_step *next;
 };
 

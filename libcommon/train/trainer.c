@@ -393,49 +393,65 @@ make_ahead(struct sd_trainer *x, int64_t index)
     x->ahead.index = index;
 }
 
-/* run_micro - one micro-batch; its loss and gradients go into the sums.  With scan, names the first bad module instead.
- */
-static int
-run_micro(struct sd_trainer *x, int64_t index, const char **bad, const char **sources)
+/* A micro-batch, its step, bound and fed; NULL with sd_fail.  *s is to be closed in any case. */
+static struct sd_train_step *
+ready_micro(struct sd_trainer *x, int64_t index, struct sd_micro *k, struct sd_scope **s)
 {
-    struct sd_micro k = { 0 };
-    struct sd_scope *s;
-    struct sd_train_step *step = NULL;
-    int status = take_micro(x, index, &k, &s);
+    struct sd_train_step *step;
 
-    if (status == 0 && !(step = sd_trainer_step(x, &k.shape)))
-        status = -1;
-    if (status == 0) {
+    memset(k, 0, sizeof *k);
+    if (take_micro(x, index, k, s) < 0 || !(step = sd_trainer_step(x, &k->shape)))
+        return NULL;
+    if (!step->bound) {
+        sd_plan_bind(step->plan, x->arena);
+        step->bound = true;
+    }
+    feed(step, k);
+    return step;
+}
+
+/* run_micro - one micro-batch; its loss and gradients go into the sums. */
+static int
+run_micro(struct sd_trainer *x, int64_t index)
+{
+    struct sd_micro k;
+    struct sd_scope *s;
+    struct sd_train_step *step = ready_micro(x, index, &k, &s);
+
+    if (step && x->mirror) {
+        sd_run(step->plan);
+        sd_mirror_accumulate(x->mirror, sd_data(step->plan, step->loss), k.shape.batch);
+    } else if (step) {
         float *loss = sd_alloc_array(s, (size_t)k.shape.batch, sizeof *loss);
         double sum = 0;
 
-        if (!step->bound) {
-            sd_plan_bind(step->plan, x->arena);
-            step->bound = true;
-        }
-        feed(step, &k);
-        if (bad) {
-            *bad = sd_run_scan(step->plan);
-            if (*bad && !*sources) {
-                char *text = sd_strdup(x->scope, k.sources[0]);
-
-                for (int64_t b = 1; b < k.shape.batch; b++)
-                    text = sd_sprintf(x->scope, "%s, %s", text, k.sources[b]);
-                *sources = text;
-            }
-        } else if (x->mirror) {
-            sd_run(step->plan);
-            sd_mirror_accumulate(x->mirror, sd_data(step->plan, step->loss), k.shape.batch);
-        } else {
-            sd_run(step->plan);
-            sd_fetch(step->plan, step->loss, loss);
-            for (int64_t b = 0; b < k.shape.batch; b++)
-                sum += loss[b];
-            sd_accumulate(x->sums, sum, k.shape.batch);
-        }
+        sd_run(step->plan);
+        sd_fetch(step->plan, step->loss, loss);
+        for (int64_t b = 0; b < k.shape.batch; b++)
+            sum += loss[b];
+        sd_accumulate(x->sums, sum, k.shape.batch);
     }
     sd_scope_close(s);
-    return status;
+    return step ? 0 : -1;
+}
+
+/* scan_micro - the same, looking at every result: *bad is the first module that is not finite, or NULL. */
+static int
+scan_micro(struct sd_trainer *x, int64_t index, const char **bad, const char **sources)
+{
+    struct sd_micro k;
+    struct sd_scope *s;
+    struct sd_train_step *step = ready_micro(x, index, &k, &s);
+
+    if (step && (*bad = sd_run_scan(step->plan))) {
+        char *text = sd_strdup(x->scope, k.sources[0]);
+
+        for (int64_t b = 1; b < k.shape.batch; b++)
+            text = sd_sprintf(x->scope, "%s, %s", text, k.sources[b]);
+        *sources = text;
+    }
+    sd_scope_close(s);
+    return step ? 0 : -1;
 }
 
 static void
@@ -457,7 +473,7 @@ explain(struct sd_trainer *x, int64_t done, const struct sd_update *u)
 
     clear_gradient(x);
     for (int64_t i = 0; i < (int64_t)x->options.accumulation && !bad; i++)
-        if (run_micro(x, done * x->options.accumulation + i, &bad, &sources) < 0)
+        if (scan_micro(x, done * x->options.accumulation + i, &bad, &sources) < 0)
             return -1;
     clear_gradient(x);
     return bad ? sd_fail("%s: first at %s, samples %s", reason, bad, sources) : sd_fail("%s", reason);
@@ -477,6 +493,21 @@ rate_of(const struct sd_trainer *x, int group, int64_t done, double *lr)
     return true;
 }
 
+/* One micro-batch and its update. */
+static int
+whole_step(struct sd_trainer *x, int64_t index, const struct sd_mirror_step *values)
+{
+    struct sd_micro k;
+    struct sd_scope *s;
+    struct sd_train_step *step = ready_micro(x, index, &k, &s);
+
+    if (step)
+        sd_mirror_whole(x->mirror, values, &step->whole,
+                        &(struct sd_mirror_work){ step->plan, x->arena, sd_data(step->plan, step->loss), k.shape.batch });
+    sd_scope_close(s);
+    return step ? 0 : -1;
+}
+
 /* The same on a device: asked for, the next micro-batch made meanwhile, then waited for. */
 static int
 update_on_device(struct sd_trainer *x, int64_t done, struct sd_update *u)
@@ -489,12 +520,17 @@ update_on_device(struct sd_trainer *x, int64_t done, struct sd_update *u)
         x->mirror = sd_mirror_open(x->model.compute.device, x->optimizer, x->model.compute.activations);
         sd_mirror_write(x->mirror);
     }
-    for (int64_t i = 0; i < accumulation; i++)
-        if (run_micro(x, done * accumulation + i, NULL, NULL) < 0)
-            return -1;
     for (int g = 0; g < x->t->groups; g++)
         step.moves[g] = rate_of(x, g, done, &step.lr[g]);
-    sd_mirror_update(x->mirror, &step);
+    if (accumulation == 1) {
+        if (whole_step(x, done, &step) < 0)
+            return -1;
+    } else {
+        for (int64_t i = 0; i < accumulation; i++)
+            if (run_micro(x, done * accumulation + i) < 0)
+                return -1;
+        sd_mirror_update(x->mirror, &step);
+    }
     make_ahead(x, (done + 1) * accumulation);
     sd_mirror_wait(x->mirror, &r);
     u->samples = r.samples;
@@ -525,7 +561,7 @@ sd_trainer_update(struct sd_trainer *x, int64_t done, struct sd_update *u)
     if (x->model.compute.device)
         return update_on_device(x, done, u);
     for (int64_t i = 0; i < (int64_t)o->accumulation; i++)
-        if (run_micro(x, done * o->accumulation + i, NULL, NULL) < 0)
+        if (run_micro(x, done * o->accumulation + i) < 0)
             return -1;
     u->samples = sd_accumulator_finish(x->sums, &u->loss);
     for (int g = 0; g < x->t->groups; g++) {

@@ -57,6 +57,22 @@ difference() {
     jq -e -n "$(difference cpu.sd f16.sd) | . > 0 and . < 0.5"
 }
 
+@test "every sampler: the picture of the CPU, with guidance of one length and of two, rescaled, without, and in batches" {
+    draw() { sd-sample -q --model "$M" --prompt "a red circle" --num-inference-steps 3 --seed 4 --width 64 --height 64 --output - "$@"; }
+    for i in $(seq 1 80); do long+="blue square, "; done
+    same() {
+        draw --device cpu "$@" > cpu.sd
+        emulated draw --device cuda --dtype f32 "$@" > cuda.sd
+        echo "$*: $(difference cpu.sd cuda.sd) of 255"
+        jq -e -n "$(difference cpu.sd cuda.sd) < 0.01"
+    }
+    for sampler in ddim euler euler_a dpmpp_2m dpmpp_2m_karras unipc pndm; do same --sampler $sampler; done
+    same --guidance-rescale 0.7
+    same --negative-prompt "$long"
+    same --guidance-scale 1 --sampler euler_a
+    same --num-images 3 --batch-size 2 --sampler euler_a
+}
+
 @test "steps that cannot be recorded run one by one, to the same bytes, and say so" {
     draw() { emulated sd-sample --model "$M" --prompt "a red circle" --num-inference-steps 3 --device cuda --output - "$@"; }
     draw -q > recorded.sd
