@@ -80,7 +80,8 @@ emulated := $(patsubst %.c,$(BUILD)/emulate/%,$(wildcard tests/ops/*.c)) \
 # of these what runs on a card too, built by nvcc: all but the emulator's own test
 on_card  := $(if $(nvcc),$(patsubst %.cu,$(BUILD)/card/%,$(filter-out %/faults.cu,$(wildcard tests/emulate/*.cu))))
 on_card_o := $(on_card:$(BUILD)/card/%=$(BUILD)/%.cu.o)
-benches  := $(patsubst %.c,$(BUILD)/%,$(wildcard tests/bench/*.c))
+benches  := $(patsubst %.c,$(BUILD)/%,$(filter-out $(if $(nvcc),,tests/bench/cuda.c),$(wildcard tests/bench/*.c)))
+bench_cuda := $(patsubst %,$(BUILD)/tests/bench/%,cuda full_model table)  # these know no oneDNN
 fuzzers  := $(patsubst tests/fuzz/%.c,$(BUILD)/fuzz/%,$(wildcard tests/fuzz/*.c))
 bats     := $(wildcard tests/tools/*.bats tests/pipelines/*.bats)
 fuzz_o   := $(patsubst %.c,$(BUILD)/fuzz/%.o,$(filter-out %/graph.c %/plan.c %/run.c,$(wildcard libcommon/*.c libcommon/model/*.c)))
@@ -156,6 +157,9 @@ $(BUILD)/emulate/tests/ops/%: $(BUILD)/tests/ops/%.o $(BUILD)/emulate/tests/chec
 $(BUILD)/emulate/tests/models/%: $(BUILD)/tests/models/%.o $(models_o) $(lib_emulate)
 	@mkdir -p $(@D)
 	$(call say,LD,$@) $(CXX) $(ldflags) -o $@ $< $(models_o) $(lib_emulate) $(pkg_libs) -lm -ldl
+$(BUILD)/emulate/tests/bench/%: $(BUILD)/tests/bench/%.o $(models_o) $(lib_emulate)
+	@mkdir -p $(@D)
+	$(call say,LD,$@) $(CXX) $(ldflags) -o $@ $< $(models_o) $(lib_emulate) $(pkg_libs) -lm -ldl
 # programs whose --device cuda is the emulated one: whole models and training, through the same kernels
 $(BUILD)/emulate/sd-%: $(BUILD)/tools/sd-%.o $(models_o) $(lib_emulate)
 	$(call say,LD,$@) $(CXX) $(ldflags) -o $@ $< $(models_o) $(lib_emulate) $(pkg_libs) -lm -ldl
@@ -189,12 +193,13 @@ check-cuda: all $(on_card) $(ops) $(models)
 	@export BUILD=$(abspath $(BUILD)) SD_TEST_DEVICE=cuda; failed=0; \
 	 tests/run $(on_card) $(ops) $(models) || failed=1; \
 	 echo 'without cuBLAS and cuDNN:'; SD_CUDA_LIBS= tests/run $(ops) || failed=1; exit $$failed
-bench-cuda: all $(benches)
+# Ours, the card's own rates and PyTorch in turn, in under ten minutes (tests/bench/on_card); PEERS=FOLDER has diffusers, where Python has not
+bench-cuda: $(bench_cuda)
 	@$(if $(nvcc),,echo "bench-cuda: this build has no CUDA: $$(cat $(BUILD)/with_cuda)" >&2; exit 1)
-	@BUILD=$(abspath $(BUILD)) SD_TEST_DEVICE=cuda tests/bench/run $(if $(RESULT),| tee tests/bench/results/$(RESULT))
+	@tests/bench/on_card $(abspath $(BUILD))/tests/bench/ $(if $(RESULT),tests/bench/results/$(RESULT),$(BUILD)/bench-cuda.md)
 # Programs and tests for a machine with a card and none of our libraries: two files that are many programs each, their
 # libraries beside them, the data, and tests/device/run
-boxed    := $(programs:%=$(BUILD)/tools/%.o) $(ops:=.o) $(models:=.o) $(on_card_o)
+boxed    := $(programs:%=$(BUILD)/tools/%.o) $(ops:=.o) $(models:=.o) $(bench_cuda:=.o) $(on_card_o)
 boxed_emulated := $(ops:=.o) $(patsubst %,$(BUILD)/emulate/%.o,$(wildcard tests/emulate/*.cu))
 box       = $(1:$(BUILD)/%=$(BUILD)/box/%)
 box_ld   := $(ldflags) -Wl,-rpath,'$$ORIGIN/../lib' -Wl,--disable-new-dtags
