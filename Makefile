@@ -181,7 +181,7 @@ $(fuzzers): $(BUILD)/fuzz/%: $(BUILD)/fuzz/tests/fuzz/%.o $(BUILD)/fuzz/libsd.a
 	$(call say,LD,$@) clang -fsanitize=fuzzer,address,undefined -o $@ $< $(BUILD)/fuzz/libsd.a $(libs)
 
 emulated_bins := $(patsubst %,$(BUILD)/emulate/%,sd-encode-latents sd-sample sd-train-lora sd-train-ti)
-tests: all $(unit) $(models) $(ops) $(ops64) $(emulated) $(emulated_bins)
+tests: all $(unit) $(models) $(ops) $(ops64) $(emulated) $(emulated_bins) $(BUILD)/tests/bench/table $(BUILD)/emulate/tests/bench/cuda
 check: tests $(fuzzers)
 	@BUILD=$(abspath $(BUILD)) tests/run $(unit) $(ops64) $(ops) $(emulated) $(models) $(bats) tests/lint tests/fuzz/run
 # The kernels of kernels/*.cu on the CPU: every op against the C loops, and the emulator's own tests

@@ -139,7 +139,10 @@ add_rate(const char *what, const char *who, const char *unit, double work, bool 
     sd_device_record(device);
     for (int i = 0; i < r->times; i++)
         run(argument);
-    r->recording = sd_device_recorded(device);
+    if (!(r->recording = sd_device_recorded(device))) {
+        note("base rate %s: %s cannot be recorded: %s", what, who, sd_reason());
+        return;
+    }
     r->what = what;
     r->who = who;
     r->unit = unit;
