@@ -163,9 +163,9 @@ $(BUILD)/emulate/tests/bench/%: $(BUILD)/tests/bench/%.o $(models_o) $(lib_emula
 # programs whose --device cuda is the emulated one: whole models and training, through the same kernels
 $(BUILD)/emulate/sd-%: $(BUILD)/tools/sd-%.o $(models_o) $(lib_emulate)
 	$(call say,LD,$@) $(CXX) $(ldflags) -o $@ $< $(models_o) $(lib_emulate) $(pkg_libs) -lm -ldl
-$(BUILD)/tests/emulate/%: $(BUILD)/emulate/tests/emulate/%.cu.o $(lib_emulate)
+$(BUILD)/tests/emulate/%: $(BUILD)/emulate/tests/emulate/%.cu.o $(models_o) $(lib_emulate)
 	@mkdir -p $(@D)
-	$(call say,LD,$@) $(CXX) $(ldflags) -o $@ $< $(lib_emulate) $(pkg_libs) -lm -ldl
+	$(call say,LD,$@) $(CXX) $(ldflags) -o $@ $< $(models_o) $(lib_emulate) $(pkg_libs) -lm -ldl
 $(BUILD)/card/%: $(BUILD)/%.cu.o $(lib)
 	@mkdir -p $(@D)
 	$(call say,LD,$@) $(CXX) $(ldflags) -o $@ $< $(lib) $(libs)
@@ -209,7 +209,7 @@ $(BUILD)/box/%.o: $(BUILD)/%.o
 $(BUILD)/box/device: $(call box,$(boxed)) $(BUILD)/tests/check_op.o $(lib) tests/device/table
 	@tests/device/table $(patsubst $(BUILD)/%.o,%,$(boxed)) > $@.c
 	$(call say,LD,$@) $(CC) $(box_ld) -o $@ $@.c $(filter %.o,$^) $(lib) $(libs) $(if $(on_card_o),-lstdc++)
-$(BUILD)/box/emulated: $(call box,$(boxed_emulated)) $(BUILD)/emulate/tests/check_op.o $(lib_emulate) tests/device/table
+$(BUILD)/box/emulated: $(call box,$(boxed_emulated)) $(BUILD)/emulate/tests/check_op.o $(models_o) $(lib_emulate) tests/device/table
 	@tests/device/table $(patsubst $(BUILD)/%.o,%,$(boxed_emulated)) > $@.c
 	$(call say,LD,$@) $(CC) -c -o $@.c.o $@.c && $(CXX) $(box_ld) -o $@ $@.c.o $(filter %.o,$^) $(lib_emulate) $(pkg_libs) -lm -ldl
 device-bundle: $(BUILD)/box/device $(BUILD)/box/emulated

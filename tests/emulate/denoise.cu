@@ -1,5 +1,6 @@
-/* denoise.cu against what samplers.c does: the same bits; deviations of rescaled guidance in another order of sums. */
+/* denoise.cu against samplers.c: the same bits; deviations of rescaled guidance in another order of sums. */
 #include "denoise.h"
+#include "diffusion/samplers.h"
 #include "on_device.h"
 
 typedef std::vector<float> floats;
@@ -17,19 +18,24 @@ some_calls(int calls, uint64_t seed)
     return c;
 }
 
-static float
-combine(const float *row, const float *column)
+/* The same numbers as a sampler of samplers.h, whose doubles are floats: so both round nothing. */
+static std::vector<struct sd_sampler_step>
+steps_of(const std::vector<struct sd_denoise_call> &calls)
 {
-    float y = 0;
-    bool first = true;
+    std::vector<struct sd_sampler_step> steps(calls.size());
 
-    for (int c = 0; c < SD_DENOISE_COLUMNS; c++) {
-        if (row[c] == 0)
-            continue;
-        y = first ? row[c] * column[c] : y + row[c] * column[c];
-        first = false;
+    for (size_t i = 0; i < calls.size(); i++) {
+        const struct sd_denoise_call &c = calls[i];
+
+        steps[i].x0[0] = c.x0[0];
+        steps[i].x0[1] = c.x0[1];
+        for (int k = 0; k < SD_COLUMNS; k++) {
+            steps[i].x[k] = c.x[k];
+            for (int h = 0; h < SD_HISTORY_MAX; h++)
+                steps[i].history[h][k] = c.history[h][k];
+        }
     }
-    return y;
+    return steps;
 }
 
 static void
@@ -42,7 +48,20 @@ check_loop(struct sd_device *d, int64_t batch, int64_t numel, int slots, bool cl
     struct sd_denoise n = {};
     float *dsample = up(d, sample), *dtimes = up(d, times);
     const char *what = clamps ? "clamped" : "free";
+    std::vector<struct sd_sampler_step> steps;
+    struct sd_sampler sampler = {};
+    struct sd_sampler_state state = {};
 
+    for (struct sd_denoise_call &c : calls)
+        for (float *row : { c.x, c.history[0], c.history[1], c.history[2], c.history[3] }) {
+            for (int k = slots; k < SD_HISTORY_MAX; k++)
+                row[SD_COL_HISTORY + k] = 0;
+            if (!fresh)
+                row[SD_COL_NOISE] = 0;
+            if (!clamps)
+                row[SD_COL_X0] = 0;
+        }
+    steps = steps_of(calls);
     n.batch = batch;
     n.numel = numel;
     n.calls = up(d, calls);
@@ -56,6 +75,15 @@ check_loop(struct sd_device *d, int64_t batch, int64_t numel, int slots, bool cl
     n.range = 0.25f;
     for (int k = 0; k < slots; k++)
         n.history[k] = up(d, h[k] = numbers(all, 4 + (uint64_t)k));
+    sampler.steps = steps.data();
+    sampler.calls = CALLS;
+    sampler.history = slots;
+    sampler.clamp = clamps ? SD_CLAMP_RANGE : SD_CLAMP_NONE;
+    sampler.clamp_range = n.range;
+    state.batch = (size_t)batch;
+    state.numel = (size_t)numel;
+    for (int k = 0; k < slots; k++)
+        state.history[k] = h[k].data();
     for (int c = 0; c < CALLS; c++) {
         const struct sd_denoise_call &call = calls[(size_t)c];
 
@@ -66,18 +94,7 @@ check_loop(struct sd_device *d, int64_t batch, int64_t numel, int slots, bool cl
             t = call.timestep;
         CHECK(same_bits(down(d, dsample, 2 * all), sample) && same_bits(down(d, dtimes, times.size()), times), "call %d: input", c);
         sd_denoise_step(d, &n);
-        for (size_t i = 0; i < all; i++) {
-            float column[SD_DENOISE_COLUMNS] = { x[i], out[i] };
-
-            if (clamps)
-                column[2] = fminf(fmaxf(call.x0[0] * x[i] + call.x0[1] * out[i], -n.range), n.range);
-            for (int k = 0; k < slots; k++)
-                column[3 + k] = h[k][i];
-            column[7] = fresh ? noise[i] : 0;
-            x[i] = combine(call.x, column);
-            for (int k = 0; k < slots; k++)
-                h[k][i] = combine(call.history[k], column);
-        }
+        sd_sampler_apply(&sampler, c, &state, x.data(), out.data(), fresh ? noise.data() : NULL);
         CHECK(same_bits(down(d, n.x, all), x), "%s, call %d: x", what, c);
         for (int k = 0; k < slots; k++)
             CHECK(same_bits(down(d, n.history[k], all), h[k]), "%s, call %d: history %d", what, c, k);
@@ -121,19 +138,6 @@ check_bad(struct sd_device *d, float value, bool in_out)
         sd_device_free(d, p);
 }
 
-static double
-deviation(const float *x, int64_t n)
-{
-    double mean = 0, sum = 0;
-
-    for (int64_t i = 0; i < n; i++)
-        mean += x[i];
-    mean /= (double)n;
-    for (int64_t i = 0; i < n; i++)
-        sum += (x[i] - mean) * (x[i] - mean);
-    return n > 1 ? sqrt(sum / (double)(n - 1)) : 0;
-}
-
 static void
 check_guidance(struct sd_device *d, int64_t batch, int64_t numel, double rescale)
 {
@@ -146,15 +150,7 @@ check_guidance(struct sd_device *d, int64_t batch, int64_t numel, double rescale
     n.batch = batch;
     n.numel = numel;
     n.out = up(d, want);
-    for (int64_t b = 0; b < batch; b++) {
-        double of_out;
-
-        for (int64_t i = b * numel; i < (b + 1) * numel; i++)
-            want[(size_t)i] = u[(size_t)i] + 7.5f * (c[(size_t)i] - u[(size_t)i]);
-        of_out = deviation(&want[(size_t)(b * numel)], numel);
-        for (int64_t i = b * numel; rescale > 0 && of_out > 0 && i < (b + 1) * numel; i++)
-            want[(size_t)i] *= (float)(rescale * deviation(&c[(size_t)(b * numel)], numel) / of_out + (1 - rescale));
-    }
+    sd_guidance(want.data(), u.data(), c.data(), (size_t)batch, (size_t)numel, 7.5, rescale);
     sd_denoise_guide(d, &n, du, dc, 7.5f, rescale, room);
     got = down(d, n.out, all);
     for (size_t i = 0; i < all; i++)
