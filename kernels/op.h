@@ -108,6 +108,7 @@ sd_values(const struct sd_tensor *x)
 }
 
 void linear_prepare(struct sd_node *n);
+void projections_prepare(struct sd_node *n);
 void conv2d_prepare(struct sd_node *n);
 void group_norm_prepare(struct sd_node *n);
 void layer_norm_prepare(struct sd_node *n);

@@ -17,6 +17,18 @@ extern "C" {
 struct sd_tensor *sd_op_linear(struct sd_graph *g, struct sd_tensor *x, struct sd_tensor *weight, struct sd_tensor *bias,
                                struct sd_tensor *residual);
 
+/* projections - several linear layers over the same x, side by side, each with an adapter or without:
+ *     y_p = x weight_p' + bias_p + scale_p (x down_p') up_p'  in columns of their own,  + residual
+ *   x [..., in], pitched ok;  weight [out_p, in] frozen;  bias [out_p] frozen, or NULL
+ *   down [rank_p, in], up [out_p, rank_p], trainable or not;  scale [1] frozen;  all three NULL: no adapter; scale NULL: 1
+ *   (two-dimensional ones may have the shape [.., .., 1, 1]);  residual like y or NULL
+ *   returns [..., sum of out_p]; take columns by sd_slice */
+enum { SD_MAX_PROJECTIONS = 64 };
+struct sd_projection { struct sd_param *weight, *bias, *down, *up, *scale; };
+struct sd_projections { int parts; const struct sd_projection *part; };
+struct sd_tensor *sd_op_projections(struct sd_graph *g, struct sd_tensor *x, const struct sd_projections *a,
+                                    struct sd_tensor *residual);
+
 /* conv2d - 2-D convolution over NHWC with a file-layout weight.
  *   x [B, H, W, in];  weight [out, in, kh, kw];  bias [out] or NULL
  *   channel_add [B, out] or NULL: added to every pixel (the time embedding of a resnet)

@@ -18,6 +18,7 @@ static void
 drop(void *p)
 {
     sd_param_drop(p);
+    sd_param_forget_joined(p, true);
 }
 
 struct sd_param *
@@ -216,6 +217,7 @@ sd_param_drop(struct sd_param *p)
     }
     p->packs = NULL;
     sd_param_forget(p);
+    sd_param_forget_joined(p, false);
 }
 
 size_t

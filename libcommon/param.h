@@ -14,6 +14,7 @@ extern "C" {
 
 struct sd_pack;
 struct sd_param_form;
+struct sd_projections;          /* ops.h */
 
 struct sd_param {
     const char *path;               /* "unet.conv_in.weight" */
@@ -29,6 +30,8 @@ struct sd_param {
     float *device_value, *device_grad;      /* trainable: parts of the flat buffers on the device */
     void *device_shadow;                    /* and of one as shadow_dtype, in the file's order; NULL for none */
     enum sd_dtype shadow_dtype;
+    const struct sd_projections *joined;    /* stands for all of these; has no values of its own */
+    bool member;                            /* of a joined one */
 };
 
 /* sd_param_new - a parameter over raw bytes that the caller keeps alive; lives in scope s. */
@@ -51,6 +54,12 @@ void        sd_param_convert(real *out, const struct sd_param *p, size_t begin, 
 /* sd_param_drop - forget the packed forms (weights were changed, or memory is wanted back). */
 void        sd_param_drop(struct sd_param *p);
 
+/* sd_param_join - the one parameter that stands for these, for all graphs; trainable when some `down` or `up` is.  It has no
+ * values (shape [0]); its gradients are those of its members.  It dies with the first of them. */
+struct sd_param *sd_param_join(const struct sd_projections *a);
+/* For param.c: the joined ones that p belongs to are forgotten on the device; and freed. */
+void sd_param_forget_joined(struct sd_param *p, bool dies);
+
 /* Totals over all parameters of the program, for --plan and reports; reserved: on a device too. */
 size_t sd_param_bytes_reserved(void);
 size_t sd_param_bytes_made(void);
@@ -58,7 +67,9 @@ size_t sd_param_bytes_made(void);
 /* Forms on a device: dense, in dtype, in the file's order (SD_ROWS) or, for convolutions, [out, kh, kw, in] (SD_TAPS).
  * sd_param_want - announced when a plan is prepared; counted once.  sd_param_on - where it lies, from the bind on.
  * A trainable's F32 rows are its device_value itself, rows of shadow_dtype its device_shadow, which whoever set it keeps true;
- * other forms of trainables are made again by sd_param_refresh (recordable). */
+ * other forms of trainables are made again by sd_param_refresh (recordable).
+ * A joined parameter's one form is that of kernels/projections.h; it is made again with the first of its trainables, so that
+ * sd_param_refresh is for all trainables when all have their values. */
 enum sd_param_layout { SD_ROWS, SD_TAPS };
 void  sd_param_want(struct sd_param *p, enum sd_dtype dtype, enum sd_param_layout layout);
 void *sd_param_on(const struct sd_param *p, enum sd_dtype dtype, enum sd_param_layout layout);

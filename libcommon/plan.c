@@ -62,7 +62,7 @@ gradient(struct sd_tensor *x)
         d->storage->is_gradient = true;
         d->storage->elsewhere = base->param;
         base->storage->grad = d;
-        if (base->param && !x->graph->device && !(d->data = base->param->grad))
+        if (base->param && !base->param->joined && !x->graph->device && !(d->data = base->param->grad))
             sd_bug("plan", "%s: trainable, but its gradient has no place yet", base->name);
     }
     if (x == base)

@@ -533,9 +533,8 @@ check_device(struct sd_device *d, const char *name, check_describe *f, const cha
     sd_scope_close(s);
 }
 
-/* The device that this run of the tests is about: SD_TEST_DEVICE, or the emulated one; NULL: the CPU. */
-static struct sd_device *
-tested_device(void)
+struct sd_device *
+check_tested_device(void)
 {
     static struct sd_device *d;
     static bool asked;
@@ -553,8 +552,8 @@ tested_device(void)
 void
 check_paths_of(const char *name, check_describe *f, const char *text, unsigned mask, double tolerance)
 {
-    if (SD_REAL_IS_FLOAT && tested_device())
-        check_device(tested_device(), name, f, text, mask, tolerance);
+    if (SD_REAL_IS_FLOAT && check_tested_device())
+        check_device(check_tested_device(), name, f, text, mask, tolerance);
     else if (SD_REAL_IS_FLOAT)
         check_variants(name, f, text, mask, tolerance, 0);
 }
@@ -562,7 +561,7 @@ check_paths_of(const char *name, check_describe *f, const char *text, unsigned m
 void
 check_bf16_of(const char *name, check_describe *f, const char *text, unsigned mask, double tolerance, double rounding)
 {
-    if (tested_device())
+    if (check_tested_device())
         return;
     if (SD_REAL_IS_FLOAT && sd_isa_best() < SD_ISA_AVX512BF16)
         check_skip(name, "products of bf16: this machine has no AVX512_BF16");
@@ -653,7 +652,7 @@ check_dtypes(const char *name, check_describe *f, const char *text, size_t (*for
     enum sd_isa chosen = sd_isa(), best = sd_isa_best() < SD_ISA_AVX512 ? sd_isa_best() : SD_ISA_AVX512;
 
     sd_guard = true;
-    for (int d = 0; d < 3 && SD_REAL_IS_FLOAT && !tested_device(); d++) {
+    for (int d = 0; d < 3 && SD_REAL_IS_FLOAT && !check_tested_device(); d++) {
         struct sd_scope *s = sd_scope_open();
         size_t numel = shapes[1].numel, size = sd_dtype_size(dtypes[d]), reserved, made;
         char *raw = sd_alloc(s, (numel + 1) * size);

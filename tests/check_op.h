@@ -25,6 +25,8 @@ void check_fill(int input, int64_t limit);
  * with one thread and with two.  check_paths_of: gradients for the inputs in `mask` only. */
 /* Where SD_TEST_DEVICE names a device, and in the emulated build, check_paths checks the CUDA twins instead: each type of
  * activations, the same variants, run as it stands and recorded, against the C loops; the same bits twice. */
+/* check_tested_device - the device that this run of the tests is about: SD_TEST_DEVICE, or the emulated one; NULL: the CPU. */
+struct sd_device *check_tested_device(void);
 void check_paths(const char *name, check_describe *f, const char *shapes, double tolerance);
 void check_paths_of(const char *name, check_describe *f, const char *shapes, unsigned mask, double tolerance);
 /* check_bf16 - f32: the same as check_paths with products of bf16, on a machine that has them (else skipped aloud): fast paths
