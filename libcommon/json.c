@@ -325,3 +325,13 @@ sd_json_save(const json_t *value, const char *path)
     sd_scope_close(s);
     return status;
 }
+
+size_t
+sd_json_size(const json_t *value)
+{
+    struct sd_scope *s = sd_scope_open();
+    size_t bytes = strlen(sd_json_dump(s, value, 2)) + 1;
+
+    sd_scope_close(s);
+    return bytes;
+}

@@ -41,5 +41,7 @@ bool sd_utf8_valid(const char *text, size_t length);
 char *sd_json_dump(struct sd_scope *s, const json_t *value, int indent);
 /* sd_json_save - the file as huggingface libraries write theirs: sorted keys, indent 2, a newline at the end. */
 int sd_json_save(const json_t *value, const char *path);
+/* sd_json_size - bytes of that file. */
+size_t sd_json_size(const json_t *value);
 
 #endif

@@ -27,8 +27,10 @@ static const struct sd_opt everywhere[] = {
     { 'j', "json", SD_OPT_FLAG, &sd_shared.json_lines, 0, 0, NULL, "records as JSON lines, tensors as dtype, shape" },
     { 'k', "keep-going", SD_OPT_FLAG, &sd_shared.keep_going, 0, 0, NULL, "bad inputs only warn: status 0, not 1" },
     { 0 }
-}, compute[] = {
+}, threads[] = {
     { 0, "threads", SD_OPT_INT, &sd_shared.threads, 0, 1024, "N", "threads (OMP_NUM_THREADS, else the cores allowed)" },
+    { 0 }
+}, compute[] = {
     { 0, "device", SD_OPT_TEXT, &sd_shared.device, 0, 0, "auto|cpu|cuda[:N]", "where to compute (auto)" },
     { 0, "dtype", SD_OPT_CHOICE, &sd_shared.dtype, 0, 0, "f32|bf16|tf32|f16",
       "precision (f32 on a CPU, bf16 on a GPU)" },
@@ -325,11 +327,34 @@ edits(const char *a, size_t n, const char *b)
     return row[m];
 }
 
+/* Shared options of other programs, and why this one has none. */
+static const struct {
+    const struct sd_opt *table;
+    const char *why;
+} elsewhere[] = { { records, "is for records, one by one; this program does all or nothing" },
+                  { threads, "is for arithmetic on many cores; this program has none" },
+                  { compute, "is for models; this program runs none" },
+                  { seeds, "is for random numbers; this program draws none" },
+                  { overwrites, "is for files written by name; this program writes to standard output, and adds to its cache" } };
+
+static const char *
+refusal(const char *name, size_t length, char letter)
+{
+    for (size_t i = 0; i < sizeof elsewhere / sizeof *elsewhere; i++)
+        for (const struct sd_opt *o = elsewhere[i].table; o->name; o++)
+            if (name ? strlen(o->name) == length && !memcmp(o->name, name, length) : o->short_name == letter)
+                return elsewhere[i].why;
+    return NULL;
+}
+
 static void
 unknown(const char *subject, const char *name, size_t length)
 {
-    const char *near = NULL;
+    const char *near = NULL, *why = refusal(name, length, 0);
     size_t best = 2 + length / 5;           /* fewer edits than this */
+
+    if (why)
+        sd_usage(subject, "%s", why);
 
     for (size_t i = 0; i < entry_count; i++) {
         const char *other = entries[i].opt->name;
@@ -408,6 +433,8 @@ short_options(char **word, const char *synopsis, const char *purpose)
         for (size_t i = 0; i < entry_count && !e; i++)
             if (entries[i].opt->short_name == *c)
                 e = &entries[i];
+        if (!e && refusal(NULL, 0, *c))
+            sd_usage(subject, "%s", refusal(NULL, 0, *c));
         if (!e)
             sd_usage(word[0], "unknown option (--help lists them)");
         if (e->opt->value == &help)
@@ -519,6 +546,8 @@ sd_options(int *argc, char ***argv, const struct sd_opt *table, unsigned shared,
     entry_count = 0;
     if (table)
         add(table, true);
+    if (shared & (SD_OPT_THREADS | SD_OPT_COMPUTE))
+        add(threads, false);
     if (shared & SD_OPT_COMPUTE)
         add(compute, false);
     if (shared & SD_OPT_SEED)
@@ -549,8 +578,7 @@ sd_options(int *argc, char ***argv, const struct sd_opt *table, unsigned shared,
     *argc = operands;
     if (config)
         read_config();
-    if (shared & SD_OPT_COMPUTE)
-        check_shared();
+    check_shared();
 }
 
 bool

@@ -34,12 +34,14 @@ struct sd_opt {
     const char *help;           /* one line; the default in parentheses at its end */
 };
 
-/* Which shared options a program has besides -h -V -q -v --help=json --config (which all have). */
+/* Which shared options a program has besides -h -V -q -v --help=json --config (which all have).  The others are refused
+ * by name. */
 enum {
     SD_OPT_RECORDS = 1,     /* -j -k */
     SD_OPT_COMPUTE = 2,     /* --threads --device --dtype --memory --plan */
     SD_OPT_SEED = 4,
-    SD_OPT_OVERWRITE = 8
+    SD_OPT_OVERWRITE = 8,
+    SD_OPT_THREADS = 16     /* --threads alone */
 };
 
 struct sd_shared_options {  /* what the user chose; one per program */

@@ -76,9 +76,12 @@ void sd_safetensors_add_f32(struct sd_safetensors_writer *w, const char *name, e
 void sd_safetensors_add_from(struct sd_safetensors_writer *w, const char *name, enum sd_dtype dtype, int ndim,
                              const int64_t *shape, int (*read)(void *user, void *buffer, size_t offset, size_t bytes),
                              void *user);
+enum { SD_SAFETENSORS_PIECE = 1 << 20 };
 /* sd_safetensors_save - through sd_output: the name appears when the file is complete. */
 int sd_safetensors_save(struct sd_safetensors_writer *w, const char *path);
-/* sd_safetensors_write - the same into an open stream, for callers with their own way of publishing. */
+/* sd_safetensors_size - bytes of the file that it would write, for plans: no data are asked for.  -1 with sd_fail. */
+int sd_safetensors_size(struct sd_safetensors_writer *w, uint64_t *bytes);
+/* sd_safetensors_write - saved into an open stream, for callers with their own way of publishing. */
 int sd_safetensors_write(struct sd_safetensors_writer *w, FILE *f);
 /* sd_safetensors_data_hash - XXH3-128 of the data region as it will be written, in hex. */
 int sd_safetensors_data_hash(struct sd_safetensors_writer *w, char hex[33]);

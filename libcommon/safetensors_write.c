@@ -9,7 +9,7 @@
 #include <string.h>
 #include <xxhash.h>
 
-enum { HEADER_MAX = 100000000, PIECE = 1 << 20 };
+enum { HEADER_MAX = 100000000, PIECE = SD_SAFETENSORS_PIECE };
 
 struct item {
     const char *name;
@@ -244,6 +244,20 @@ sd_safetensors_write(struct sd_safetensors_writer *w, FILE *f)
         status = put_file(f, start, 8) || put_file(f, header, length) ? -1 : each_piece(w, put_file, f);
     free(header);
     return status;
+}
+
+int
+sd_safetensors_size(struct sd_safetensors_writer *w, uint64_t *bytes)
+{
+    size_t length;
+
+    if (sort(w))
+        return -1;
+    free(make_header(w, &length));
+    *bytes = 8 + (uint64_t)length;
+    for (size_t i = 0; i < w->count; i++)
+        *bytes += w->item[i].bytes;
+    return 0;
 }
 
 int

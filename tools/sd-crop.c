@@ -15,9 +15,6 @@
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
-#ifdef _OPENMP
-#include <omp.h>
-#endif
 
 static const char *resolution_text, *model_name, *bucket_policy = "keep", *resample = "lanczos", *center = "middle", *mask_dir,
     *report_path;
@@ -39,7 +36,6 @@ static const struct sd_opt options[] = {
     { 0, "center", SD_OPT_CHOICE, &center, 0, 0, "middle|mask", "where to crop (middle)" },
     { 0, "mask-dir", SD_OPT_TEXT, &mask_dir, 0, 0, "DIR", "folder of masks, named as the photos, .png or .jpg" },
     { 0, "report", SD_OPT_TEXT, &report_path, 0, 0, "FILE", "write sizes, crops and buckets as JSON" },
-    { 0, "threads", SD_OPT_INT, &sd_shared.threads, 0, 1024, "N", "threads (OMP_NUM_THREADS, else the cores allowed)" },
     { 0 }
 };
 
@@ -528,13 +524,9 @@ main(int argc, char **argv)
     const struct sd_each each = { NULL, true, crop_one, NULL };
 
     sd_threads_yield(argv);
-    sd_options(&argc, &argv, options, SD_OPT_RECORDS | SD_OPT_OVERWRITE, "[options] [photo | folder | records ...]",
-               "photos to pictures of one size, or of a few");
+    sd_options(&argc, &argv, options, SD_OPT_RECORDS | SD_OPT_THREADS | SD_OPT_OVERWRITE,
+               "[options] [photo | folder | records ...]", "photos to pictures of one size, or of a few");
     check_options();
-#ifdef _OPENMP
-    if (sd_shared.threads)
-        omp_set_num_threads((int)sd_shared.threads);
-#endif
     crop.resolution = choose_resolution();
     crop.buckets = choose_buckets(crop.resolution);
     crop.filter = (enum sd_filter)sd_filter_named(resample);

@@ -68,21 +68,29 @@ put(struct run *r, const char *key, const char *value)
     r->pair[r->pairs++] = value;
 }
 
+/* What a folder of PEFT's holds. */
+static const char *const parts[] = { "adapter_config.json", "adapter_model.safetensors", "unet/adapter_config.json",
+                                     "unet/adapter_model.safetensors", "text_encoder/adapter_config.json",
+                                     "text_encoder/adapter_model.safetensors" };
+enum { PARTS = sizeof parts / sizeof *parts };
+
+/* A plan reads no more than it must: its hash has the length of one. */
 static void
 hash_input(struct run *r, struct input *in)
 {
-    static const char *const parts[] = { "adapter_config.json", "adapter_model.safetensors", "unet/adapter_config.json",
-                                         "unet/adapter_model.safetensors", "text_encoder/adapter_config.json",
-                                         "text_encoder/adapter_model.safetensors" };
     struct sd_sha256 *h = sd_sha256_new(r->scope);
     struct stat st;
 
+    if (sd_shared.plan) {
+        snprintf(in->hash, sizeof in->hash, "%0*d", SD_SHA256_HEX - 1, 0);
+        return;
+    }
     if (stat(in->path, &st) == 0 && !S_ISDIR(st.st_mode)) {
         if (sd_hash_file_cached(in->path, in->hash) < 0)
             sd_die(in->path, "%s", sd_reason());
         return;
     }
-    for (size_t i = 0; i < sizeof parts / sizeof *parts; i++) {     /* a folder: the names and hashes of its files */
+    for (int i = 0; i < PARTS; i++) {           /* a folder: the names and hashes of its files */
         const char *path = sd_sprintf(r->scope, "%s/%s", in->path, parts[i]), *line;
         char hex[SD_SHA256_HEX];
 
@@ -100,7 +108,7 @@ hash_input(struct run *r, struct input *in)
 static void
 put_settings(struct run *r)
 {
-    static const char *const paths[] = { "model", "output", "config", "verify", "overwrite", NULL };
+    static const char *const paths[] = { "model", "output", "config", "verify", "overwrite", "dtype", NULL };
     json_t *settings = sd_options_json(paths), *inputs = json_array();
 
     for (size_t i = 0; i < r->count; i++)
@@ -208,6 +216,76 @@ put_kohya(struct run *r, const struct sd_lora *lora, enum sd_dtype dtype)
     put(r, "ss_network_alpha", sd_sprintf(r->scope, "%.9g", alpha));
 }
 
+/* ---- plans ------------------------------------------------------------------------------------------------------- */
+
+/* What a run takes: the factors, then what is made of them, then what is read again. */
+struct plan {
+    size_t factors;                 /* numbers in the inputs */
+    size_t held, piece, verify;     /* bytes of memory: all the time; while writing; while reading again */
+    uint64_t read, written;
+    double flops;
+    size_t layers;
+    struct sd_checkpoint_plan *model;
+};
+
+static uint64_t
+size_of(const char *path)
+{
+    struct stat st;
+
+    return stat(path, &st) == 0 && S_ISREG(st.st_mode) ? (uint64_t)st.st_size : 0;
+}
+
+static void
+plan_inputs(struct run *r, struct plan *p)
+{
+    for (size_t i = 0; i < r->count; i++) {
+        const struct input *in = &r->input[i];
+
+        p->read += size_of(in->path);
+        for (int k = 0; k < PARTS; k++)
+            p->read += size_of(sd_sprintf(r->scope, "%s/%s", in->path, parts[k]));
+        p->held += in->lora ? in->lora->held : 0;
+        for (size_t k = 0; in->lora && k < in->lora->count; k++) {
+            const struct sd_lora_layer *l = &in->lora->layer[k];
+
+            p->factors += (size_t)(l->rank * (l->in * l->kh * l->kw + l->out));
+        }
+    }
+}
+
+/* Is this a plan, which is printed, or is there a run to come, for which there is room? */
+static bool
+planned(struct run *r, const struct plan *p)
+{
+    size_t most = p->piece > p->verify ? p->piece : p->verify, peak = p->held + most;
+    const struct sd_checkpoint_plan *m = p->model;
+    json_t *o, *unmatched = json_array();
+
+    (void)r;
+    if (sd_shared.memory && !sd_shared.plan && peak > (size_t)sd_shared.memory)
+        sd_die("--memory", "%.1f MiB are needed, %.1f MiB allowed", (double)peak / (1 << 20),
+               (double)sd_shared.memory / (1 << 20));
+    for (size_t i = 0; m && i < m->unmatched; i++)
+        json_array_append_new(unmatched, json_string(m->path[i]));
+    o = json_pack("{s:I, s:I, s:I, s:I, s:I, s:f, s:I, s:I, s:I, s:I, s:o}", "peak_bytes", (json_int_t)peak,
+                  "weights_bytes", (json_int_t)(p->factors * sizeof(float)), "packed_bytes", (json_int_t)p->held,
+                  "activations_bytes", (json_int_t)most, "arena_bytes", (json_int_t)most, "flops", p->flops,
+                  "bytes_read", (json_int_t)(p->read + (verify ? p->written : 0)), "bytes_written",
+                  (json_int_t)p->written, "inputs", (json_int_t)r->count, "layers", (json_int_t)p->layers, "unmatched",
+                  unmatched);
+    if (o && m) {
+        json_object_set_new(o, "tensors", json_integer((json_int_t)m->tensors));
+        json_object_set_new(o, "tensors_changed", json_integer((json_int_t)m->changed));
+    }
+    if (!o)
+        sd_die("memory", "no room for the plan");
+    if (sd_shared.plan)
+        puts(sd_json_dump(r->scope, o, 0));
+    json_decref(o);
+    return sd_shared.plan;
+}
+
 /* ---- adapters ---------------------------------------------------------------------------------------------------- */
 
 static struct sd_lora *
@@ -244,13 +322,29 @@ merge_adapters(struct run *r)
 {
     struct sd_lora *lora = load_joined(r);
     enum sd_dtype dtype = dtype_or(lora->dtype);
+    enum sd_lora_format to = sd_lora_format(format ? format : "kohya");
+    struct plan plan = { .layers = lora->count };
+    struct sd_lora_size size;
     /* two factors, each rounded once (relative 2^-24, 2^-11, 2^-8), their errors spread over the sum */
     double worst, allowed = dtype == SD_F32 ? 1e-6 : dtype == SD_F16 ? 2e-3 : 2e-2;
 
     r->pair = sd_alloc_array(r->scope, 2 * r->input[0].lora->metadata + 32, sizeof *r->pair);
     put_kohya(r, lora, dtype);
     put_settings(r);
-    if (sd_lora_save(lora, output, sd_lora_format(format ? format : "kohya"), dtype, r->pair) < 0)
+    if (sd_lora_size(lora, to, dtype, r->pair, &size) < 0)
+        sd_die(output, "%s", sd_reason());
+    plan_inputs(r, &plan);
+    plan.held += r->count > 1 ? lora->held : 0;
+    plan.piece = size.memory + SD_SAFETENSORS_PIECE;
+    plan.written = size.written;
+    for (size_t i = 0; i < lora->count && verify; i++)
+        if (dtype != SD_F32)
+            plan.verify += sizeof(float)
+                           * (size_t)(lora->layer[i].rank
+                                      * (lora->layer[i].in * lora->layer[i].kh * lora->layer[i].kw + lora->layer[i].out));
+    if (planned(r, &plan))
+        return SD_OK;
+    if (sd_lora_save(lora, output, to, dtype, r->pair) < 0)
         sd_die(output, "%s", sd_reason());
     if (verify) {
         if (sd_lora_verify(lora, output, &worst) < 0)
@@ -269,7 +363,10 @@ put_base(struct run *r, struct sd_model *m)
 {
     char *hex = sd_alloc(r->scope, SD_SHA256_HEX), *text = sd_alloc(r->scope, SD_SHA256_HEX);
 
-    if (m->single_file ? sd_hash_file_cached(m->path, hex) < 0
+    if (sd_shared.plan) {
+        snprintf(hex, SD_SHA256_HEX, "%0*d", SD_SHA256_HEX - 1, 0);
+        strcpy(text, hex);
+    } else if (m->single_file ? sd_hash_file_cached(m->path, hex) < 0
                        : sd_weights_hash(sd_model_unet(m)->weights, hex) < 0
                              || sd_weights_hash(sd_model_text_encoder(m)->weights, text) < 0)
         sd_die(model_name, "%s", sd_reason());
@@ -282,16 +379,33 @@ static int
 merge_model(struct run *r)
 {
     struct sd_checkpoint c = { .lora = load_joined(r), .convert = save_dtype != NULL, .dtype = dtype_or(SD_F32) };
+    struct sd_checkpoint_plan m;
+    struct plan plan = { .layers = c.lora->count, .model = &m };
     size_t tensors;
 
     if (!(c.model = sd_model_open(r->scope, model_name, NULL)))
         sd_die(model_name, "%s", sd_reason());
-    if (sd_checkpoint_check(&c) < 0)
+    if (!sd_shared.plan && sd_checkpoint_check(&c) < 0)
         sd_die(model_name, "%s", sd_reason());
     r->pair = sd_alloc_array(r->scope, 32, sizeof *r->pair);
     put_base(r, c.model);
     put_settings(r);
     c.metadata = r->pair;
+    if (sd_checkpoint_plan(r->scope, &c, &m) < 0)
+        sd_die(model_name, "%s", sd_reason());
+    plan_inputs(r, &plan);
+    plan.held += r->count > 1 ? c.lora->held : 0;
+    plan.piece = m.memory + SD_SAFETENSORS_PIECE;
+    plan.read += m.read;
+    plan.written = m.written;
+    plan.flops = m.flops;
+    if (planned(r, &plan)) {
+        if (!m.unmatched)
+            return SD_OK;
+        sd_warn(model_name, "%zu layers of the adapters are not in it, or of another shape, the first is %s",
+                m.unmatched, m.path[0]);
+        return SD_FAILED;
+    }
     if (sd_checkpoint_save(&c, output) < 0)
         sd_die(output, "%s", sd_reason());
     if (verify) {
@@ -340,6 +454,16 @@ convert_embedding(struct run *r)
     hash_input(r, in);
     r->pair = sd_alloc_array(r->scope, 32, sizeof *r->pair);
     put_settings(r);
+    if (sd_shared.plan || sd_shared.memory) {
+        struct plan plan = { .held = sizeof(float) * (size_t)(e->vectors * e->width), .piece = SD_SAFETENSORS_PIECE };
+
+        plan.factors = plan.held / sizeof(float);
+        plan_inputs(r, &plan);
+        if (sd_embedding_size(e, layout, dtype_or(e->dtype), r->pair, &plan.written) < 0)
+            sd_die(in->path, "%s", sd_reason());
+        if (planned(r, &plan))
+            return SD_OK;
+    }
     if (sd_embedding_save(e, output, layout, dtype_or(e->dtype), r->pair) < 0)
         sd_die(output, "%s", sd_reason());
     if (verify) {
@@ -357,9 +481,14 @@ main(int argc, char **argv)
     bool embedding = false;
 
     sd_threads_yield(argv);
-    sd_options(&argc, &argv, options, SD_OPT_OVERWRITE, "[--model MODEL] --output FILE file[:weight] ...",
+    sd_options(&argc, &argv, options, SD_OPT_COMPUTE | SD_OPT_OVERWRITE,
+               "[--model MODEL] --output FILE file[:weight] ...",
                "merges adapters into models, joins and converts adapters and embeddings");
-    if (!output || !*output)
+    if (strcmp(sd_shared.device, "auto") != 0 && strcmp(sd_shared.device, "cpu") != 0)
+        sd_usage("--device", "%s: weights are merged on the CPU", sd_shared.device);
+    if (*sd_shared.dtype && strcmp(sd_shared.dtype, "f32") != 0)
+        sd_usage("--dtype", "%s: sums are made in f32; --save-dtype is what is written", sd_shared.dtype);
+    if ((!output || !*output) && !sd_shared.plan)
         sd_usage("--output", "what is to be written?");
     if (argc < 2)
         sd_usage(NULL, "no adapter named");
@@ -371,7 +500,8 @@ main(int argc, char **argv)
         r.input[i] = operand(r.scope, argv[i + 1]);
         embedding |= is_embedding(r.scope, r.input[i].path);
     }
-    sd_output_refuse(output, sd_shared.overwrite);
+    if (output)
+        sd_output_refuse(output, sd_shared.overwrite);
     if (!embedding && format && strcmp(format, "a1111") == 0)
         sd_usage("--format", "a1111 is of embeddings; A1111 reads adapters in kohya's form");
     return sd_finish(embedding ? convert_embedding(&r) : model_name ? merge_model(&r) : merge_adapters(&r));

@@ -56,8 +56,9 @@ find_place(struct sd_scope *s, const struct sd_lora_layer *l, struct sd_weights 
     return 0;
 }
 
-int
-sd_checkpoint_changes(struct sd_scope *s, const struct sd_checkpoint *c, struct changes *all)
+/* plan: layers without a place are named there; NULL: they are errors */
+static int
+find_places(struct sd_scope *s, const struct sd_checkpoint *c, struct changes *all, struct sd_checkpoint_plan *plan)
 {
     struct sd_unet *unet = sd_model_unet(c->model);
     struct sd_clip_text *text = unet ? sd_model_text_encoder(c->model) : NULL;
@@ -67,12 +68,24 @@ sd_checkpoint_changes(struct sd_scope *s, const struct sd_checkpoint *c, struct 
         return -1;
     *all = (struct changes){ .checkpoint = c,
                              .change = sd_alloc_array(s, count + 1, sizeof *all->change),
-                             .count = count };
+                             .plan = plan };
+    if (plan)
+        plan->path = sd_alloc_array(s, count + 1, sizeof *plan->path);
     for (size_t i = 0; i < count; i++)
-        if (find_place(s, &c->lora->layer[i], unet->weights, text->weights, &all->change[i]) < 0)
+        if (find_place(s, &c->lora->layer[i], unet->weights, text->weights, &all->change[all->count]) == 0)
+            all->count++;
+        else if (!plan)
             return -1;
-    qsort(all->change, count, sizeof *all->change, by_tensor);
+        else
+            plan->path[plan->unmatched++] = c->lora->layer[i].path;
+    qsort(all->change, all->count, sizeof *all->change, by_tensor);
     return 0;
+}
+
+int
+sd_checkpoint_changes(struct sd_scope *s, const struct sd_checkpoint *c, struct changes *all)
+{
+    return find_places(s, c, all, NULL);
 }
 
 int
@@ -188,6 +201,23 @@ kept(const char *key)
     return true;
 }
 
+/* What `values` takes for the largest piece of x, and what the sums cost. */
+static void
+count_tensor(struct sd_checkpoint_plan *plan, struct tensor x)
+{
+    const size_t row = (size_t)sd_checkpoint_row(x.base), size = sd_dtype_size(x.dtype);
+    size_t most = SD_SAFETENSORS_PIECE / (size ? size : 1) + 2 * row;
+
+    plan->tensors++;
+    plan->changed += x.count > 0;
+    if (!x.count && x.dtype == x.base->dtype)
+        return;
+    most = sizeof(float) * (most < x.base->numel ? most : x.base->numel);
+    plan->memory = most > plan->memory ? most : plan->memory;
+    for (size_t i = 0; i < x.count; i++)
+        plan->flops += 2.0 * (double)x.change[i].layer->rank * (double)x.change[i].layer->out * (double)row;
+}
+
 static int
 add_tensor(struct sd_safetensors_writer *w, struct sd_scope *s, struct tensor x)
 {
@@ -211,6 +241,24 @@ add_tensor(struct sd_safetensors_writer *w, struct sd_scope *s, struct tensor x)
     return 0;
 }
 
+static int
+count_file(struct sd_checkpoint_plan *plan, const char *from, struct sd_safetensors_writer *w)
+{
+    uint64_t bytes;
+    struct stat st;
+
+    if (stat(from, &st) < 0)
+        return sd_fail_errno("%s", from);
+    plan->read += (uint64_t)st.st_size;
+    if (!w)
+        plan->written += (uint64_t)st.st_size;
+    else if (sd_safetensors_size(w, &bytes) < 0)
+        return -1;
+    else
+        plan->written += bytes;
+    return 0;
+}
+
 /* component: of a folder's file, -1 for one without adapters */
 static int
 write_file(const struct changes *all, int component, const char *from, const char *to)
@@ -229,10 +277,15 @@ write_file(const struct changes *all, int component, const char *from, const cha
     }
     for (size_t i = 0; pair && pair[i]; i += 2)
         sd_safetensors_set_metadata(w, pair[i], pair[i + 1]);
-    for (size_t i = 0; status == 0 && i < sd_safetensors_count(f); i++)
-        status = add_tensor(w, s, sd_checkpoint_tensor(all, component, sd_safetensors_at(f, i)));
+    for (size_t i = 0; status == 0 && i < sd_safetensors_count(f); i++) {
+        struct tensor x = sd_checkpoint_tensor(all, component, sd_safetensors_at(f, i));
+
+        status = add_tensor(w, s, x);
+        if (all->plan)
+            count_tensor(all->plan, x);
+    }
     if (status == 0)
-        status = sd_safetensors_save(w, to);
+        status = all->plan ? count_file(all->plan, from, w) : sd_safetensors_save(w, to);
     if (status == 0)
         status = sd_safetensors_unchanged(f);
     sd_scope_close(s);
@@ -270,14 +323,16 @@ is_weights(const char *name)
 }
 
 static int
-copy_file(const char *from, const char *to)
+copy_file(const struct changes *all, const char *from, const char *to)
 {
-    FILE *in = fopen(from, "rbe");
+    FILE *in = all->plan ? NULL : fopen(from, "rbe");
     struct sd_output *out;
     char buffer[1 << 16];
     size_t n;
     bool bad;
 
+    if (all->plan)
+        return count_file(all->plan, from, NULL);
     if (!in)
         return sd_fail_errno("%s", from);
     if (!(out = sd_output_open(to))) {
@@ -295,11 +350,18 @@ copy_file(const char *from, const char *to)
     return sd_output_commit(out);
 }
 
+/* Where a file of the output is made; of a plan, nowhere. */
+static const char *
+place_in(struct sd_folder *out, const char *name)
+{
+    return out ? sd_folder_path(out, name) : name;
+}
+
 /* A folder as it is; without weights where a component's own are written beside. */
 static int
-copy_folder(struct sd_scope *s, struct sd_folder *out, const char *model, const char *name, bool with_weights)
+copy_folder(struct sd_scope *s, const struct changes *all, struct sd_folder *out, const char *name, bool with_weights)
 {
-    const char **names, *from = sd_sprintf(s, "%s/%s", model, name);
+    const char **names, *model = all->checkpoint->model->path, *from = sd_sprintf(s, "%s/%s", model, name);
     size_t count;
 
     if (sd_folder_list(s, from, &names, &count) < 0)
@@ -311,7 +373,7 @@ copy_folder(struct sd_scope *s, struct sd_folder *out, const char *model, const 
         if (stat(path, &st) < 0)
             return sd_fail_errno("%s", path);
         if (S_ISREG(st.st_mode) && (with_weights || !is_weights(names[i])))
-            if (!(to = sd_folder_path(out, inner)) || copy_file(path, to) < 0)
+            if (!(to = place_in(out, inner)) || copy_file(all, path, to) < 0)
                 return -1;
     }
     return 0;
@@ -369,7 +431,10 @@ write_index(struct sd_scope *s, const struct changes *all, const struct store *s
     }
     if ((metadata = json_object_get(index, "metadata")))
         json_object_set_new(metadata, "total_size", json_integer(total));
-    return sd_json_save(index, to);
+    if (!all->plan)
+        return sd_json_save(index, to);
+    all->plan->written += sd_json_size(index);
+    return 0;
 }
 
 static int
@@ -385,15 +450,15 @@ write_store(struct sd_scope *s, const struct changes *all, struct sd_folder *out
         const char *from = sd_sprintf(s, "%s%s", folder, names[i]);
         int status;
 
-        if (!(to = sd_folder_path(out, sd_sprintf(s, "%s/%s", store->name, names[i]))))
+        if (!(to = place_in(out, sd_sprintf(s, "%s/%s", store->name, names[i]))))
             return -1;
-        status = store->component < 0 ? copy_file(from, to) : write_file(all, store->component, from, to);
+        status = store->component < 0 ? copy_file(all, from, to) : write_file(all, store->component, from, to);
         if (status < 0)
             return sd_fail_prefix("%s/%s", store->name, names[i]);
     }
     if (!ends_with(path, ".json"))
         return 0;
-    to = sd_folder_path(out, sd_sprintf(s, "%s/%s", store->name, sd_checkpoint_file_name(path)));
+    to = place_in(out, sd_sprintf(s, "%s/%s", store->name, sd_checkpoint_file_name(path)));
     return to ? write_index(s, all, store, to) : -1;
 }
 
@@ -425,12 +490,11 @@ static int
 write_folder(struct sd_scope *s, const struct changes *all, struct sd_folder *out)
 {
     struct sd_model *m = all->checkpoint->model;
-    const char *path = sd_sprintf(s, "%s/model_index.json", m->path), *to = sd_folder_path(out, "model_index.json"),
-               *name;
+    const char *path = sd_sprintf(s, "%s/model_index.json", m->path), *to = place_in(out, "model_index.json"), *name;
     json_t *index = sd_json_load(s, path, SD_JSON_NONFINITE), *value;
     struct store store[3];
 
-    if (!index || !to || sd_checkpoint_stores(m, store) < 0 || copy_file(path, to) < 0)
+    if (!index || !to || sd_checkpoint_stores(m, store) < 0 || copy_file(all, path, to) < 0)
         return -1;
     json_object_foreach(index, name, value) {
         bool own = false;
@@ -440,13 +504,24 @@ write_folder(struct sd_scope *s, const struct changes *all, struct sd_folder *ou
         if (!json_is_array(value) || strchr(name, '/') || name[0] == '.'
             || !is_folder(sd_sprintf(s, "%s/%s", m->path, name)))
             continue;
-        if (copy_folder(s, out, m->path, name, !own) < 0)
+        if (copy_folder(s, all, out, name, !own) < 0)
             return -1;
     }
     for (int i = 0; i < 3; i++)
         if (write_store(s, all, out, &store[i]) < 0)
             return -1;
     return 0;
+}
+
+int
+sd_checkpoint_plan(struct sd_scope *s, const struct sd_checkpoint *c, struct sd_checkpoint_plan *plan)
+{
+    struct changes all;
+
+    *plan = (struct sd_checkpoint_plan){ 0 };
+    if (find_places(s, c, &all, plan) < 0)
+        return -1;
+    return c->model->single_file ? write_file(&all, -1, c->model->path, NULL) : write_folder(s, &all, NULL);
 }
 
 int

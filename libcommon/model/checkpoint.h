@@ -19,6 +19,17 @@ struct sd_checkpoint {
 /* sd_checkpoint_check - every layer of the adapters is one of the model, and of its shape; -1 with sd_fail that names
  * it. */
 int sd_checkpoint_check(const struct sd_checkpoint *c);
+/* sd_checkpoint_plan - what sd_checkpoint_save would do, and the names in the adapters that the model has no layer for,
+ * or another shape of; those are left out of the sums.  Reads headers and configurations only. */
+struct sd_checkpoint_plan {
+    uint64_t read, written;             /* bytes of files */
+    size_t memory;                      /* bytes, of the piece that is being changed */
+    size_t tensors, changed;            /* written; those of them with adapters */
+    double flops;
+    size_t unmatched;
+    const char **path;                  /* of these layers, in the scope given */
+};
+int sd_checkpoint_plan(struct sd_scope *s, const struct sd_checkpoint *c, struct sd_checkpoint_plan *plan);
 /* sd_checkpoint_save - under its name when complete; a folder in its place must be a model. */
 int sd_checkpoint_save(const struct sd_checkpoint *c, const char *path);
 /* sd_checkpoint_verify - read it again: every tensor that was not to change has its bytes, and every other is

@@ -16,6 +16,7 @@ struct changes {
     const struct sd_checkpoint *checkpoint;
     struct change *change;              /* by tensor */
     size_t count;
+    struct sd_checkpoint_plan *plan;    /* counted here, nothing written; NULL: written */
 };
 
 struct tensor {                         /* of the output */

@@ -85,20 +85,38 @@ sd_embedding_load(struct sd_scope *s, const char *path)
     return e;
 }
 
-int
-sd_embedding_save(const struct sd_embedding *e, const char *path, enum sd_embedding_format format, enum sd_dtype dtype,
-                  const char *const *metadata)
+static struct sd_safetensors_writer *
+writer(struct sd_scope *s, const struct sd_embedding *e, enum sd_embedding_format format, enum sd_dtype dtype,
+       const char *const *metadata)
 {
-    struct sd_scope *s = sd_scope_open();
     struct sd_safetensors_writer *w = sd_safetensors_writer_new(s);
-    int status;
 
     for (size_t i = 0; metadata && metadata[i]; i += 2)
         sd_safetensors_set_metadata(w, metadata[i], metadata[i + 1]);
     sd_safetensors_set_metadata(w, "sd_tools.token", e->token);
     sd_safetensors_add_f32(w, format == SD_EMBEDDING_A1111 ? "emb_params" : e->token, dtype, 2,
                            (int64_t[]){ e->vectors, e->width }, e->values);
-    status = sd_safetensors_save(w, path);
+    return w;
+}
+
+int
+sd_embedding_save(const struct sd_embedding *e, const char *path, enum sd_embedding_format format, enum sd_dtype dtype,
+                  const char *const *metadata)
+{
+    struct sd_scope *s = sd_scope_open();
+    int status = sd_safetensors_save(writer(s, e, format, dtype, metadata), path);
+
+    sd_scope_close(s);
+    return status;
+}
+
+int
+sd_embedding_size(const struct sd_embedding *e, enum sd_embedding_format format, enum sd_dtype dtype,
+                  const char *const *metadata, uint64_t *bytes)
+{
+    struct sd_scope *s = sd_scope_open();
+    int status = sd_safetensors_size(writer(s, e, format, dtype, metadata), bytes);
+
     sd_scope_close(s);
     return status;
 }

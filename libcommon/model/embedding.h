@@ -18,6 +18,9 @@ enum sd_embedding_format { SD_EMBEDDING_DIFFUSERS, SD_EMBEDDING_A1111 };    /* a
 struct sd_embedding *sd_embedding_load(struct sd_scope *s, const char *path);
 int sd_embedding_save(const struct sd_embedding *e, const char *path, enum sd_embedding_format format, enum sd_dtype dtype,
                       const char *const *metadata);
+/* sd_embedding_size - bytes of that file; nothing is written. */
+int sd_embedding_size(const struct sd_embedding *e, enum sd_embedding_format format, enum sd_dtype dtype,
+                      const char *const *metadata, uint64_t *bytes);
 /* sd_embedding_equal - is b what a becomes when it is written in dtype?  The tokens' names may differ. */
 bool sd_embedding_equal(const struct sd_embedding *a, const struct sd_embedding *b, enum sd_dtype dtype);
 

@@ -156,16 +156,28 @@ all_finite(const float *x, int64_t n)
 
 /* ---- one module -------------------------------------------------------------------------------------------------- */
 
+static const float *
+factor(struct sd_lora *lora, const struct sd_safetensor *t)
+{
+    const float *values = sd_safetensor_f32(lora->scope, t);
+
+    if (values && (const void *)values != t->data)
+        lora->held += t->numel * sizeof *values;
+    return values;
+}
+
 /* LyCORIS' Tucker form: down'[n, i, k] = sum_m mid[n, m, k] down[m, i] */
 static const float *
-fold_mid(struct sd_scope *s, const struct sd_safetensor *mid, const struct sd_safetensor *down, struct sd_lora_layer *l)
+fold_mid(struct sd_lora *lora, const struct sd_safetensor *mid, const struct sd_safetensor *down,
+         struct sd_lora_layer *l)
 {
     int64_t r = l->rank, k = mid->shape[2] * mid->shape[3];
-    const float *m = sd_safetensor_f32(s, mid), *d = sd_safetensor_f32(s, down);
-    float *out = sd_alloc_array(s, (size_t)(r * l->in * k), sizeof *out);
+    const float *m = factor(lora, mid), *d = factor(lora, down);
+    float *out = sd_alloc_array(lora->scope, (size_t)(r * l->in * k), sizeof *out);
 
     if (!m || !d)
         return NULL;
+    lora->held += (size_t)(r * l->in * k) * sizeof *out;
     for (int64_t n = 0; n < r; n++)
         for (int64_t i = 0; i < l->in; i++)
             for (int64_t q = 0; q < k; q++) {
@@ -221,11 +233,11 @@ layer(struct loader *l, const struct raw *r, const json_t *config, const char *p
     if (mid) {
         if (mid->ndim != 4 || mid->shape[0] != x->rank || mid->shape[1] != x->rank || x->kh * x->kw != 1)
             return sd_fail("%s: mid of shape %s", r->key, sd_shape_text(s, mid->ndim, mid->shape));
-        x->down = fold_mid(s, mid, down, x);
+        x->down = fold_mid(l->lora, mid, down, x);
         x->conv = true;
     } else
-        x->down = sd_safetensor_f32(s, down);
-    x->up = sd_safetensor_f32(s, up);
+        x->down = factor(l->lora, down);
+    x->up = factor(l->lora, up);
     if (!x->down || !x->up)
         return sd_fail_prefix("%s", r->key);
     if (!all_finite(x->down, x->rank * x->in * x->kh * x->kw) || !all_finite(x->up, x->out * x->rank))
@@ -424,6 +436,7 @@ join_layer(struct sd_lora *out, struct sd_lora *const *lora, const double *weigh
     row = x->in * x->kh * x->kw;
     down = sd_alloc_array(out->scope, (size_t)(x->rank * row), sizeof *down);
     up = sd_alloc_array(out->scope, (size_t)(x->out * x->rank), sizeof *up);
+    out->held += (size_t)(x->rank * row + x->out * x->rank) * sizeof *up;
     for (size_t i = 0; i < count; i++) {
         const struct sd_lora_layer *l = find(lora[i], path);
 

@@ -24,6 +24,7 @@ struct sd_lora {
     size_t count;
     struct sd_lora_layer *layer;    /* by path, in byte order */
     enum sd_dtype dtype;            /* the widest of its factors in the file */
+    size_t held;                    /* bytes of factors in memory of our own: converted ones, sums; others lie in the file */
     const char *dialect;            /* "kohya", "diffusers", "diffusers (old)", "peft", "comfy" */
     size_t metadata;                /* pairs of the file */
     const char *(*pair)[2];
@@ -48,6 +49,13 @@ struct sd_lora *sd_lora_join(struct sd_scope *s, struct sd_lora *const *lora, co
  * sd_output and sd_folder. */
 int sd_lora_save(const struct sd_lora *lora, const char *path, enum sd_lora_format format, enum sd_dtype dtype,
                  const char *const *metadata);
+/* sd_lora_size - what sd_lora_save would write, and the memory that it takes beside the adapters; for plans. */
+struct sd_lora_size {
+    uint64_t written;
+    size_t memory;
+};
+int sd_lora_size(const struct sd_lora *lora, enum sd_lora_format format, enum sd_dtype dtype,
+                 const char *const *metadata, struct sd_lora_size *size);
 /* sd_lora_dim - for ss_network_dim and ss_network_alpha: the UNet's (without one, the text encoder's) most common rank,
  * and the alpha that sd_lora_save writes for it. */
 void sd_lora_dim(const struct sd_lora *lora, enum sd_dtype dtype, int64_t *rank, double *alpha);

@@ -90,14 +90,16 @@ sd_lora_dim(const struct sd_lora *lora, enum sd_dtype dtype, int64_t *rank, doub
     *alpha = (double)common_alpha(lora, components[!unet], dtype);
 }
 
-/* up * ratio: the layer's own where nothing is to be done */
+/* up * ratio: the layer's own where nothing is to be done, or only to be counted */
 static const float *
-scaled(struct sd_scope *s, const struct sd_lora_layer *l, double ratio)
+scaled(struct sd_scope *s, const struct sd_lora_layer *l, double ratio, struct sd_lora_size *size)
 {
     size_t n = (size_t)(l->out * l->rank);
     float *up;
 
-    if (ratio == 1)
+    if (size && ratio != 1)
+        size->memory += n * sizeof *up;
+    if (size || ratio == 1)
         return l->up;
     up = sd_alloc_array(s, n, sizeof *up);
     for (size_t i = 0; i < n; i++)
@@ -125,7 +127,7 @@ part_name(struct sd_scope *s, const struct sd_lora *lora, const struct sd_lora_l
 /* The layers of a component, or all (NULL).  alpha: by component, NULL where none is written and up has it all. */
 static int
 add_layers(struct sd_safetensors_writer *w, struct sd_scope *s, const struct sd_lora *lora, const char *component,
-           enum sd_lora_format format, enum sd_dtype dtype, const float *alpha)
+           enum sd_lora_format format, enum sd_dtype dtype, const float *alpha, struct sd_lora_size *size)
 {
     for (size_t i = 0; i < lora->count; i++) {
         const struct sd_lora_layer *l = &lora->layer[i];
@@ -140,7 +142,7 @@ add_layers(struct sd_safetensors_writer *w, struct sd_scope *s, const struct sd_
         if (!down || !up)
             return -1;
         sd_safetensors_add_f32(w, down, dtype, ndim, (int64_t[]){ l->rank, l->in, l->kh, l->kw }, l->down);
-        sd_safetensors_add_f32(w, up, dtype, ndim, (int64_t[]){ l->out, l->rank, 1, 1 }, scaled(s, l, ratio));
+        sd_safetensors_add_f32(w, up, dtype, ndim, (int64_t[]){ l->out, l->rank, 1, 1 }, scaled(s, l, ratio, size));
         if (a)
             sd_safetensors_add_f32(w, sd_lora_key_write(s, l->path, SD_LORA_ALPHA, format), dtype, 0, NULL, a);
     }
@@ -181,7 +183,7 @@ hash_piece(void *cookie, const char *bytes, size_t n)
 
 /* sshs_model_hash: SHA-256 of the data; sshs_legacy_hash: of 64 KiB at 1 MiB of the file with ss_ keys alone. */
 static int
-add_hashes(struct sd_safetensors_writer *w, struct sd_scope *s, const char *const *metadata)
+add_hashes(struct sd_safetensors_writer *w, struct sd_scope *s, const char *const *metadata, bool counted)
 {
     struct image m = { .data = sd_sha256_new(s), .legacy = sd_sha256_new(s) };
     FILE *f = fopencookie(&m, "w", (cookie_io_functions_t){ .write = hash_piece });
@@ -194,7 +196,7 @@ add_hashes(struct sd_safetensors_writer *w, struct sd_scope *s, const char *cons
     for (size_t i = 0; metadata && metadata[i]; i += 2)
         if (strncmp(metadata[i], "ss_", 3) == 0)
             sd_safetensors_set_metadata(w, metadata[i], metadata[i + 1]);
-    status = sd_safetensors_write(w, f);
+    status = counted ? 0 : sd_safetensors_write(w, f);
     fclose(f);
     sd_safetensors_set_metadata(w, "format", "pt");
     sd_sha256_hex(m.data, hex);
@@ -205,9 +207,23 @@ add_hashes(struct sd_safetensors_writer *w, struct sd_scope *s, const char *cons
     return status;
 }
 
+/* Written, or a plan's bytes added to *size. */
+static int
+save_or_count(struct sd_safetensors_writer *w, const char *path, struct sd_lora_size *size)
+{
+    uint64_t bytes;
+
+    if (!size)
+        return sd_safetensors_save(w, path);
+    if (sd_safetensors_size(w, &bytes) < 0)
+        return -1;
+    size->written += bytes;
+    return 0;
+}
+
 static int
 save_file(const struct sd_lora *lora, const char *path, enum sd_lora_format format, enum sd_dtype dtype,
-          const char *const *metadata)
+          const char *const *metadata, struct sd_lora_size *size)
 {
     struct sd_scope *s = sd_scope_open();
     struct sd_safetensors_writer *w = sd_safetensors_writer_new(s);
@@ -216,13 +232,13 @@ save_file(const struct sd_lora *lora, const char *path, enum sd_lora_format form
 
     for (int i = 0; i < COMPONENTS; i++)
         alpha[i] = common_alpha(lora, components[i], dtype);
-    status = add_layers(w, s, lora, NULL, format, dtype, format == SD_LORA_DIFFUSERS ? NULL : alpha);
+    status = add_layers(w, s, lora, NULL, format, dtype, format == SD_LORA_DIFFUSERS ? NULL : alpha, size);
     if (status == 0 && format == SD_LORA_KOHYA)
-        status = add_hashes(w, s, metadata);
+        status = add_hashes(w, s, metadata, size != NULL);
     for (size_t i = 0; metadata && metadata[i]; i += 2)
         sd_safetensors_set_metadata(w, metadata[i], metadata[i + 1]);
     if (status == 0)
-        status = sd_safetensors_save(w, path);
+        status = save_or_count(w, path, size);
     sd_scope_close(s);
     return status;
 }
@@ -274,12 +290,12 @@ peft_config(const struct sd_lora *lora, const char *component)
 
 static int
 save_component(struct sd_folder *folder, struct sd_scope *s, const struct sd_lora *lora, const char *component,
-               enum sd_dtype dtype, const char *const *metadata)
+               enum sd_dtype dtype, const char *const *metadata, struct sd_lora_size *size)
 {
     struct sd_safetensors_writer *w = sd_safetensors_writer_new(s);
     struct sd_lora *unscaled = sd_alloc(s, sizeof *unscaled);
-    const char *weights = sd_folder_path(folder, sd_sprintf(s, "%s/adapter_model.safetensors", component)),
-               *config = sd_folder_path(folder, sd_sprintf(s, "%s/adapter_config.json", component));
+    const char *weights = sd_sprintf(s, "%s/adapter_model.safetensors", component),
+               *config = sd_sprintf(s, "%s/adapter_config.json", component);
     json_t *json = peft_config(lora, component);
     int status = 0;
 
@@ -291,30 +307,33 @@ save_component(struct sd_folder *folder, struct sd_scope *s, const struct sd_lor
     }
     for (size_t i = 0; metadata && metadata[i]; i += 2)
         sd_safetensors_set_metadata(w, metadata[i], metadata[i + 1]);
-    if (!weights || !config)
+    if (!size && (!(weights = sd_folder_path(folder, weights)) || !(config = sd_folder_path(folder, config))))
         status = -1;
     else
-        status = add_layers(w, s, unscaled, component, SD_LORA_PEFT, dtype, NULL);
+        status = add_layers(w, s, unscaled, component, SD_LORA_PEFT, dtype, NULL, size);
     if (status == 0)
-        status = sd_safetensors_save(w, weights);
-    if (status == 0)
+        status = save_or_count(w, weights, size);
+    if (status == 0 && size)
+        size->written += sd_json_size(json);
+    else if (status == 0)
         status = sd_json_save(json, config);
     json_decref(json);
     return status;
 }
 
 static int
-save_peft(const struct sd_lora *lora, const char *path, enum sd_dtype dtype, const char *const *metadata)
+save_peft(const struct sd_lora *lora, const char *path, enum sd_dtype dtype, const char *const *metadata,
+          struct sd_lora_size *size)
 {
     static const char *const marks[] = { "unet/adapter_config.json", "text_encoder/adapter_config.json", NULL };
     struct sd_scope *s = sd_scope_open();
-    struct sd_folder *folder = sd_folder_open(s, path, marks);
-    int status = folder ? 0 : -1;
+    struct sd_folder *folder = size ? NULL : sd_folder_open(s, path, marks);
+    int status = folder || size ? 0 : -1;
 
     for (int i = 0; i < COMPONENTS && status == 0; i++)
         if (most_common(lora, components[i], rank_of) > 0)
-            status = save_component(folder, s, lora, components[i], dtype, metadata);
-    if (status == 0)
+            status = save_component(folder, s, lora, components[i], dtype, metadata, size);
+    if (status == 0 && folder)
         status = sd_folder_commit(folder);
     else if (folder)
         sd_folder_abandon(folder);
@@ -326,8 +345,17 @@ int
 sd_lora_save(const struct sd_lora *lora, const char *path, enum sd_lora_format format, enum sd_dtype dtype,
              const char *const *metadata)
 {
-    return format == SD_LORA_PEFT ? save_peft(lora, path, dtype, metadata)
-                                  : save_file(lora, path, format, dtype, metadata);
+    return format == SD_LORA_PEFT ? save_peft(lora, path, dtype, metadata, NULL)
+                                  : save_file(lora, path, format, dtype, metadata, NULL);
+}
+
+int
+sd_lora_size(const struct sd_lora *lora, enum sd_lora_format format, enum sd_dtype dtype, const char *const *metadata,
+             struct sd_lora_size *size)
+{
+    *size = (struct sd_lora_size){ 0 };
+    return format == SD_LORA_PEFT ? save_peft(lora, NULL, dtype, metadata, size)
+                                  : save_file(lora, NULL, format, dtype, metadata, size);
 }
 
 /* ---- read again -------------------------------------------------------------------------------------------------- */

@@ -32,7 +32,15 @@ as_planned() {
 @test "sd-encode-latents" { as_planned sd-encode-latents -q $MODEL --cache cache "$OUT/captioned.sd"; }
 
 @test "sd-train-lora, text encoder frozen" {
-    as_planned sd-train-lora -q $MODEL $TOKENIZER --output l.safetensors --max-train-steps 2 "$OUT/latents.sd"
+    as_planned sd-train-lora -q $MODEL $TOKENIZER --output "$OUT/l.safetensors" --max-train-steps 2 "$OUT/latents.sd"
+}
+
+@test "sd-merge" {
+    for ((i = 0; i < 16; i++)); do many[i]=$OUT/l.safetensors:0.1; done
+    as_planned sd-merge --verify --format peft --output joined "${many[@]}"
+    as_planned sd-merge $MODEL --output merged "${many[@]}"
+    [ "$(sd-merge --plan $MODEL "${many[@]}" | jq .bytes_written)" = "$(find merged -type f -printf '%s\n' | awk '{ sum += $1 } END { print sum }')" ]
+    rm -r merged
 }
 
 @test "sd-train-lora with a token" {

@@ -7,6 +7,7 @@
 #include "../child.h"
 #include "model/checkpoint.h"
 
+#include <ftw.h>
 #include <sys/stat.h>
 
 #define DATA "tests/data/lora/"
@@ -26,6 +27,25 @@ static const char *
 in_models(struct sd_scope *s, const char *name)
 {
     return name ? sd_sprintf(s, "%s/" MODELS "%s", start, name) : NULL;
+}
+
+static double summed;
+
+static int
+add_bytes(const char *path, const struct stat *st, int type)
+{
+    (void)path;
+    summed += type == FTW_F ? (double)st->st_size : 0;
+    return 0;
+}
+
+/* Of a file, or of all in a folder. */
+static double
+folder_bytes(const char *path)
+{
+    summed = 0;
+    ftw(path, add_bytes, 8);
+    return summed;
 }
 
 static struct sd_model *
@@ -228,11 +248,15 @@ test_model(const struct model *m, bool wide)
                                .metadata = (const char *const[]){ "sd_tools.test", "yes", NULL } };
     const char *out = sd_sprintf(s, "%s%s", wide ? "wide-" : "", m->model),
                *again = sd_sprintf(s, "again-%s", m->model);
+    struct sd_checkpoint_plan plan;
     size_t tensors;
 
     if (!CHECK(base && lora && sd_checkpoint_save(&c, out) == 0 && (merged = open_model(s, out, m)),
                "%s is written%s: %s", m->name, wide ? " in F32" : "", base && lora ? "" : sd_reason()))
         return;
+    CHECK(sd_checkpoint_plan(s, &c, &plan) == 0 && plan.unmatched == 0 && plan.changed > 0
+              && (double)plan.written == folder_bytes(out),
+          "%s: a plan of %.0f bytes, as written", m->name, (double)plan.written);
     CHECK(sd_checkpoint_verify(&c, out, &tensors) == 0 && tensors > 600, "%s reads back: %zu tensors", m->name,
           tensors);
     check_weights(s, m, base, merged, lora);

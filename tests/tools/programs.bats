@@ -28,6 +28,35 @@ programs() { for f in "$ROOT"/tools/*.c; do basename "$f" .c; done; }
     done
 }
 
+@test "a shared option is taken, or refused by name with the reason" {
+    refused() { # PROGRAM OPTION REASON
+        run -2 --separate-stderr "$1" "$2"
+        is_line "$1: $2: $3"
+        [ -z "$output" ]
+    }
+    models="is for models; this program runs none" random="is for random numbers; this program draws none"
+    records="is for records, one by one; this program does all or nothing"
+    for o in --device --dtype --memory --plan; do refused sd-crop $o "$models"; refused sd-caption $o "$models"; done
+    for p in sd-crop sd-caption sd-encode-latents sd-merge; do refused $p --seed "$random"; done
+    for o in -j --json -k --keep-going; do refused sd-merge $o "$records"; done
+    for p in sd-train-lora sd-train-ti; do refused $p -j "$records"; done
+    refused sd-encode-latents --overwrite "is for files written by name; this program writes to standard output, and adds to its cache"
+    refused sd-caption --threads "is for arithmetic on many cores; this program has none"
+    echo '{"seed": 1}' > config.json
+    run -2 --separate-stderr sd-crop --config config.json
+    is_line "sd-crop: config.json: seed: $random"
+    # each of the fourteen is one or the other
+    for p in $(programs); do
+        "$p" --help=json | jq -r '.options[] |  .name' > taken
+        for o in help version quiet verbose config json keep-going threads device dtype seed memory overwrite plan; do
+            if ! grep -qx $o taken; then
+                run -2 --separate-stderr "$p" --$o
+                [[ $stderr == "$p: --$o: is for "* ]]
+            fi
+        done
+    done
+}
+
 @test "the manual page of a program has its options, and no others" {
     for p in $(programs); do
         page=$ROOT/man/$p.1

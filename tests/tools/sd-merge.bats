@@ -216,11 +216,15 @@ dtypes() { header "$1" | jq -r 'del(.__metadata__) | [.[].dtype] | unique | join
     nothing_left
 }
 
+# token: the file `tiny`, one tensor, [2, 3] in F32, under its token
+token() {
+    local text='{"<cat>":{"dtype":"F32","shape":[2,3],"data_offsets":[0,24]}}   '
+    { printf '%b' "\\x$(printf %02x ${#text})\\0\\0\\0\\0\\0\\0\\0"; printf %s "$text"; printf 'abcdefghijklmnopqrstuvwx'; } > tiny
+}
+
 @test "embeddings: diffusers' form and that of A1111 and ComfyUI" {
     tool=$BATS_TEST_TMPDIR/tiny
-    # one tensor, [2, 3] in F32, under its token
-    text='{"<cat>":{"dtype":"F32","shape":[2,3],"data_offsets":[0,24]}}   '
-    { printf '%b' "\\x$(printf %02x ${#text})\\0\\0\\0\\0\\0\\0\\0"; printf %s "$text"; printf 'abcdefghijklmnopqrstuvwx'; } > "$tool"
+    token
     for format in a1111 comfy; do
         run -0 --separate-stderr sd-merge --verify --format $format --output $format.safetensors "$tool"
         is_line "sd-merge: $format.safetensors: 2 vectors of 3 read back"
@@ -259,4 +263,87 @@ dtypes() { header "$1" | jq -r 'del(.__metadata__) | [.[].dtype] | unique | join
     in_help=$(grep -oE -- '--[a-z][a-z-]*' <<< "$output" | sort -u)
     in_manual=$(sed -nE 's/^\.It .*Fl -([a-z-]+).*/--\1/p' "$ROOT/man/sd-merge.1" | sort -u)
     diff <(echo "$in_help") <(echo "$in_manual")
+}
+
+bytes() { find "$@" -type f -printf '%s\n' | awk '{ sum += $1 } END { print sum }'; }
+
+@test "--plan: the bytes to come, and nothing else is done" {
+    L1=$L/sd1.kohya.safetensors
+    for to in kohya diffusers comfy peft; do
+        for t in f32 f16; do
+            sd-merge --plan --format $to --save-dtype $t "$L1" "$L/sd1.peft:0.5" > plan
+            [ "$(ls -A)" = plan ]       # not even a cache of hashes
+            [ "$(jq -c 'keys' plan)" = '["activations_bytes","arena_bytes","bytes_read","bytes_written","flops","inputs","layers","packed_bytes","peak_bytes","unmatched","weights_bytes"]' ]
+            XDG_CACHE_HOME=$PWD/cache sd-merge --output out --format $to --save-dtype $t "$L1" "$L/sd1.peft:0.5"
+            [ "$(jq .bytes_written plan)" = "$(bytes out)" ]
+            [ "$(jq .bytes_read plan)" = "$(bytes "$L1" "$L/sd1.peft")" ]
+            rm -r out cache plan
+        done
+    done
+    for m in sd1 sd2; do
+        l=$L/$m.kohya.safetensors
+        for t in "" "--save-dtype f16"; do
+            # shellcheck disable=SC2086
+            sd-merge --plan --model "$M/$m" $t "$l" > plan
+            [ "$(ls -A)" = plan ]
+            # shellcheck disable=SC2086
+            XDG_CACHE_HOME=$PWD/cache sd-merge --model "$M/$m" $t --output out "$l"
+            [ "$(jq .bytes_written plan)" = "$(bytes out)" ]
+            jq -e '.unmatched == [] and .tensors_changed == .layers and .flops > 0 and .bytes_read > .bytes_written / 2' plan
+            rm -r out cache plan
+        done
+    done
+    token
+    sd-merge --plan --format a1111 tiny > plan
+    sd-merge --format a1111 --output out tiny
+    [ "$(jq -c '[.bytes_read, .bytes_written]' plan)" = "[$(bytes tiny),$(bytes out)]" ]
+}
+
+@test "--plan names what the model has not, and fails as the run would" {
+    run -3 --separate-stderr sd-merge --plan --model "$M/sd2" "$L/sd1.kohya.safetensors"
+    [ "$(jq '.unmatched | length > 0' <<< "$output")" = true ]
+    first=$(jq -r '.unmatched[0]' <<< "$output")
+    [[ $stderr == *" layers of the adapters are not in it, or of another shape, the first is $first" && ${#stderr_lines[@]} == 1 ]]
+    run -3 --separate-stderr sd-merge --model "$M/sd2" --output out "$L/sd1.kohya.safetensors"
+    [[ $stderr == *": $first: "* ]]
+}
+
+@test "--plan is the anonymous memory really taken; --memory refuses what needs more" {
+    if ldd "$(command -v sd-merge)" | grep -q asan; then skip "a sanitizer's memory is not planned"; fi
+    copies() { for ((i = 0; i < $2; i++)); do echo "$1"; done; }
+    mapfile -t many < <(copies "$L/sd1.kohya.safetensors" 64)
+    sd-merge --output more "${many[@]}"
+    mapfile -t many < <(copies more 32)
+    sd-merge --save-dtype f16 --output half "${many[@]}"
+    as_planned() { # LEAST COMMAND...: a plan of so many MiB at least, met within 5 MiB
+        local least=$1 planned most=0 now pid
+        shift
+        planned=$("$@" --plan | jq .peak_bytes)
+        "$@" & pid=$!
+        while now=$(sed -n 's/^RssAnon:[^0-9]*\([0-9]*\).*/\1/p' "/proc/$pid/status" 2> /dev/null) && [ -n "$now" ]; do
+            if ((now > most)); then most=$now; fi
+            sleep 0.002
+        done
+        wait $pid
+        echo "$*: planned $((planned >> 10)) KiB, seen $most KiB"
+        ((planned > least << 20 && most << 10 < planned + (5 << 20) && most << 10 > planned - (5 << 20)))
+    }
+    as_planned 90 sd-merge --output out half half
+    as_planned 45 sd-merge --overwrite --output out --format diffusers half:0.5 more
+    as_planned 20 sd-merge --model "$M/sd1" --output model half
+    need=$(sd-merge --plan --output none half half | jq .peak_bytes)
+    sd-merge --memory "$need" --output fits half half
+    run -3 --separate-stderr sd-merge --memory $((need - 1)) --output none half half
+    [[ $stderr == "sd-merge: --memory: "*" MiB are needed, "*" MiB allowed" ]]
+    [ ! -e none ]
+}
+
+@test "what merging has no choice of is refused by name" {
+    run -2 --separate-stderr sd-merge --device cuda --output x "$L/sd1.kohya.safetensors"
+    is_line "sd-merge: --device: cuda: weights are merged on the CPU"
+    run -2 --separate-stderr sd-merge --dtype bf16 --output x "$L/sd1.kohya.safetensors"
+    is_line "sd-merge: --dtype: bf16: sums are made in f32; --save-dtype is what is written"
+    sd-merge --device cpu --dtype f32 --threads 1 --output x "$L/sd1.kohya.safetensors"
+    sd-merge --threads 2 --output y "$L/sd1.kohya.safetensors"
+    cmp x y
 }
