@@ -6,8 +6,8 @@
  *     dup[o, k] += sum_r dy[r, c + o] u[r, k]     ddown[k, i] += sum_r v[r, k] x[r, i]     dresidual += dy
  * x, w, dy, down, up, u and v as products see them: sd_operand().  u is computed again for the gradient of up.
  * Fast path: the same products one after the other by gemm.h, weights read where they lie. */
-#include "ops.h"
 #include "product.h"
+#include "projections.h"
 
 #include <omp.h>
 #include <stdlib.h>
@@ -125,6 +125,45 @@ backward_flops(struct sd_node *n)
             (up ? rank * (in + out) : 0);
     }
     n->backward_flops = 2.0 * (double)sd_rows(n->in[X]) * (double)sums;
+}
+
+/* -- the form on a device ------------------------------------------------------------------------------------------ */
+
+enum { MOST_BESIDE = 256 };     /* ranks of all parts: projections.cu has the reason */
+
+static size_t
+section(size_t *at, int64_t elements, size_t size)
+{
+    size_t begin = *at;
+
+    *at += ((size_t)elements * size + 255) / 256 * 256;
+    return begin;
+}
+
+void
+projections_layout(struct projections_layout *l, const struct sd_projections *a, enum sd_dtype dtype)
+{
+    size_t at = 0, size = sd_dtype_size(dtype);
+    int64_t most = (most_rank(a) + 7) / 8 * 8;
+
+    *l = (struct projections_layout){ .dtype = dtype, .in = a->part[0].weight->shape[1] };
+    for (int i = 0; i < a->parts; i++) {
+        l->out += out_of(&a->part[i]);
+        l->rank += rank_of(&a->part[i]);
+        l->biased |= a->part[i].bias != NULL;
+    }
+    l->padded = (l->rank + 7) / 8 * 8;
+    l->beside = l->padded <= MOST_BESIDE ? l->padded : 0;
+    l->pitch = l->in + l->beside;
+    l->wide = l->beside ? 0 : most;
+    l->weight = section(&at, l->out * l->pitch, size);
+    l->down = section(&at, l->padded * l->in, size);
+    l->up = section(&at, l->out * l->wide, size);
+    l->scale = section(&at, l->padded, sizeof(float));
+    l->bias = l->bias_d = section(&at, l->biased ? l->out : 0, sizeof(float));
+    if (dtype != SD_F32)
+        l->bias_d = section(&at, l->biased ? l->out : 0, size);
+    l->bytes = at;
 }
 
 /* -- C loops ------------------------------------------------------------------------------------------------------- */

@@ -5,6 +5,9 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "param_joined.h"
+#include "projections.h"
+
 struct sd_param_form {
     struct sd_param_form *next;
     enum sd_dtype dtype;
@@ -27,7 +30,18 @@ sd_param_device_bytes(void)
 static bool
 is_value(const struct sd_param *p, enum sd_dtype dtype, enum sd_param_layout layout)
 {
-    return p->trainable && dtype == SD_F32 && layout == SD_ROWS;
+    return p->trainable && !p->joined && dtype == SD_F32 && layout == SD_ROWS;
+}
+
+static size_t
+bytes_of(const struct sd_param *p, enum sd_dtype dtype)
+{
+    struct projections_layout l;
+
+    if (!p->joined)
+        return p->numel * sd_dtype_size(dtype);
+    projections_layout(&l, p->joined, dtype);
+    return l.bytes;
 }
 
 /* A matrix, or a kernel of one tap, lies in the file as [out, taps, in] does. */
@@ -61,7 +75,7 @@ sd_param_want(struct sd_param *p, enum sd_dtype dtype, enum sd_param_layout layo
         sd_die(p->path, "out of memory");
     f->dtype = dtype;
     f->layout = layout;
-    f->bytes = p->numel * sd_dtype_size(dtype);
+    f->bytes = bytes_of(p, dtype);
     f->next = p->forms;
     p->forms = f;
     bytes_wanted += f->bytes;
@@ -147,16 +161,27 @@ sd_param_upload(struct sd_param *p, struct sd_device *d)
             continue;
         }
         f->data = sd_device_alloc(d, f->bytes ? f->bytes : 1, p->path);
-        if (p->trainable)
+        if (p->joined)
+            projections_upload(d, f->data, f->dtype, p->joined);
+        else if (p->trainable)
             make(p, f, p->device_value, SD_F32);
         else
             upload(p, f);
     }
 }
 
+static void
+refresh_joined(struct sd_param *p, struct sd_device *d)
+{
+    for (struct sd_param_form *f = p->forms; f; f = f->next)
+        if (f->data && f->device == d)
+            projections_refresh(d, f->data, f->dtype, p->joined);
+}
+
 void
 sd_param_refresh(struct sd_param *p, struct sd_device *d)
 {
+    sd_param_each_joined(p, refresh_joined, d);
     for (struct sd_param_form *f = p->forms; f; f = f->next)
         if (f->data && f->device == d && !f->shared)
             make(p, f, p->device_value, SD_F32);

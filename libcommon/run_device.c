@@ -18,6 +18,8 @@ sd_device_bind(struct sd_plan *p)
         if (!x->param || x->base)
             continue;
         sd_param_upload(x->param, g->device);
+        if (x->param->joined)
+            continue;
         if (x->param->trainable && x->storage->grad)
             sd_address(x->storage->grad, x->param->device_grad);
         if (x->param->trainable || x->storage->values)
