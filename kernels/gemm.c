@@ -213,16 +213,18 @@ panel_of(const struct gemm *g, const int *tap, float *to, float *room, int64_t n
     int which[PLACES];
 
     if (area == 1 && tap) {
+        int64_t row = w->row ? w->row : w->in;
+
         if (!w->transposed && !g->bf16)
-            SD_V_CALL(gemm_turn)(to, NULL, w, &(struct gemm_turn){ .begin = n0 * w->in, .rows = count, .step = w->in,
+            SD_V_CALL(gemm_turn)(to, NULL, w, &(struct gemm_turn){ .begin = n0 * row, .rows = count, .step = row,
                                                                    .count = w->in,
                                                                    .times = 1, .to_step = wide });
         else if (!w->transposed)
-            gemm_turn_pairs(to, wide, w, n0 * w->in, w->in, count, w->in);
+            gemm_turn_pairs(to, wide, w, n0 * row, row, count, w->in);
         else if (g->bf16)
-            gemm_copy_pairs(to, wide, w, n0, w->in, w->out, count);
+            gemm_copy_pairs(to, wide, w, n0, row, w->out, count);
         else
-            SD_V_CALL(gemm_copy)(to, wide, w, n0, w->in, w->out, count);
+            SD_V_CALL(gemm_copy)(to, wide, w, n0, row, w->out, count);
         return;
     }
     for (int64_t c = 0; c < (w->transposed ? 1 : most); c++)

@@ -45,13 +45,14 @@ void gemm_tile_bf16(const struct gemm_tile *t);
 
 struct gemm_tap { int y, x; uint32_t ky, kx; };     /* kernel rows and columns (bit sets) whose weights are summed */
 
-/* Weights [out, in, height, width] row-major, F32, F16 or BF16, aligned or not. */
+/* Weights [out, in, height, width] row-major, F32, F16 or BF16, aligned or not; of a 1x1 kernel perhaps some columns. */
 struct gemm_weight {
     const void *values;
     enum sd_dtype dtype;
     int64_t out, in;
     int height, width;                  /* of the kernel */
     bool transposed;                    /* depth runs over out (data gradients), columns over in; else the other way */
+    int64_t row;                        /* of a 1x1 kernel: numbers from row to row, where rows are parts; 0: in */
 };
 
 struct gemm {

@@ -1,8 +1,9 @@
 /* group_norm: CUDA twin of group_norm.c, where the formulas are.
  *
  * NHWC: a pixel's channels are neighbours, and a group's are some 4 to 80 of them, not always a multiple of 8.  So a thread has a
- * unit of N neighbouring channels (16 bytes) of every lanes-th pixel of a chunk, and keeps sums by channel; channels are put
- * together to groups in shared memory, chunks by whoever needs them, always in the same order: the cut hangs on the shape alone.
+ * unit of N neighbouring channels (16 bytes) of every lanes-th pixel of a chunk, and keeps sums by channel; a group may have
+ * channels of x and of what lies beside it, a unit has not.  Channels are put together to groups in shared memory, chunks by whoever
+ * needs them, always in the same order: the cut hangs on the shape alone.
  *   forward    1. mean and sum of squares about it of each chunk and group   2. all chunks together, then y
  *   gradient   1. sums of g and g n of each chunk and group (and channel, when weights learn)   2. all chunks together, then dx
  * Step 2 of a small picture puts the chunks together in every block; of a large one (the VAE's) a kernel between does it once.
@@ -16,6 +17,7 @@ using namespace sd;
 namespace {
 
 enum {
+    BESIDE = 3,             /* input */
     THREADS = 256, WARPS = THREADS / WARP, BATCH = 4, PAIRS = 2,        /* pixels of a thread under way at once: of x; of x and dy */
     MAX_CHANNELS = 4096,
     FEW_CHUNKS = 64, FEW_GROUPS = 64        /* up to these, step 2 puts the chunks together itself */
@@ -29,11 +31,37 @@ struct cut {
     int C, groups, size;    /* channels, of a group */
     int chunks, blocks;     /* of a sample: for the sums, for the results */
     int units, lanes;       /* units of N channels; pixels side by side in a block */
+    int border, border_unit;        /* first channel and unit that lie beside x */
     int few;                /* not bool: no byte of an argument is left open */
 };
 
 struct sums_room { float a[MAX_CHANNELS], b[MAX_CHANNELS]; };      /* by lane and channel */
 struct stat_room { float at[FEW_GROUPS][2]; };
+
+template <class T> struct source { const T *x, *beside; };       /* [B, P, border] and [B, P, C - border] or NULL */
+template <class T> struct target { T *x, *beside; int add_x, add_beside; };     /* gradients of these; NULL: not wanted */
+
+/* where a unit lies: channels c .. of the whole, `left` of them in its piece, whose pixels lie `wide` elements apart */
+struct spot { int c, left, wide; bool beside; };
+
+template <int N> __device__ inline struct spot
+spot_of(const struct cut &k, int unit)
+{
+    struct spot s;
+
+    s.beside = unit >= k.border_unit;
+    s.c = s.beside ? k.border + (unit - k.border_unit) * N : unit * N;
+    s.wide = s.beside ? k.C - k.border : k.border;
+    s.left = (s.beside ? k.C : k.border) - s.c;
+    return s;
+}
+
+/* the unit's channels of pixel `first` */
+template <class T> __device__ inline T *
+at_spot(T *x, T *beside, const struct spot &s, const struct cut &k, int64_t first)
+{
+    return (s.beside ? beside - k.border : x) + first * s.wide + s.c;
+}
 
 __device__ inline int64_t begin_of(int64_t P, int64_t i, int64_t pieces) { return P * i / pieces; }
 
@@ -51,14 +79,14 @@ place(const struct cut &k, int *unit, int *lane, int *step)
 /* pixels of `count` that lane l of `lanes` has */
 __device__ inline int64_t pixels_of(int64_t count, int l, int lanes) { return l < count ? (count - l + lanes - 1) / lanes : 0; }
 
-/* Q pixels from p on, `lanes` apart, of those before `count` */
+/* Q pixels from p on, `lanes` apart, of those before `count`; they lie `wide` elements apart */
 template <int Q, int N, class T> __device__ inline void
-take_pixels(T v[Q][N], const T *x, int64_t p, const struct cut &k, int64_t count, int left, bool whole)
+take_pixels(T v[Q][N], const T *x, int wide, int64_t p, const struct cut &k, int64_t count, int left, bool whole)
 {
 #pragma unroll
     for (int q = 0; q < Q; q++)
         if (p + q * k.lanes < count)
-            take<N>(v[q], x + (p + q * k.lanes) * k.C, left, whole);
+            take<N>(v[q], x + (p + q * k.lanes) * wide, left, whole);
 }
 
 /* -- forward ---------------------------------------------------------------------------------------------------------- */
@@ -66,23 +94,23 @@ take_pixels(T v[Q][N], const T *x, int64_t p, const struct cut &k, int64_t count
 /* part[b, chunk, g] = mean, sum of squares about it */
 template <int N, class T> __global__ void
 __launch_bounds__(THREADS, 2)
-moments_kernel(float *part, const T *x, struct cut k, bool whole)
+moments_kernel(float *part, struct source<T> from, struct cut k, bool whole)
 {
     SD_SHARED(struct sums_room, room);
     int64_t b = blockIdx.y, first = begin_of(k.P, blockIdx.x, k.chunks), count = begin_of(k.P, blockIdx.x + 1, k.chunks) - first;
     int unit, lane, step, warp = threadIdx.x / WARP, items = k.lanes * k.size;
 
     place(k, &unit, &lane, &step);
-    x += (b * k.P + first) * k.C;
     for (; lane < k.lanes && unit < k.units; unit += step) {
-        int c = unit * N;
+        struct spot s = spot_of<N>(k, unit);
+        const T *x = at_spot(from.x, from.beside, s, k, b * k.P + first);
         float start[N] = {}, sum[N] = {}, square[N] = {}, n = (float)pixels_of(count, lane, k.lanes);
         T v[BATCH][N];
 
         if (lane < count)
-            take_as_floats<N>(start, x + (int64_t)lane * k.C + c, k.C - c, whole);
+            take_as_floats<N>(start, x + (int64_t)lane * s.wide, s.left, whole);
         for (int64_t p = lane; p < count; p += BATCH * k.lanes) {
-            take_pixels<BATCH, N>(v, x + c, p, k, count, k.C - c, whole);
+            take_pixels<BATCH, N>(v, x, s.wide, p, k, count, s.left, whole);
 #pragma unroll
             for (int q = 0; q < BATCH; q++)
                 if (p + q * k.lanes < count)
@@ -96,11 +124,11 @@ moments_kernel(float *part, const T *x, struct cut k, bool whole)
         }
 #pragma unroll
         for (int j = 0; j < N; j++)
-            if (c + j < k.C) {
+            if (j < s.left) {
                 float mean = n > 0 ? sum[j] / n : 0;
 
-                room.a[lane * k.C + c + j] = start[j] + mean;
-                room.b[lane * k.C + c + j] = fmaxf(square[j] - sum[j] * mean, 0);
+                room.a[lane * k.C + s.c + j] = start[j] + mean;
+                room.b[lane * k.C + s.c + j] = fmaxf(square[j] - sum[j] * mean, 0);
             }
     }
     __syncthreads();
@@ -171,8 +199,8 @@ join_moments_kernel(float *saved, const float *part, struct cut k, float eps)
 /* part not NULL: the chunks are put together here, and block 0 of each sample saves what comes out */
 template <int N, class T> __global__ void
 __launch_bounds__(THREADS, 2)
-normalise_kernel(T *y, float *saved, const float *part, const T *x, struct operand weight, struct operand bias, struct cut k,
-                 float eps, bool silu, bool whole)
+normalise_kernel(T *y, float *saved, const float *part, struct source<T> from, struct operand weight, struct operand bias,
+                 struct cut k, float eps, bool silu, bool whole)
 {
     SD_SHARED(struct stat_room, room);
     int64_t b = blockIdx.y, first = begin_of(k.P, blockIdx.x, k.blocks), count = begin_of(k.P, blockIdx.x + 1, k.blocks) - first;
@@ -197,25 +225,25 @@ normalise_kernel(T *y, float *saved, const float *part, const T *x, struct opera
         stat = &room.at[0][0];
     }
     place(k, &unit, &lane, &step);
-    x += (b * k.P + first) * k.C;
     y += (b * k.P + first) * k.C;
     for (; lane < k.lanes && unit < k.units; unit += step) {
-        int c = unit * N;
+        struct spot s = spot_of<N>(k, unit);
+        const T *x = at_spot(from.x, from.beside, s, k, b * k.P + first);
         float by[N], plus[N];
         T v[BATCH][N];
 
-        take_weights<N>(by, weight, c, k.C - c, 1);
-        take_weights<N>(plus, bias, c, k.C - c, 0);
+        take_weights<N>(by, weight, s.c, s.left, 1);
+        take_weights<N>(plus, bias, s.c, s.left, 0);
 #pragma unroll
         for (int j = 0; j < N; j++)
-            if (c + j < k.C) {
-                int g = (c + j) / k.size;
+            if (j < s.left) {
+                int g = (s.c + j) / k.size;
 
                 by[j] *= stat[2 * g + 1];
                 plus[j] -= stat[2 * g] * by[j];
             }
         for (int64_t p = lane; p < count; p += BATCH * k.lanes) {
-            take_pixels<BATCH, N>(v, x + c, p, k, count, k.C - c, whole);
+            take_pixels<BATCH, N>(v, x, s.wide, p, k, count, s.left, whole);
 #pragma unroll
             for (int q = 0; q < BATCH; q++)
                 if (p + q * k.lanes < count) {
@@ -225,7 +253,7 @@ normalise_kernel(T *y, float *saved, const float *part, const T *x, struct opera
 
                         v[q][j] = from_float<T>(silu ? z * sigmoid<T>(z) : z);
                     }
-                    give<N>(y + (p + q * k.lanes) * k.C + c, v[q], k.C - c, whole);
+                    give<N>(y + (p + q * k.lanes) * k.C + s.c, v[q], s.left, whole);
                 }
         }
     }
@@ -237,14 +265,14 @@ normalise_kernel(T *y, float *saved, const float *part, const T *x, struct opera
 template <int N> struct channels { float by[N], plus[N], scale[N], shift[N]; };
 
 template <int N> __device__ inline void
-open_channels(struct channels<N> *h, const float *stat, const struct operand &weight, const struct operand &bias, int c,
-              const struct cut &k)
+open_channels(struct channels<N> *h, const float *stat, const struct operand &weight, const struct operand &bias,
+              const struct spot &s, const struct cut &k)
 {
-    take_weights<N>(h->scale, weight, c, k.C - c, 1);
-    take_weights<N>(h->shift, bias, c, k.C - c, 0);
+    take_weights<N>(h->scale, weight, s.c, s.left, 1);
+    take_weights<N>(h->shift, bias, s.c, s.left, 0);
 #pragma unroll
     for (int j = 0; j < N; j++) {
-        int g = (c + j < k.C ? c + j : c) / k.size;
+        int g = (j < s.left ? s.c + j : s.c) / k.size;
 
         h->by[j] = stat[2 * g + 1];
         h->plus[j] = -stat[2 * g] * h->by[j];
@@ -264,26 +292,26 @@ through_silu(float dy, float z)
 /* part[b, chunk, g] = sums of g and g n;  by_channel[b, chunk, c] = sums of dz and dz n, unless NULL */
 template <int N, class T> __global__ void
 __launch_bounds__(THREADS, 2)
-gradient_sums_kernel(float *part, float *by_channel, const T *dy, const T *x, const float *saved, struct operand weight,
-                     struct operand bias, struct cut k, bool silu, bool whole)
+gradient_sums_kernel(float *part, float *by_channel, const T *dy, struct source<T> from, const float *saved,
+                     struct operand weight, struct operand bias, struct cut k, bool silu, bool whole)
 {
     SD_SHARED(struct sums_room, room);
     int64_t b = blockIdx.y, first = begin_of(k.P, blockIdx.x, k.chunks), count = begin_of(k.P, blockIdx.x + 1, k.chunks) - first;
     int unit, lane, step, items = k.lanes * k.size;
 
     place(k, &unit, &lane, &step);
-    x += (b * k.P + first) * k.C;
     dy += (b * k.P + first) * k.C;
     for (; lane < k.lanes && unit < k.units; unit += step) {
-        int c = unit * N;
+        struct spot s = spot_of<N>(k, unit);
+        const T *x = at_spot(from.x, from.beside, s, k, b * k.P + first);
         struct channels<N> h;
         float sum[N] = {}, sum_n[N] = {};
         T v[PAIRS][N], d[PAIRS][N];
 
-        open_channels<N>(&h, saved + b * k.groups * 2, weight, bias, c, k);
+        open_channels<N>(&h, saved + b * k.groups * 2, weight, bias, s, k);
         for (int64_t p = lane; p < count; p += PAIRS * k.lanes) {
-            take_pixels<PAIRS, N>(v, x + c, p, k, count, k.C - c, whole);
-            take_pixels<PAIRS, N>(d, dy + c, p, k, count, k.C - c, whole);
+            take_pixels<PAIRS, N>(v, x, s.wide, p, k, count, s.left, whole);
+            take_pixels<PAIRS, N>(d, dy + s.c, k.C, p, k, count, s.left, whole);
 #pragma unroll
             for (int q = 0; q < PAIRS; q++)
                 if (p + q * k.lanes < count)
@@ -299,9 +327,9 @@ gradient_sums_kernel(float *part, float *by_channel, const T *dy, const T *x, co
         }
 #pragma unroll
         for (int j = 0; j < N; j++)
-            if (c + j < k.C) {
-                room.a[lane * k.C + c + j] = sum[j];
-                room.b[lane * k.C + c + j] = sum_n[j];
+            if (j < s.left) {
+                room.a[lane * k.C + s.c + j] = sum[j];
+                room.b[lane * k.C + s.c + j] = sum_n[j];
             }
     }
     __syncthreads();
@@ -370,8 +398,8 @@ join_sums_kernel(float *averages, const float *part, struct cut k)
 /* averages: NULL where the chunks are put together here */
 template <int N, class T> __global__ void
 __launch_bounds__(THREADS, 2)
-gradient_kernel(T *dx, const float *part, const float *averages, const T *dy, const T *x, const float *saved, struct operand weight,
-                struct operand bias, struct cut k, bool silu, bool add, bool whole)
+gradient_kernel(struct target<T> to, const float *part, const float *averages, const T *dy, struct source<T> from,
+                const float *saved, struct operand weight, struct operand bias, struct cut k, bool silu, bool whole)
 {
     SD_SHARED(struct stat_room, room);
     int64_t b = blockIdx.y, first = begin_of(k.P, blockIdx.x, k.blocks), count = begin_of(k.P, blockIdx.x + 1, k.blocks) - first;
@@ -391,28 +419,32 @@ gradient_kernel(T *dx, const float *part, const float *averages, const T *dy, co
         __syncthreads();
     }
     place(k, &unit, &lane, &step);
-    x += (b * k.P + first) * k.C;
     dy += (b * k.P + first) * k.C;
-    dx += (b * k.P + first) * k.C;
     for (; lane < k.lanes && unit < k.units; unit += step) {
-        int c = unit * N;
+        struct spot s = spot_of<N>(k, unit);
+        const T *x = at_spot(from.x, from.beside, s, k, b * k.P + first);
+        T *dx = at_spot(to.x, to.beside, s, k, b * k.P + first);
+        bool add = s.beside ? to.add_beside : to.add_x;
         struct channels<N> h;
         T v[PAIRS][N], d[PAIRS][N], old[PAIRS][N];
 
-        open_channels<N>(&h, saved + b * k.groups * 2, weight, bias, c, k);
+        if (!(s.beside ? to.beside : to.x))
+            continue;
+
+        open_channels<N>(&h, saved + b * k.groups * 2, weight, bias, s, k);
 #pragma unroll
         for (int j = 0; j < N; j++) {           /* from here on by, plus: (average(g) + n average(g n)) / std = x by + plus */
-            int g = (c + j < k.C ? c + j : c) / k.size;
+            int g = (j < s.left ? s.c + j : s.c) / k.size;
             float slope = average[2 * g + 1] * h.by[j];
 
             h.plus[j] = h.plus[j] * slope + average[2 * g] * h.by[j];
             h.by[j] *= slope;
         }
         for (int64_t p = lane; p < count; p += PAIRS * k.lanes) {
-            take_pixels<PAIRS, N>(v, x + c, p, k, count, k.C - c, whole);
-            take_pixels<PAIRS, N>(d, dy + c, p, k, count, k.C - c, whole);
+            take_pixels<PAIRS, N>(v, x, s.wide, p, k, count, s.left, whole);
+            take_pixels<PAIRS, N>(d, dy + s.c, k.C, p, k, count, s.left, whole);
             if (add)
-                take_pixels<PAIRS, N>(old, (const T *)dx + c, p, k, count, k.C - c, whole);
+                take_pixels<PAIRS, N>(old, (const T *)dx, s.wide, p, k, count, s.left, whole);
 #pragma unroll
             for (int q = 0; q < PAIRS; q++)
                 if (p + q * k.lanes < count) {
@@ -425,7 +457,7 @@ gradient_kernel(T *dx, const float *part, const float *averages, const T *dy, co
                         e = e * h.scale[j] - (in * h.by[j] + h.plus[j]);
                         v[q][j] = from_float<T>(add ? to_float(old[q][j]) + e : e);
                     }
-                    give<N>(dx + (p + q * k.lanes) * k.C + c, v[q], k.C - c, whole);
+                    give<N>(dx + (p + q * k.lanes) * s.wide, v[q], s.left, whole);
                 }
         }
     }
@@ -448,7 +480,8 @@ cut_of(const struct sd_node *n)
 
     k.B = x->shape[0];
     k.P = k.B ? sd_rows(x) / k.B : 0;
-    k.C = (int)sd_cols(x);
+    k.border = (int)sd_cols(x);
+    k.C = k.border + (n->in[BESIDE] ? (int)sd_cols(n->in[BESIDE]) : 0);
     k.groups = a->groups;
     k.size = k.C / k.groups;
     elements = k.P * k.C;
@@ -458,13 +491,37 @@ cut_of(const struct sd_node *n)
     k.chunks = (int)at_least_1(chunks < k.P ? chunks : k.P);
     chunks = ceil_div(elements, 10240);
     k.blocks = (int)at_least_1(chunks < k.P ? chunks : k.P);
-    k.units = (int)ceil_div(k.C, N);
+    k.border_unit = (int)ceil_div(k.border, N);
+    k.units = k.border_unit + (int)ceil_div(k.C - k.border, N);
     k.lanes = k.units && k.units < THREADS ? (int)THREADS / k.units : 1;
     k.few = k.chunks <= FEW_CHUNKS && k.groups <= FEW_GROUPS;
     if (k.C > MAX_CHANNELS)
         sd_bug("group_norm", "%d channels on a device, at most %d", k.C, (int)MAX_CHANNELS);
     return k;
 }
+
+template <class T> struct source<T>
+source_of(const struct sd_node *n)
+{
+    struct source<T> s = { data<const T>(n->in[0]), n->in[BESIDE] ? data<const T>(n->in[BESIDE]) : nullptr };
+
+    return s;
+}
+
+/* both pieces of `in` (or their gradients): there, and rows of 16-byte units */
+bool
+units_fit(const struct sd_node *n, struct sd_tensor *const *in)
+{
+    bool fit = true;
+
+    for (int i = 0; i <= BESIDE; i += BESIDE)
+        if (n->in[i])
+            fit &= aligned16(in[i] ? in[i]->data : nullptr, sd_cols(n->in[i]) * (int64_t)sd_dtype_size(n->in[i]->dtype));
+    return fit;
+}
+
+/* Whose bytes: two pieces of one tensor may overlap, and are added to one after the other. */
+const struct sd_tensor *owner(const struct sd_tensor *x) { return x->base ? x->base : x; }
 
 int64_t part_floats(const struct cut &k) { return k.B * k.chunks * k.groups * 2; }
 
@@ -485,24 +542,23 @@ void
 group_norm_forward_cuda(struct sd_node *n)
 {
     const struct attributes *a = static_cast<const struct attributes *>(n->attr);
-    const struct sd_tensor *x = n->in[0];
     struct cut k = cut_of(n);
     float *part = static_cast<float *>(n->scratch), *saved = data<float>(n->saved[0]);
     struct sd_device *d = device_of(n);
     dim3 join((unsigned)ceil_div(k.groups, WARPS), (unsigned)k.B);
 
-    if (!x->numel)
+    if (!n->out->numel)
         return;
-    SD_BY_DTYPE(x->dtype, T, {
+    SD_BY_DTYPE(n->out->dtype, T, {
         constexpr int N = points<T>();
-        bool whole = aligned16(x->data, k.C * (int64_t)sizeof(T)) && aligned16(n->out->data, 0);
+        bool whole = units_fit(n, n->in) && aligned16(n->out->data, 0);
 
         SD_LAUNCH(d, (moments_kernel<N, T>), dim3((unsigned)k.chunks, (unsigned)k.B), THREADS, sizeof(struct sums_room), part,
-                  data<const T>(x), k, whole);
+                  source_of<T>(n), k, whole);
         if (!k.few)
             SD_LAUNCH(d, join_moments_kernel, join, THREADS, 0, saved, (const float *)part, k, (float)a->eps);
         SD_LAUNCH(d, (normalise_kernel<N, T>), dim3((unsigned)k.blocks, (unsigned)k.B), THREADS, sizeof(struct stat_room),
-                  data<T>(n->out), saved, k.few ? part : (const float *)nullptr, data<const T>(x), operand_of(n->in[1]),
+                  data<T>(n->out), saved, k.few ? part : (const float *)nullptr, source_of<T>(n), operand_of(n->in[1]),
                   operand_of(n->in[2]), k, (float)a->eps, a->silu, whole);
     });
 }
@@ -511,36 +567,43 @@ void
 group_norm_backward_cuda(struct sd_node *n)
 {
     const struct attributes *a = static_cast<const struct attributes *>(n->attr);
-    const struct sd_tensor *x = n->in[0];
     struct cut k = cut_of(n);
     bool weights = n->din[1] || n->din[2];
     float *part = static_cast<float *>(n->scratch), *averages = part + part_floats(k),
           *by_channel = weights ? averages + k.B * k.groups * 2 : nullptr;
     const float *saved = data<const float>(n->saved[0]);
     struct sd_device *d = device_of(n);
+    int launches = n->din[0] && n->din[BESIDE] && owner(n->din[0]) == owner(n->din[BESIDE]) ? 2 : 1;
     dim3 join((unsigned)ceil_div(k.groups, WARPS), (unsigned)k.B);
 
-    if (!x->numel) {
+    if (!n->out->numel) {
         if (k.C)
             weight_gradients(n, part, 0, k.C);
         return;
     }
-    SD_BY_DTYPE(x->dtype, T, {
+    SD_BY_DTYPE(n->out->dtype, T, {
         constexpr int N = points<T>();
-        bool whole = aligned16(x->data, k.C * (int64_t)sizeof(T)) && aligned16(n->dout->data, 0)
-                     && (!n->din[0] || aligned16(n->din[0]->data, 0));
+        bool whole = units_fit(n, n->in) && units_fit(n, n->din) && aligned16(n->dout->data, 0);
 
         SD_LAUNCH(d, (gradient_sums_kernel<N, T>), dim3((unsigned)k.chunks, (unsigned)k.B), THREADS, sizeof(struct sums_room), part,
-                  by_channel, data<const T>(n->dout), data<const T>(x), saved, operand_of(n->in[1]), operand_of(n->in[2]), k,
+                  by_channel, data<const T>(n->dout), source_of<T>(n), saved, operand_of(n->in[1]), operand_of(n->in[2]), k,
                   a->silu, whole);
         if (weights)
             weight_gradients(n, by_channel, k.B * k.chunks, k.C);
-        if (n->din[0]) {
+        if (n->din[0] || n->din[BESIDE]) {
             if (!k.few)
                 SD_LAUNCH(d, join_sums_kernel, join, THREADS, 0, averages, (const float *)part, k);
-            SD_LAUNCH(d, (gradient_kernel<N, T>), dim3((unsigned)k.blocks, (unsigned)k.B), THREADS, sizeof(struct stat_room),
-                      data<T>(n->din[0]), (const float *)part, k.few ? (const float *)nullptr : averages, data<const T>(n->dout),
-                      data<const T>(x), saved, operand_of(n->in[1]), operand_of(n->in[2]), k, a->silu, !n->din_store[0], whole);
+            for (int i = 0; i < launches; i++) {
+                struct target<T> to = {};
+
+                if (n->din[0] && (launches == 1 || i == 0))
+                    to.x = data<T>(n->din[0]), to.add_x = !n->din_store[0];
+                if (n->din[BESIDE] && (launches == 1 || i == 1))
+                    to.beside = data<T>(n->din[BESIDE]), to.add_beside = !n->din_store[BESIDE];
+                SD_LAUNCH(d, (gradient_kernel<N, T>), dim3((unsigned)k.blocks, (unsigned)k.B), THREADS, sizeof(struct stat_room),
+                          to, (const float *)part, k.few ? (const float *)nullptr : averages, data<const T>(n->dout),
+                          source_of<T>(n), saved, operand_of(n->in[1]), operand_of(n->in[2]), k, a->silu, whole);
+            }
         }
     });
 }

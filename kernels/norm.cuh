@@ -21,7 +21,7 @@ take_as_floats(float to[N], const T *x, int64_t left, bool whole)
 template <int N> static __device__ inline void
 take_weights(float to[N], const struct operand &w, int64_t i, int64_t left, float absent)
 {
-    bool whole = (uintptr_t)w.p % 16 == 0;
+    bool whole = (uintptr_t)w.p % 16 == 0 && i % N == 0;
 
     if (!w.p) {
 #pragma unroll

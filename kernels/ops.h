@@ -16,6 +16,9 @@ extern "C" {
  *   returns [..., out] */
 struct sd_tensor *sd_op_linear(struct sd_graph *g, struct sd_tensor *x, struct sd_tensor *weight, struct sd_tensor *bias,
                                struct sd_tensor *residual);
+/* the same over the columns of x and of beside [..., in2] (or NULL), as if these were one tensor; weight [out, in + in2] */
+struct sd_tensor *sd_op_linear_beside(struct sd_graph *g, struct sd_tensor *x, struct sd_tensor *beside, struct sd_tensor *weight,
+                                      struct sd_tensor *bias, struct sd_tensor *residual);
 
 /* projections - several linear layers over the same x, side by side, each with an adapter or without:
  *     y_p = x weight_p' + bias_p + scale_p (x down_p') up_p'  in columns of their own,  + residual
@@ -43,6 +46,9 @@ struct sd_tensor *sd_op_conv2d(struct sd_graph *g, struct sd_tensor *x, struct s
  *   x [B, H, W, C] (or [B, L, C]);  weight, bias [C];  groups divides C;  saves mean and 1/std [B, groups, 2] */
 struct sd_tensor *sd_op_group_norm(struct sd_graph *g, struct sd_tensor *x, struct sd_tensor *weight, struct sd_tensor *bias,
                                    int groups, double eps, bool silu);
+/* the same over the channels of x and of beside [B, H, W, C2] (or NULL), as if these were one tensor; returns [B, H, W, C + C2] */
+struct sd_tensor *sd_op_group_norm_beside(struct sd_graph *g, struct sd_tensor *x, struct sd_tensor *beside,
+                                          struct sd_tensor *weight, struct sd_tensor *bias, int groups, double eps, bool silu);
 
 /* layer_norm - normalise each row, scale and shift.  x [..., D];  weight, bias [D];  saves mean and 1/std [rows, 2] */
 struct sd_tensor *sd_op_layer_norm(struct sd_graph *g, struct sd_tensor *x, struct sd_tensor *weight, struct sd_tensor *bias,

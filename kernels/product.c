@@ -9,6 +9,8 @@
  *
  * (one axis written; the other is the same; a product per phase p).  Weights that fall on one pixel are summed when
  * panels are made of them (gemm.h), and rounded after that where products are of bf16.
+ * A linear layer over x and what lies beside it is two products, each with its columns of the weight; the second's sums
+ * begin where the first's ended.
  * The only weights kept in a form of their own are Winograd's. */
 #include "product.h"
 
@@ -25,10 +27,10 @@ ceil_div(int64_t a, int64_t b)
     return (a + b - 1) / b;
 }
 
-struct product_shape
-product_shape(const struct sd_node *n)
+static struct product_shape
+shape_of(const struct sd_node *n, int input)
 {
-    const struct sd_tensor *x = n->in[0], *w = n->in[1], *y = n->out;
+    const struct sd_tensor *x = n->in[input], *w = n->in[1], *y = n->out;
 
     if (n->op == SD_OP_linear)
         return (struct product_shape){ .batch = 1, .height = 1, .width = sd_rows(x), .in = sd_cols(x),
@@ -42,19 +44,36 @@ product_shape(const struct sd_node *n)
                                    .a = *(const struct sd_conv2d *)n->attr };
 }
 
+struct product_shape
+product_shape(const struct sd_node *n)
+{
+    return shape_of(n, 0);
+}
+
+static const struct sd_tensor *
+beside(const struct sd_node *n)
+{
+    return n->op == SD_OP_linear ? n->in[PRODUCT_BESIDE] : NULL;
+}
+
 void
 product_flops(struct sd_node *n)
 {
     struct product_shape s = product_shape(n);
+    int64_t in = s.in + (beside(n) ? sd_cols(beside(n)) : 0);
 
-    n->flops = 2.0 * (double)(s.batch * s.out_height * s.out_width) * (double)(s.out * s.in) * s.kernel_height *
+    n->flops = 2.0 * (double)(s.batch * s.out_height * s.out_width) * (double)(s.out * in) * s.kernel_height *
         s.kernel_width;
 }
 
 void
 product_backward_flops(struct sd_node *n)
 {
-    n->backward_flops = n->flops * ((n->din[0] != NULL) + (n->din[1] != NULL));
+    double share = beside(n) ? (double)sd_cols(beside(n)) / (double)(sd_cols(n->in[0]) + sd_cols(beside(n))) : 0;
+
+    n->backward_flops = n->flops * ((n->din[0] ? 1 - share : 0) + (n->din[1] != NULL));
+    if (beside(n) && n->din[PRODUCT_BESIDE])
+        n->backward_flops += n->flops * share;
 }
 
 enum { SUM_ROWS = 512 };
@@ -137,6 +156,9 @@ struct form {                   /* one direction */
 struct product {
     struct product_shape s;
     struct form forward, data;
+    int input;                  /* which is x */
+    int64_t first, row;         /* its first column in the weight; columns of the whole weight */
+    struct product *beside;     /* over what lies beside x, or NULL */
     bool bf16;
     int threads;                /* that have room */
     bool swapped;               /* weight gradient: x is transposed, not dy */
@@ -151,6 +173,8 @@ product_free(void *vendor)
         free(p->forward.phase[i].tap);
         free(p->data.phase[i].tap);
     }
+    if (p->beside)
+        product_free(p->beside);
     free(p);
 }
 
@@ -262,17 +286,19 @@ source_of(const struct product *p, const struct form *f)
 }
 
 static struct gemm_weight
-weight_of(const struct sd_tensor *w, const struct product_shape *s, bool transposed)
+weight_of(const struct sd_tensor *w, const struct product *p, bool transposed)
 {
+    const struct product_shape *s = &p->s;
     struct gemm_weight r = { .dtype = SD_F32, .out = s->out, .in = s->in, .height = s->kernel_height,
                              .width = s->kernel_width,
-                             .transposed = transposed };
+                             .transposed = transposed, .row = p->row };
 
     if (frozen(w) && readable(w->param)) {
         r.values = w->param->raw;
         r.dtype = w->param->dtype;
     } else
         r.values = sd_values(w);
+    r.values = (const char *)r.values + (size_t)p->first * sd_dtype_size(r.dtype);
     return r;
 }
 
@@ -370,7 +396,7 @@ static void
 run_winograd(struct sd_node *n, const struct product *p, const struct form *f)
 {
     const struct sd_tensor *residual = n->in[4];
-    struct gemm_weight weight = weight_of(n->in[1], &p->s, f->data);
+    struct gemm_weight weight = weight_of(n->in[1], p, f->data);
     struct winograd w = winograd_of(&p->s, f->data);
     size_t biases = align((size_t)(p->s.batch * p->s.out) * sizeof(float));
 
@@ -403,13 +429,13 @@ static void
 run_phases(const struct sd_node *n, const struct product *p, const struct form *f, int64_t pitch, const float *start)
 {
     const struct product_shape *s = &p->s;
-    struct gemm_weight w = weight_of(n->in[1], s, f->data);
+    struct gemm_weight w = weight_of(n->in[1], p, f->data);
     int64_t height = f->data ? s->height : s->out_height, width = f->data ? s->width : s->out_width;
     struct source from = source_of(p, f);
     size_t zeros = align((size_t)from.depth * sizeof(float));
     size_t biases = align((size_t)(s->batch * s->out) * sizeof(float));
-    const float *x = f->data ? n->dout->data : n->in[0]->data;
-    const float *bias = f->data ? NULL : whole_bias((float *)((char *)n->scratch + zeros), n, s);
+    const float *x = f->data ? n->dout->data : n->in[p->input]->data;
+    const float *bias = f->data || p->beside ? NULL : whole_bias((float *)((char *)n->scratch + zeros), n, s);
     float *room = (float *)((char *)n->scratch + zeros + biases), *pairs = room;
 
     memset(n->scratch, 0, zeros);
@@ -428,7 +454,7 @@ run_phases(const struct sd_node *n, const struct product *p, const struct form *
         g.room = room;
         g.bias = bias;
         g.bias_batch = bias && n->op == SD_OP_conv2d && n->in[3] ? s->out : 0;
-        g.out = (float *)(f->data ? n->din[0] : n->out)->data + first;
+        g.out = (float *)(f->data ? n->din[p->input] : n->out)->data + first;
         g.out_batch = height * width * pitch;
         g.out_row = f->per_axis * width * pitch;
         g.out_column = f->per_axis * pitch;
@@ -441,14 +467,17 @@ bool
 product_forward(struct sd_node *n)
 {
     const struct product *p = n->vendor;
-    const struct sd_tensor *residual = n->in[n->op == SD_OP_linear ? 3 : 4];
+    const struct sd_tensor *start = n->in[n->op == SD_OP_linear ? 3 : 4];
 
     if (!p)
         return false;
     if (p->forward.winograd)
         run_winograd(n, p, &p->forward);
     else
-        run_phases(n, p, &p->forward, p->s.out, residual ? residual->data : NULL);
+        for (; p; p = p->beside) {
+            run_phases(n, p, &p->forward, p->s.out, start ? start->data : NULL);
+            start = n->out;
+        }
     return true;
 }
 
@@ -462,7 +491,12 @@ product_backward_x(struct sd_node *n)
     if (p->data.winograd)
         run_winograd(n, p, &p->data);
     else
-        run_phases(n, p, &p->data, n->din[0]->pitch, n->din_store[0] ? NULL : n->din[0]->data);
+        for (; p; p = p->beside) {
+            const struct sd_tensor *d = n->din[p->input];
+
+            if (d)
+                run_phases(n, p, &p->data, d->pitch, n->din_store[p->input] ? NULL : d->data);
+        }
     return true;
 }
 
@@ -506,12 +540,9 @@ weight_scratch(struct weight_scratch *w, const struct product *p, char *room)
 }
 
 static void
-source_rows(const float **rows, const struct sd_node *n, const struct product_shape *s, int64_t first, int64_t count,
-            int ky,
+source_rows(const float **rows, const float *x, const struct product_shape *s, int64_t first, int64_t count, int ky,
             int kx)
 {
-    const float *x = n->in[0]->data;
-
     for (int64_t i = 0; i < count; i++) {
         int64_t p = first + i, y = p / s->out_width % s->out_height * s->a.stride + ky - s->a.top;
         int64_t c = p % s->out_width * s->a.stride + kx - s->a.left, b = p / s->out_width / s->out_height;
@@ -539,33 +570,31 @@ turn(float *turned, const float *const *rows, int64_t count, int64_t columns)
 
 /* One chunk of positions, one tap. */
 static void
-weight_chunk(const struct product *p, const struct weight_scratch *w, float *result, bool begin, int64_t count)
+weight_chunk(const struct product *p, const struct weight_scratch *w, float *result, int64_t pitch, bool begin,
+             int64_t count)
 {
     int64_t left = p->swapped ? p->s.in : p->s.out, right = p->swapped ? p->s.out : p->s.in;
     static const struct gemm_tap one = { 0, 0, 1, 1 };
     struct gemm g = { .batch = 1, .height = 1, .width = left, .depth = count, .columns = right, .taps = 1, .tap = &one,
                       .x = w->turned, .x_height = 1, .x_width = left, .x_column = count, .step = 1, .bf16 = p->bf16,
                       .packed = w->packed,
-                      .out = result, .out_column = right, .start = begin ? NULL : result };
+                      .out = result, .out_column = pitch, .start = begin ? NULL : result };
 
     gemm_pack_rows(w->packed, p->swapped ? w->left : w->right, count, right, p->bf16);
     gemm_run(&g);
 }
 
-bool
-product_backward_weight(struct sd_node *n)
+static void
+weight_gradient(const struct sd_node *n, const struct product *p)
 {
-    const struct product *p = n->vendor;
-    struct weight_scratch w;
-
-    if (!p)
-        return false;
     const struct product_shape *s = &p->s;
+    struct weight_scratch w;
     int64_t positions = s->batch * s->out_height * s->out_width, chunk = chunk_of(s), matrix = s->in * s->out;
+    int64_t right = p->swapped ? s->out : s->in;
     int taps = s->kernel_height * s->kernel_width;
-    float *dw = n->din[1]->data;
-    const float *dy = n->dout->data;
-    bool straight = taps == 1 && !p->swapped;
+    float *dw = (float *)n->din[1]->data + p->first * taps;
+    const float *dy = n->dout->data, *x = n->in[p->input]->data;
+    bool straight = taps == 1 && !p->swapped, store = n->din_store[1];
 
     weight_scratch(&w, p, n->scratch);
     for (int64_t first = 0; first < positions; first += chunk) {
@@ -576,27 +605,35 @@ product_backward_weight(struct sd_node *n)
         if (!p->swapped)
             turn(w.turned, w.left, count, s->out);
         for (int t = 0; t < taps; t++) {
-            source_rows(w.right, n, s, first, count, t / s->kernel_width, t % s->kernel_width);
+            source_rows(w.right, x, s, first, count, t / s->kernel_width, t % s->kernel_width);
             if (p->swapped)
                 turn(w.turned, w.right, count, s->in);
             if (straight)
-                weight_chunk(p, &w, dw, first == 0 && n->din_store[1], count);
+                weight_chunk(p, &w, dw, p->row, first == 0 && store, count);
             else
-                weight_chunk(p, &w, w.result + t * matrix, first == 0, count);
+                weight_chunk(p, &w, w.result + t * matrix, right, first == 0, count);
         }
     }
     if (straight)
-        return true;
-    bool store = n->din_store[1];
+        return;
 #pragma omp parallel for schedule(static)
     for (int64_t o = 0; o < s->out; o++)
         for (int64_t c = 0; c < s->in; c++)
             for (int t = 0; t < taps; t++) {
                 float v = w.result[t * matrix + (p->swapped ? c * s->out + o : o * s->in + c)];
-                float *to = &dw[(o * s->in + c) * taps + t];
+                float *to = &dw[(o * p->row + c) * taps + t];
 
                 *to = store ? v : *to + v;
             }
+}
+
+bool
+product_backward_weight(struct sd_node *n)
+{
+    if (!n->vendor)
+        return false;
+    for (const struct product *p = n->vendor; p; p = p->beside)
+        weight_gradient(n, p);
     return true;
 }
 
@@ -613,6 +650,33 @@ reserve(struct sd_node *n, const struct product *p, const struct form *f)
         n->scratch_bytes = bytes;
 }
 
+/* The product over input `input`, whose columns of the weight begin at `first`. */
+static struct product *
+prepare(struct sd_node *n, int input, int64_t first)
+{
+    struct product *p = calloc(1, sizeof *p);
+    struct product_shape s = shape_of(n, input);
+
+    if (!p)
+        sd_die("memory", "out of memory");
+    p->s = s;
+    p->input = input;
+    p->first = first;
+    p->row = n->in[1]->shape[1];
+    p->bf16 = n->bf16;
+    p->threads = omp_get_max_threads();
+    p->swapped = s.kernel_height * s.kernel_width == 1 && s.out > 2 * s.in;
+    make_form(&p->forward, &s, false, frozen(n->in[1]), n->bf16);
+    reserve(n, p, &p->forward);
+    if (n->din[input]) {
+        make_form(&p->data, &s, true, frozen(n->in[1]), n->bf16);
+        reserve(n, p, &p->data);
+    }
+    if (n->din[1] && weight_scratch(NULL, p, NULL) > n->scratch_bytes)
+        n->scratch_bytes = weight_scratch(NULL, p, NULL);
+    return p;
+}
+
 void
 product_prepare(struct sd_node *n)
 {
@@ -625,22 +689,10 @@ product_prepare(struct sd_node *n)
         return;
     if (n->bf16 && (sd_isa() < SD_ISA_AVX512BF16 || s.kernel_height * s.kernel_width > GEMM_PLACES / 2))
         return;
-    if (!(p = calloc(1, sizeof *p)))
-        sd_die("memory", "out of memory");
-    n->vendor = p;
+    n->vendor = p = prepare(n, 0, 0);
     n->vendor_free = product_free;
-    p->s = s;
-    p->bf16 = n->bf16;
-    p->threads = omp_get_max_threads();
-    p->swapped = s.kernel_height * s.kernel_width == 1 && s.out > 2 * s.in;
-    make_form(&p->forward, &s, false, frozen(n->in[1]), n->bf16);
-    reserve(n, p, &p->forward);
-    if (n->din[0]) {
-        make_form(&p->data, &s, true, frozen(n->in[1]), n->bf16);
-        reserve(n, p, &p->data);
-    }
-    if (n->din[1] && weight_scratch(NULL, p, NULL) > n->scratch_bytes)
-        n->scratch_bytes = weight_scratch(NULL, p, NULL);
+    if (beside(n))
+        p->beside = prepare(n, PRODUCT_BESIDE, s.in);
 }
 
 #endif

@@ -10,7 +10,8 @@
 #include "op.h"
 #include "ops.h"
 
-/* A linear layer is a 1x1 convolution of a picture one pixel high. */
+/* A linear layer is a 1x1 convolution of a picture one pixel high; what lies beside its x is a product of its own. */
+enum { PRODUCT_BESIDE = 4 };        /* input of linear */
 struct product_shape {
     int64_t batch, height, width, in, x_pitch;          /* x_pitch: elements from pixel to pixel */
     int64_t out_height, out_width, out;

@@ -458,6 +458,51 @@ check_variants(const char *name, check_describe *f, const char *text, unsigned m
     sd_scope_close(s);
 }
 
+static void
+same_bits(const char *name, check_describe *f, check_describe *other, const char *text, enum sd_isa least, enum sd_isa best)
+{
+    struct shape shapes[MAX_IN];
+    int count = parse(text, shapes);
+    struct sd_scope *s = sd_scope_open();
+    float **values = random_values(s, shapes, count);
+    enum sd_isa chosen = sd_isa();
+
+    sd_guard = true;
+    for (enum sd_isa isa = least; isa <= best; isa++) {
+        unsigned all = (1u << count) - 1;
+        struct result a, b;
+
+        sd_isa_force(isa);
+        a = compute(s, f, shapes, count, all, 0, STORE, values);
+        b = compute(s, other, shapes, count, all, 0, STORE, values);
+        CHECK(a.count == b.count && memcmp(a.data, b.data, a.count * sizeof *a.data) == 0, "%s [%s], %s: the same bits as in one piece",
+              name, text, sd_isa_name());
+    }
+    sd_guard = false;
+    sd_isa_force(chosen);
+    sd_scope_close(s);
+}
+
+void
+check_same(const char *name, check_describe *f, check_describe *other, const char *text)
+{
+    if (SD_REAL_IS_FLOAT && !check_tested_device())
+        same_bits(name, f, other, text, SD_ISA_SSE4, sd_isa_best() > SD_ISA_AVX512 ? SD_ISA_AVX512 : sd_isa_best());
+}
+
+void
+check_same_bf16(const char *name, check_describe *f, check_describe *other, const char *text)
+{
+    if (!SD_REAL_IS_FLOAT || check_tested_device())
+        return;
+    products = SD_BF16;
+    if (sd_isa_best() < SD_ISA_AVX512BF16)
+        check_skip(name, "products of bf16: this machine has no AVX512_BF16");
+    else
+        same_bits(name, f, other, text, SD_ISA_AVX512BF16, SD_ISA_AVX512BF16);
+    products = SD_F32;
+}
+
 /* -- devices -------------------------------------------------------------------------------------------------------- */
 
 /* Which inputs of the op under test are weights, and does every op in it take 16-bit activations? */

@@ -34,6 +34,10 @@ void check_paths_of(const char *name, check_describe *f, const char *shapes, uns
  * `rounding` and not within a tenth of it.  check_bf16_of: gradients for the inputs in `mask` only. */
 void check_bf16(const char *name, check_describe *f, const char *shapes, double tolerance, double rounding);
 void check_bf16_of(const char *name, check_describe *f, const char *shapes, unsigned mask, double tolerance, double rounding);
+/* check_same - f32, on the CPU: two descriptions give the same bits, output and gradients that are stored, for each instruction set
+ * the machine has.  check_same_bf16: with products of bf16. */
+void check_same(const char *name, check_describe *f, check_describe *other, const char *shapes);
+void check_same_bf16(const char *name, check_describe *f, check_describe *other, const char *shapes);
 /* check_dtypes - f32: input 1, a frozen weight, as F32, F16 and BF16 in mappings that are not aligned, each against the same values
  * in aligned F32: the same bits of the output and of the gradient of input 0, for each instruction set the machine has, planned
  * for one thread and run with two; what is kept in forms of its own is what was announced, and is forms() bytes

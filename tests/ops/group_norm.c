@@ -20,13 +20,68 @@ pairs(struct sd_graph *g, struct sd_tensor **in)        /* more groups than a bl
     return sd_op_group_norm(g, in[0], in[1], in[2], 65, 1e-5, silu);
 }
 
+/* x in two pieces, with weights of the whole */
+static struct sd_tensor *
+beside(struct sd_graph *g, struct sd_tensor **in)
+{
+    return sd_op_group_norm_beside(g, in[0], in[3], in[1], in[2], 3, 1e-5, silu);
+}
+
+static struct sd_tensor *
+bare_beside(struct sd_graph *g, struct sd_tensor **in)
+{
+    return sd_op_group_norm_beside(g, in[0], in[1], NULL, NULL, 2, 1e-5, silu);
+}
+
+static struct sd_tensor *
+pairs_beside(struct sd_graph *g, struct sd_tensor **in)
+{
+    return sd_op_group_norm_beside(g, in[0], in[3], in[1], in[2], 65, 1e-5, silu);
+}
+
+/* one tensor on both sides: both pieces of the gradient go to the same bytes */
+static struct sd_tensor *
+mirrored(struct sd_graph *g, struct sd_tensor **in)
+{
+    return sd_op_group_norm_beside(g, in[0], in[0], in[1], in[2], 3, 1e-5, silu);
+}
+
+static struct sd_tensor *
+joined(struct sd_graph *g, struct sd_tensor **in)
+{
+    return sd_op_group_norm(g, sd_op_concat(g, in[0], in[3]), in[1], in[2], 3, 1e-5, silu);
+}
+
+static void
+check_faults(void)
+{
+    struct sd_graph *g = sd_graph_new();
+    struct sd_tensor *x = sd_input(g, "x", SD_F32, 3, (int64_t[]){ 2, 5, 6 }), *y = sd_input(g, "y", SD_F32, 3, (int64_t[]){ 2, 4, 6 });
+
+    sd_path_push(g, "norm1");
+    sd_op_group_norm_beside(g, x, y, NULL, NULL, 3, 1e-5, false);
+    sd_path_pop(g);
+    CHECK(!sd_graph_ok(g) && strstr(sd_reason(), "norm1") && strstr(sd_reason(), "[2, 4, 6]"), "beside it another size: %s",
+          sd_reason());
+    sd_graph_free(g);
+}
+
 int
 main(void)
 {
+    check_faults();
     for (int i = 0; i < 2; i++) {
         silu = i;
         check_gradient(silu ? "group_norm + silu" : "group_norm", f, "2x3x5x6 6 6", 1e-6);
         check_gradient(silu ? "group_norm + silu, tokens, no weight" : "group_norm, tokens, no weight", bare, "2x7x4", 1e-6);
+        /* the border between two groups, and within one */
+        check_gradient(silu ? "group_norm + silu, beside" : "group_norm, beside", beside, "2x3x2x4 6 6 2x3x2x2", 1e-6);
+        check_gradient(silu ? "group_norm + silu, beside" : "group_norm, beside", beside, "2x3x2x1 6 6 2x3x2x5", 1e-6);
+        check_gradient(silu ? "group_norm + silu, beside, no weight" : "group_norm, beside, no weight", bare_beside,
+                       "2x7x3 2x7x5", 1e-6);
+        check_gradient(silu ? "group_norm + silu, itself beside" : "group_norm, itself beside", mirrored, "2x5x3 6 6", 1e-6);
+        check_same(silu ? "group_norm + silu, beside" : "group_norm, beside", beside, joined, "2x13x11x40 57 57 2x13x11x17");
+        check_same(silu ? "group_norm + silu, beside" : "group_norm, beside", beside, joined, "2x5x4x3 96 96 2x5x4x93");
         /* sums over pieces of 64 pixels are made in float, elsewhere each side rounds some five times */
         check_paths(silu ? "group_norm + silu" : "group_norm", f, "2x3x5x6 6 6", 2e-6);
         check_paths(silu ? "group_norm + silu" : "group_norm", f, "2x13x11x57 57 57", 2e-6);
@@ -34,6 +89,14 @@ main(void)
         check_paths(silu ? "group_norm + silu, no weight" : "group_norm, no weight", bare, "2x300x14", 2e-6);
         check_paths(silu ? "group_norm + silu, 65 groups" : "group_norm, 65 groups", pairs, "2x9x13x130 130 130", 2e-6);
         check_paths(silu ? "group_norm + silu, wide" : "group_norm, wide", bare, "1x7x2200", 2e-6);
+        check_paths(silu ? "group_norm + silu, beside" : "group_norm, beside", beside, "2x13x11x40 57 57 2x13x11x17", 2e-6);
+        check_paths(silu ? "group_norm + silu, beside" : "group_norm, beside", beside, "1x31x32x64 96 96 1x31x32x32", 2e-6);
+        check_paths(silu ? "group_norm + silu, beside, no weight" : "group_norm, beside, no weight", bare_beside,
+                    "2x300x5 2x300x9", 2e-6);
+        check_paths(silu ? "group_norm + silu, beside, 65 groups" : "group_norm, beside, 65 groups", pairs_beside,
+                    "2x9x13x33 130 130 2x9x13x97", 2e-6);
+        check_paths(silu ? "group_norm + silu, beside, wide" : "group_norm, beside, wide", bare_beside, "1x7x1208 1x7x992", 2e-6);
+        check_paths(silu ? "group_norm + silu, itself beside" : "group_norm, itself beside", mirrored, "2x65x24 48 48", 2e-6);
     }
     return check_done();
 }

@@ -36,6 +36,39 @@ lora(struct sd_graph *g, struct sd_tensor **in)
                         sd_op_linear(g, in[0], in[1], NULL, NULL));
 }
 
+/* x in two pieces, with a weight of the whole */
+static struct sd_tensor *
+beside(struct sd_graph *g, struct sd_tensor **in)
+{
+    return sd_op_linear_beside(g, in[0], in[3], in[1], in[2], NULL);
+}
+
+static struct sd_tensor *
+full_beside(struct sd_graph *g, struct sd_tensor **in)
+{
+    return sd_op_linear_beside(g, in[0], in[4], in[1], in[2], in[3]);
+}
+
+static struct sd_tensor *
+joined(struct sd_graph *g, struct sd_tensor **in)
+{
+    return sd_op_linear(g, sd_op_concat(g, in[0], in[4]), in[1], in[2], in[3]);
+}
+
+/* one tensor on both sides: both pieces of the gradient go to the same bytes */
+static struct sd_tensor *
+mirrored(struct sd_graph *g, struct sd_tensor **in)
+{
+    return sd_op_linear_beside(g, in[0], in[0], in[1], in[2], NULL);
+}
+
+static struct sd_tensor *
+lora_beside(struct sd_graph *g, struct sd_tensor **in)
+{
+    return sd_op_linear(g, sd_op_linear_beside(g, in[0], in[4], in[2], NULL, NULL), in[3], NULL,
+                        sd_op_linear_beside(g, in[0], in[4], in[1], NULL, NULL));
+}
+
 static size_t
 nothing(void)
 {
@@ -56,6 +89,16 @@ check_faults(void)
           "a weight that does not fit: %s",
           sd_reason());
     sd_graph_free(g);
+
+    g = sd_graph_new();
+    x = sd_input(g, "x", SD_F32, 2, (int64_t[]){ 4, 6 });
+    sd_path_push(g, "conv_shortcut");
+    sd_op_linear_beside(g, x, sd_input(g, "y", SD_F32, 2, (int64_t[]){ 3, 1 }), sd_input(g, "w", SD_F32, 2, (int64_t[]){ 5, 7 }),
+                        NULL, NULL);
+    sd_path_pop(g);
+    CHECK(!sd_graph_ok(g) && strstr(sd_reason(), "conv_shortcut") && strstr(sd_reason(), "[3, 1]"),
+          "beside it other rows: %s", sd_reason());
+    sd_graph_free(g);
 }
 
 int
@@ -69,6 +112,10 @@ main(void)
     check_gradient("linear, many rows", biased, "600x1 2x1 2", 1e-7);
     check_gradient("linear, twice", twice, "3x5 4x5 4x5", 1e-7);
     check_gradient("linear, LoRA", lora, "6x5 7x5 2x5 7x2", 1e-7);
+    check_gradient("linear, beside", full_beside, "2x3x5 7x8 7 2x3x7 2x3x3", 1e-7);
+    check_gradient("linear, beside", beside, "4x1 2x7x1x1 2 4x6", 1e-7);
+    check_gradient("linear, itself beside", mirrored, "3x5 4x10 4", 1e-7);
+    check_gradient("linear, beside, LoRA", lora_beside, "6x2 7x5 2x5 7x2 6x3", 1e-7);
 
     /* sums of up to 3000 terms in f32, in another order than the C loops */
     check_paths("linear", full, "2x31x40 70x40 70 2x31x70", 2e-6);
@@ -79,6 +126,18 @@ main(void)
     check_paths("linear, 1x1 weight", biased, "66x17 18x17x1x1 18", 2e-6);
     check_paths("linear, LoRA", lora, "2100x48 96x48 4x48 96x4", 5e-6);
     check_paths("linear, twice", twice, "100x30 48x30 48x30", 2e-6);
+    check_paths("linear, beside", full_beside, "2x31x40 70x63 70 2x31x70 2x31x23", 2e-6);
+    check_paths("linear, beside", beside, "7x3 5x4 5 7x1", 2e-6);
+    check_paths("linear, beside, one row", beside, "1x320 1280x640 1280 1x320", 2e-6);
+    check_paths("linear, beside, 1x1 weight", beside, "66x17 18x48x1x1 18 66x31", 2e-6);
+    check_paths("linear, beside, deep", beside, "97x700 49x1500 49 97x800", 5e-6);
+    check_paths("linear, beside, many rows", full_beside, "2999x20 33x32 33 2999x33 2999x12", 5e-6);
+    check_paths("linear, beside, LoRA", lora_beside, "2100x48 96x80 4x80 96x4 2100x32", 5e-6);
+    check_paths("linear, itself beside", mirrored, "100x24 48x48 48", 2e-6);
+    check_same("linear, beside", full_beside, joined, "2x31x40 70x63 70 2x31x70 2x31x23");
+    check_same("linear, beside", full_beside, joined, "97x700 49x1500 49 97x49 97x800");
+    check_same("linear, beside", full_beside, joined, "1x320 1280x640 1280 1x1280 1x320");
+    check_same("linear, beside", full_beside, joined, "2999x20 33x32 33 2999x33 2999x12");
     /* operands of eight bits: 1.5e-3 to 3e-3 off; sums in another order, in f32 on both sides */
     check_bf16("linear", full, "2x31x40 70x40 70 2x31x70", 2e-6, 4e-3);
     check_bf16("linear, one row", biased, "1x320 1280x320 1280", 2e-6, 4e-3);
@@ -89,11 +148,16 @@ main(void)
     check_bf16("linear, pairs made once", full, "31x13 3101x13 3101 31x3101", 2e-6, 4e-3);
     check_bf16("linear, one deep", biased, "66x1 18x1 18", 2e-6, 4e-3);
     check_bf16("linear, twice", twice, "100x30 48x30 48x30", 2e-6, 4e-3);
+    check_bf16("linear, beside", full_beside, "2x31x40 70x63 70 2x31x70 2x31x23", 2e-6, 4e-3);
+    check_bf16("linear, beside, odd", beside, "97x1301 49x2701 49 97x1400", 5e-6, 4e-3);
+    check_bf16("linear, beside, pairs made once", full_beside, "31x13 3101x20 3101 31x3101 31x7", 2e-6, 4e-3);
+    check_same_bf16("linear, beside", full_beside, joined, "2x31x40 70x63 70 2x31x70 2x31x23");
     check_dtypes("linear", full, "13x37 53x37 53 13x53", nothing);
     check_dtypes("linear, deep", plain, "200x1100 130x1100", nothing);
     check_dtypes("linear, one row", biased, "1x320 640x320 640", nothing);
     check_dtypes("linear, many rows", biased, "2100x24 40x24 40", nothing);
     check_dtypes("linear, 1x1 weight", biased, "66x17 18x17x1x1 18", nothing);
+    check_dtypes("linear, beside", beside, "66x17 18x48x1x1 18 66x31", nothing);
     check_faults();
     return check_done();
 }
