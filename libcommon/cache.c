@@ -2,6 +2,7 @@
  * moment at which half of one has a name; the first writer wins. */
 #include "cache.h"
 #include "file.h"
+#include "io.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -228,10 +229,10 @@ sd_cache_get(struct sd_cache *c, struct sd_scope *s, const char *key, struct sd_
 static int
 open_temporary(const char *folder, const char *name)
 {
-    int fd = open(folder, O_TMPFILE | O_RDWR | O_CLOEXEC, 0666);
+    int fd = sd_open(folder, O_TMPFILE | O_RDWR);
 
     if (fd < 0 && (errno == EOPNOTSUPP || errno == EISDIR || errno == ENOENT || errno == EINVAL))
-        fd = open(name, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
+        fd = sd_open(name, O_RDWR | O_CREAT | O_EXCL);
     return fd;
 }
 
@@ -276,7 +277,7 @@ sd_cache_put(struct sd_cache *c, const char *key, struct sd_safetensors_writer *
     if (sd_safetensors_header_hash(w, hash))
         goto out;
     sd_safetensors_set_metadata(w, head_hash, hash);
-    if ((fd = open_temporary(folder, name)) < 0 || !(f = fdopen(fd, "wb"))) {
+    if ((fd = open_temporary(folder, name)) < 0 || !(f = sd_stream(fd, "w"))) {
         sd_fail_errno("%s: cannot be written", folder);
         if (fd >= 0)
             close(fd);
@@ -285,7 +286,7 @@ sd_cache_put(struct sd_cache *c, const char *key, struct sd_safetensors_writer *
     if (sd_safetensors_write(w, f)) {
         sd_fail_prefix("%s", folder);
         unlink(name);
-    } else if (fflush(f) || fsync(fd) || (publish(fd, name, path) && errno != EEXIST)) {
+    } else if (fflush(f) || sd_fsync(fd) || (publish(fd, name, path) && errno != EEXIST)) {
         sd_fail_errno("%s: cannot be written", path);
         unlink(name);
     } else {

@@ -1,5 +1,6 @@
 /* diag.c - messages and ends; scopes are in scope.c, outputs in output.c. */
 #include "diag_private.h"
+#include "io.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -278,6 +279,7 @@ sd_catch_signals(void)
     for (int fd = 0; fd < 3; fd++)
         if (fcntl(fd, F_GETFD) < 0 && errno == EBADF && open("/dev/null", fd ? O_RDONLY : O_WRONLY) != fd)
             exit(SD_FAILED);
+    sd_stream_stdout();
 }
 
 int

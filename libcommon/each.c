@@ -3,11 +3,13 @@
  * A bad item is named and left out.  A broken stream is more than that: what came out of here is not all there would
  * have been, so no end is written, and the programs behind fail too. */
 #include "file.h"
+#include "io.h"
 #include "json.h"
 #include "opt.h"
 #include "record.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <inttypes.h>
 #include <string.h>
 #include <sys/stat.h>
@@ -100,16 +102,16 @@ looks_like_picture(const char *path)
     static const char *const names[] = { ".jpg", ".jpeg", ".png" };     /* or says that it is one, and may be broken */
     const char *dot = strrchr(path, '.');
     char start[16] = { 0 };
-    FILE *f;
+    int fd;
 
     for (size_t i = 0; dot && i < sizeof names / sizeof *names; i++)
         if (!strcasecmp(dot, names[i]))
             return true;                /* unreadable: the program says why */
-    if (!(f = fopen(path, "rbe")))
+    if ((fd = sd_open(path, O_RDONLY)) < 0)
         return sd_fail("%s", strerror(errno));
-    if (fread(start, 1, sizeof start, f) == 0)
+    if (sd_read(fd, start, sizeof start) <= 0)
         start[0] = 0;
-    fclose(f);
+    close(fd);
     for (size_t i = 0; i < sizeof kinds / sizeof *kinds; i++)
         if (!memcmp(start + kinds[i].at, kinds[i].magic, kinds[i].length))
             return true;

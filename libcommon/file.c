@@ -1,8 +1,10 @@
 /* file.c - whole files and folders. */
 #include "file.h"
+#include "io.h"
 
 #include <dirent.h>
 #include <errno.h>
+#include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
@@ -18,14 +20,15 @@ char *
 sd_file_read(struct sd_scope *s, const char *path, size_t max, size_t *length)
 {
     void **buffer = sd_alloc(s, sizeof *buffer);
-    FILE *f = fopen(path, "rbe");
+    int fd = sd_open(path, O_RDONLY);
     size_t n = 0, room = 0;
+    ssize_t got;
     struct stat st;
 
-    if (!f)
+    if (fd < 0)
         return sd_fail_null("%s", strerror(errno));
     sd_on_close(s, free_buffer, buffer);
-    if (!fstat(fileno(f), &st) && S_ISREG(st.st_mode) && (uintmax_t)st.st_size < max)
+    if (!fstat(fd, &st) && S_ISREG(st.st_mode) && (uintmax_t)st.st_size < max)
         room = (size_t)st.st_size + 2;          /* one read, and one that sees the end */
     do {
         if (n + 1 >= room) {
@@ -41,14 +44,15 @@ sd_file_read(struct sd_scope *s, const char *path, size_t max, size_t *length)
         } else if (!*buffer && !(*buffer = malloc(room))) {
             sd_die("memory", "%zu bytes wanted, not there", room);
         }
-        n += fread((char *)*buffer + n, 1, room - n - 1, f);
-    } while (!feof(f) && !ferror(f) && n <= max);
-    if (ferror(f)) {
+        if ((got = sd_read(fd, (char *)*buffer + n, room - n - 1)) > 0)
+            n += (size_t)got;
+    } while (got > 0 && n <= max);
+    if (got < 0) {
         sd_fail_errno("cannot be read");
-        fclose(f);
+        close(fd);
         return NULL;
     }
-    fclose(f);
+    close(fd);
     if (n > max)
         return sd_fail_null("more than %zu bytes", max);
     ((char *)*buffer)[n] = '\0';
@@ -65,11 +69,14 @@ by_bytes(const void *a, const void *b)
 int
 sd_folder_list(struct sd_scope *s, const char *path, const char ***names, size_t *count)
 {
-    DIR *folder = opendir(path);
+    DIR *folder;
     struct dirent *e;
     const char **list = NULL;
     size_t n = 0, room = 0;
 
+    do
+        folder = opendir(path);
+    while (!folder && errno == EINTR);
     if (!folder)
         return sd_fail("%s", strerror(errno));
     for (errno = 0; (e = readdir(folder)); errno = 0) {

@@ -2,6 +2,7 @@
 #include "folder.h"
 
 #include "file.h"
+#include "io.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -26,7 +27,12 @@ remove_one(const char *path, const struct stat *st, int type, struct FTW *walk)
 static int
 remove_tree(const char *path)
 {
-    return nftw(path, remove_one, 16, FTW_DEPTH | FTW_PHYS) < 0 && errno != ENOENT ? -1 : 0;
+    int status;
+
+    do
+        status = nftw(path, remove_one, 16, FTW_DEPTH | FTW_PHYS);
+    while (status < 0 && errno == EINTR);
+    return status < 0 && errno != ENOENT ? -1 : 0;
 }
 
 static const char *
@@ -87,11 +93,11 @@ sd_folder_path(struct sd_folder *f, const char *name)
 int
 sd_folder_commit(struct sd_folder *f)
 {
-    int fd = open(f->part, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    int fd = sd_open(f->part, O_RDONLY | O_DIRECTORY);
     bool exchanged = f->replaces && renameat2(AT_FDCWD, f->part, AT_FDCWD, f->path, RENAME_EXCHANGE) == 0;
 
     if (fd >= 0) {
-        fsync(fd);
+        sd_fsync(fd);
         close(fd);
     }
     if (!exchanged && ((f->replaces && remove_tree(f->path) < 0) || rename(f->part, f->path) < 0)) {

@@ -1,6 +1,7 @@
 /* hash.c - SHA-256 by libcrypto, XXH3-128 by xxhash, and the memory of files hashed before. */
 #include "hash.h"
 #include "file.h"
+#include "io.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -97,9 +98,8 @@ hash_descriptor(int fd, char hex[SD_SHA256_HEX])
     void *buffer = sd_alloc(s, PIECE);
     ssize_t n;
 
-    while ((n = read(fd, buffer, PIECE)) > 0 || (n < 0 && errno == EINTR))
-        if (n > 0)
-            sd_sha256_update(h, buffer, (size_t)n);
+    while ((n = sd_read(fd, buffer, PIECE)) > 0)
+        sd_sha256_update(h, buffer, (size_t)n);
     if (n < 0)
         sd_fail_errno("cannot be read");
     else
@@ -111,7 +111,7 @@ hash_descriptor(int fd, char hex[SD_SHA256_HEX])
 int
 sd_hash_file(const char *path, char hex[SD_SHA256_HEX])
 {
-    int fd = open(path, O_RDONLY | O_CLOEXEC), status;
+    int fd = sd_open(path, O_RDONLY), status;
 
     if (fd < 0)
         return sd_fail("%s", strerror(errno));
@@ -211,7 +211,7 @@ int
 sd_hash_file_cached(const char *path, char hex[SD_SHA256_HEX])
 {
     struct sd_scope *s = sd_scope_open();
-    int fd = open(path, O_RDONLY | O_CLOEXEC), status = 0;
+    int fd = sd_open(path, O_RDONLY), status = 0;
     struct stat st;
 
     if (fd < 0 || fstat(fd, &st)) {

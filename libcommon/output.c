@@ -1,5 +1,6 @@
 /* output.c - files that get their name only when they are whole. */
 #include "diag_private.h"
+#include "io.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -18,6 +19,7 @@ struct sd_output {
     atomic_bool in_use, part_exists;
     bool direct;                        /* a device or pipe: written in place */
     FILE *file;
+    int fd;                             /* of file */
     char path[PATH], part[PATH];
 };
 static struct sd_output *_Atomic outputs;
@@ -69,13 +71,13 @@ sd_output_open(const char *path)
         return sd_fail_null("is a directory");
     }
     if (o->direct) {
-        fd = open(path, O_WRONLY | O_CLOEXEC);
+        fd = sd_open(path, O_WRONLY);
     } else {
         unlink(o->part);                /* left by a run that was killed */
-        fd = open(o->part, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
+        fd = sd_open(o->part, O_RDWR | O_CREAT | O_EXCL);
         o->part_exists = fd >= 0;
     }
-    if (fd < 0 || !(o->file = fdopen(fd, o->direct ? "w" : "w+"))) {
+    if (fd < 0 || !(o->file = sd_stream(fd, o->direct ? "w" : "w+"))) {
         sd_fail_errno("cannot be written");
         if (fd >= 0)
             close(fd);
@@ -83,6 +85,7 @@ sd_output_open(const char *path)
         sd_output_abandon(o);
         return NULL;
     }
+    o->fd = fd;
     return o;
 }
 
@@ -106,9 +109,9 @@ sync_directory(const char *path)
         strcpy(name, ".");
     else
         slash[slash == name] = '\0';
-    if ((fd = open(name, O_RDONLY | O_DIRECTORY | O_CLOEXEC)) < 0)
+    if ((fd = sd_open(name, O_RDONLY | O_DIRECTORY)) < 0)
         return errno == EACCES ? 0 : -1;        /* a directory may be writable and not readable */
-    status = fsync(fd);
+    status = sd_fsync(fd);
     if (status && (errno == EINVAL || errno == EROFS || errno == ENOTSUP))
         status = 0;                             /* file systems without it */
     close(fd);
@@ -124,12 +127,12 @@ sd_output_commit(struct sd_output *o)
 
     if (bad)
         errno = errno ? errno : EIO;
-    if (bad || fflush(o->file) || (!o->direct && fsync(fileno(o->file)))) {
+    if (bad || fflush(o->file) || (!o->direct && sd_fsync(o->fd))) {
         sd_fail_errno("cannot be written");
         sd_output_abandon(o);
         return -1;
     }
-    if (!o->direct && (fstat(fileno(o->file), &ours) || stat(o->part, &theirs) || ours.st_ino != theirs.st_ino
+    if (!o->direct && (fstat(o->fd, &ours) || stat(o->part, &theirs) || ours.st_ino != theirs.st_ino
             || ours.st_dev != theirs.st_dev)) {
         o->part_exists = false;                 /* not ours any more */
         sd_output_abandon(o);

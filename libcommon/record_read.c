@@ -1,5 +1,6 @@
 /* record_read.c - record streams in. */
 #include "json.h"
+#include "io.h"
 #include "record_private.h"
 
 #include <errno.h>
@@ -190,7 +191,7 @@ sd_reader_open(const char *path)
     if (!path || !strcmp(path, "-")) {
         if (isatty(0))
             return sd_fail_null("records are wanted here, and standard input is a terminal (--help)");
-    } else if ((fd = open(path, O_RDONLY | O_CLOEXEC)) < 0) {
+    } else if ((fd = sd_open(path, O_RDONLY)) < 0) {
         return sd_fail_null("%s", strerror(errno));
     }
     if (!(r = calloc(1, sizeof *r)))
@@ -306,9 +307,9 @@ sd_is_record_stream(const char *path)
         return false;
     if (S_ISFIFO(st.st_mode) || S_ISCHR(st.st_mode) || S_ISSOCK(st.st_mode))
         return true;
-    if (!S_ISREG(st.st_mode) || (fd = open(path, O_RDONLY | O_CLOEXEC)) < 0)
+    if (!S_ISREG(st.st_mode) || (fd = sd_open(path, O_RDONLY)) < 0)
         return false;
-    n = read(fd, start, sizeof start);
+    n = sd_read(fd, start, sizeof start);
     close(fd);
     errno = 0;
     if (n < 1 || !sd_walk_is_map(*start) || sd_walk_head(start, (uint64_t)n, &payload, &inside) <= 0)

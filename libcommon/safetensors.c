@@ -1,6 +1,7 @@
 /* safetensors.c - the reader.  The header has a parser of its own: it may have 100 MB, and JSON libraries let through
  * what the format does not (duplicates, 1.0 for an integer), or allocate without bound. */
 #include "safetensors.h"
+#include "io.h"
 #include "json.h"
 
 #include <errno.h>
@@ -603,7 +604,7 @@ map_file(struct sd_scope *s, const char *path)
     struct file *file = sd_alloc(s, sizeof *file);
 
     file->path = sd_strdup(s, path);
-    if ((file->fd = open(path, O_RDONLY | O_CLOEXEC)) < 0)
+    if ((file->fd = sd_open(path, O_RDONLY)) < 0)
         return sd_fail_null("%s", strerror(errno));
     sd_on_close(s, close_file, file);
     if (fstat(file->fd, &file->st))

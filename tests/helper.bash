@@ -36,3 +36,13 @@ nothing_left() {
         return 1
     fi
 }
+
+# can_trace: the test is skipped where system calls cannot be watched.
+can_trace() {
+    if ! strace -o /dev/null true 2> /dev/null; then skip "strace is not here, or may not trace"; fi
+}
+
+# counts_memory PROGRAM: the test is skipped for one with a sanitizer, whose memory is not planned.
+counts_memory() {
+    if ldd "$(command -v "$1")" | grep -q asan; then skip "a sanitizer's memory is not planned"; fi
+}

@@ -3,10 +3,12 @@
 
 #include "file.h"
 #include "folder.h"
+#include "io.h"
 #include "json.h"
 
 #include <dirent.h>
 #include <errno.h>
+#include <fcntl.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -325,28 +327,29 @@ is_weights(const char *name)
 static int
 copy_file(const struct changes *all, const char *from, const char *to)
 {
-    FILE *in = all->plan ? NULL : fopen(from, "rbe");
     struct sd_output *out;
     char buffer[1 << 16];
-    size_t n;
-    bool bad;
+    ssize_t n;
+    int in;
 
     if (all->plan)
         return count_file(all->plan, from, NULL);
-    if (!in)
+    if ((in = sd_open(from, O_RDONLY)) < 0)
         return sd_fail_errno("%s", from);
     if (!(out = sd_output_open(to))) {
-        fclose(in);
+        close(in);
         return -1;
     }
-    while ((n = fread(buffer, 1, sizeof buffer, in)) > 0 && fwrite(buffer, 1, n, sd_output_file(out)) == n)
+    while ((n = sd_read(in, buffer, sizeof buffer)) > 0
+           && fwrite(buffer, 1, (size_t)n, sd_output_file(out)) == (size_t)n)
         ;
-    bad = ferror(in);
-    fclose(in);
-    if (bad) {
+    if (n < 0) {
+        sd_fail_errno("%s: cannot be read", from);
+        close(in);
         sd_output_abandon(out);
-        return sd_fail("%s: cannot be read", from);
+        return -1;
     }
+    close(in);
     return sd_output_commit(out);
 }
 

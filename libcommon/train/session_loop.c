@@ -1,7 +1,10 @@
 /* session_loop - updates, their log, their state; signals; what is published at the end. */
 #include "session_private.h"
 
+#include "io.h"
+
 #include <errno.h>
+#include <fcntl.h>
 #include <math.h>
 #include <signal.h>
 #include <stdlib.h>
@@ -73,12 +76,15 @@ cut_log(int64_t step)
 static void
 open_log(struct loop *l)
 {
+    int fd;
+
     if (!S.log)
         return;
     if (l->first && sd_is_kept(S.log))
         cut_log(l->first);
-    if (!(l->log = fopen(S.log, l->first ? "a" : "w")))
+    if ((fd = sd_open(S.log, O_WRONLY | O_CREAT | (l->first ? O_APPEND : O_TRUNC))) < 0)
         sd_die(S.log, "%s", strerror(errno));
+    l->log = sd_stream(fd, "w");
 }
 
 static void

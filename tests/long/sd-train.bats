@@ -9,7 +9,7 @@ load ../training
 }
 
 @test "killed fifty times by the calls that write the state, chains of three: the same" {
-    if ! strace -o /dev/null true 2> /dev/null; then skip "strace is not here, or may not trace"; fi
+    can_trace
     kill_in_state 50
 }
 

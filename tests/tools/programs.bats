@@ -109,7 +109,7 @@ programs() { for f in "$ROOT"/tools/*.c; do basename "$f" .c; done; }
     # an environment is inherited: another process's mark is none
     run -0 env SD_STARTED_AGAIN=1 sd-caption -q -j --exec 'env > environment; echo words' "$DATA/images/rgb.png"
     if grep -q GOMP_SPINCOUNT environment; then false; fi
-    if ! strace -o /dev/null true 2> /dev/null; then skip "strace is not here, or may not trace"; fi
+    can_trace
     for p in $(programs); do
         strace -f -qq -e trace=execve -o calls "$p" --version
         [ "$(wc -l < calls)" = 2 ]

@@ -71,7 +71,7 @@ END
 }
 
 @test "the whole chain makes no socket" {
-    if ! strace -o /dev/null true 2> /dev/null; then skip "strace is not here, or may not trace"; fi
+    can_trace
     seen() { strace -f -qq -e trace=%network -e signal=none -o "net.$1" -- "${@:2}"; }
     seen 1 sd-crop -q --resolution 40x40 "$DATA"/images/{rgb.png,la.png} > crops.sd
     seen 2 sd-caption -q --caption 'a <new>' < crops.sd > captions.sd

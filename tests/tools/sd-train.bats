@@ -238,7 +238,7 @@ END
 }
 
 @test "killed four times while the state is written, and resumed: the same" {
-    if ! strace -o /dev/null true 2> /dev/null; then skip "strace is not here, or may not trace"; fi
+    can_trace
     kill_in_state 4
 }
 
@@ -458,6 +458,7 @@ END
 }
 
 @test "what --plan promises is what is taken" {
+    counts_memory sd-train-lora
     sd-crop -q --resolution 256x256 "$DATA/images/rgb.png" "$DATA/images/grey.png" | sd-caption -q --caption 'a <new>' \
         | sd-encode-latents -q --model "$MODEL" > big.sd
     run=(sd-train-lora -q --threads 1 --model "$MODEL" --rank 2 --train-batch-size 2 --max-train-steps 5 --output big.safetensors)
