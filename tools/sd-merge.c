@@ -479,6 +479,7 @@ main(int argc, char **argv)
 {
     struct run r = { .scope = sd_scope_open() };
     bool embedding = false;
+    int status;
 
     sd_threads_yield(argv);
     sd_options(&argc, &argv, options, SD_OPT_COMPUTE | SD_OPT_OVERWRITE,
@@ -504,5 +505,7 @@ main(int argc, char **argv)
         sd_output_refuse(output, sd_shared.overwrite);
     if (!embedding && format && strcmp(format, "a1111") == 0)
         sd_usage("--format", "a1111 is of embeddings; A1111 reads adapters in kohya's form");
-    return sd_finish(embedding ? convert_embedding(&r) : model_name ? merge_model(&r) : merge_adapters(&r));
+    status = embedding ? convert_embedding(&r) : model_name ? merge_model(&r) : merge_adapters(&r);
+    sd_scope_close(r.scope);
+    return sd_finish(status);
 }

@@ -156,7 +156,7 @@ struct door {                       /* device memory can be touched while one li
 static void
 check_guards(const struct allocation &a)
 {
-    static const std::string whole(GUARD, (char)GUARD_BYTE);
+    static const std::string &whole = *new std::string(GUARD, (char)GUARD_BYTE);     /* the device is closed at exit */
     const char *kernel = last_kernel.empty() ? "nothing" : last_kernel.c_str();
 
     ASAN_UNPOISON_MEMORY_REGION(a.data - GUARD, GUARD);
