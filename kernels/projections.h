@@ -14,6 +14,7 @@
 #define SD_PROJECTIONS_H
 
 #include "device.h"
+#include "op.h"
 #include "ops.h"
 
 #ifdef __cplusplus
@@ -29,6 +30,8 @@ struct projections_layout {
     bool biased;
     size_t weight, down, up, scale, bias, bias_d, bytes;    /* places of the sections */
 };
+static inline int64_t projection_out(const struct sd_projection *p) { return p->weight->shape[0]; }
+static inline int64_t projection_rank(const struct sd_projection *p) { return p->down ? p->down->shape[0] : 0; }
 void projections_layout(struct projections_layout *l, const struct sd_projections *a, enum sd_dtype dtype);
 void projections_upload(struct sd_device *d, void *form, enum sd_dtype dtype, const struct sd_projections *a);
 void projections_refresh(struct sd_device *d, void *form, enum sd_dtype dtype, const struct sd_projections *a);
