@@ -333,6 +333,7 @@ sd_apply(struct sd_graph *g, enum sd_op op, struct sd_tensor *const *in, const v
             g->copies++;
         }
     }
+    g->copies += op == SD_OP_concat;
     n = sd_alloc(g->scope, sizeof *n);
     n->op = op;
     n->graph = g;

@@ -24,7 +24,7 @@ struct sd_graph {
     size_t cut[SD_MAX_DEPTH];   /* length of path before each push */
     int block, blocks;
     enum sd_dtype products;     /* of the nodes described next */
-    size_t copies;              /* dense copies inserted because an op takes no pitched input */
+    size_t copies;              /* dense ones inserted because an op takes no pitched input, and concatenations */
     char *fault;                /* first shape that did not fit */
     bool planned;
 };

@@ -27,7 +27,7 @@ void sd_plan_free(struct sd_plan *p);           /* before its graph */
 struct sd_plan_report {
     size_t arena_bytes;         /* inputs, activations, gradients, scratch */
     size_t activations_bytes;   /* peak of forward results alive at once */
-    size_t copies;              /* dense copies that had to be inserted */
+    size_t copies;              /* dense ones that had to be inserted, and concatenations */
     size_t redone;              /* forward steps run twice */
     double flops;               /* forward and backward, redone ones included */
     enum sd_recompute recompute;

@@ -57,7 +57,8 @@ leave(const struct sd_module *m, int entered)
 /* y + scale * up(down(x)): the product with `up` is added to y as its residual, so that the only further pass is over
  * the narrow tensor between them. */
 static struct sd_tensor *
-adapt(const struct sd_module *m, struct sd_tensor *x, struct sd_tensor *y, const struct sd_conv2d *a)
+adapt(const struct sd_module *m, struct sd_tensor *x, struct sd_tensor *beside, struct sd_tensor *y,
+      const struct sd_conv2d *a)
 {
     struct sd_graph *g = m->graph;
     struct sd_adapter *l = sd_adapters_find(m->adapters, sd_path(g) + m->root);
@@ -67,7 +68,7 @@ adapt(const struct sd_module *m, struct sd_tensor *x, struct sd_tensor *y, const
 
         l->used = true;
         sd_path_push(g, "lora_down");
-        u = a ? sd_op_conv2d(g, x, down, NULL, NULL, NULL, *a) : sd_op_linear(g, x, down, NULL, NULL);
+        u = a ? sd_op_conv2d(g, x, down, NULL, NULL, NULL, *a) : sd_op_linear_beside(g, x, beside, down, NULL, NULL);
         if (l->scale)
             u = sd_op_scale(g, u, sd_use(g, l->scale));
         sd_path_pop(g);
@@ -78,17 +79,30 @@ adapt(const struct sd_module *m, struct sd_tensor *x, struct sd_tensor *y, const
     return y;
 }
 
+static int64_t
+channels_of(const struct sd_tensor *x, const struct sd_tensor *beside)
+{
+    return sd_cols(x) + (beside ? sd_cols(beside) : 0);
+}
+
+struct sd_tensor *
+sd_linear_beside(const struct sd_module *m, const char *name, struct sd_tensor *x, struct sd_tensor *beside,
+                 int64_t out, bool bias, struct sd_tensor *residual)
+{
+    int in = enter(m, name);
+    struct sd_tensor *weight = sd_parameter(m, "weight", 2, (int64_t[]){ out, channels_of(x, beside) });
+    struct sd_tensor *b = bias ? sd_parameter(m, "bias", 1, &out) : NULL;
+    struct sd_tensor *y = adapt(m, x, beside, sd_op_linear_beside(m->graph, x, beside, weight, b, residual), NULL);
+
+    leave(m, in);
+    return y;
+}
+
 struct sd_tensor *
 sd_linear(const struct sd_module *m, const char *name, struct sd_tensor *x, int64_t out, bool bias,
           struct sd_tensor *residual)
 {
-    int in = enter(m, name);
-    struct sd_tensor *weight = sd_parameter(m, "weight", 2, (int64_t[]){ out, sd_cols(x) });
-    struct sd_tensor *b = bias ? sd_parameter(m, "bias", 1, &out) : NULL;
-    struct sd_tensor *y = adapt(m, x, sd_op_linear(m->graph, x, weight, b, residual), NULL);
-
-    leave(m, in);
-    return y;
+    return sd_linear_beside(m, name, x, NULL, out, bias, residual);
 }
 
 struct sd_tensor *
@@ -98,7 +112,20 @@ sd_conv2d(const struct sd_module *m, const char *name, struct sd_tensor *x, int6
     int in = enter(m, name);
     struct sd_tensor *weight = sd_parameter(m, "weight", 4, (int64_t[]){ out, sd_cols(x), kernel, kernel });
     struct sd_tensor *bias = sd_parameter(m, "bias", 1, &out);
-    struct sd_tensor *y = adapt(m, x, sd_op_conv2d(m->graph, x, weight, bias, channel_add, residual, a), &a);
+    struct sd_tensor *y = adapt(m, x, NULL, sd_op_conv2d(m->graph, x, weight, bias, channel_add, residual, a), &a);
+
+    leave(m, in);
+    return y;
+}
+
+struct sd_tensor *
+sd_group_norm_beside(const struct sd_module *m, const char *name, struct sd_tensor *x, struct sd_tensor *beside,
+                     int groups, double eps, bool silu)
+{
+    int in = enter(m, name);
+    int64_t channels = channels_of(x, beside);
+    struct sd_tensor *weight = sd_parameter(m, "weight", 1, &channels), *bias = sd_parameter(m, "bias", 1, &channels);
+    struct sd_tensor *y = sd_op_group_norm_beside(m->graph, x, beside, weight, bias, groups, eps, silu);
 
     leave(m, in);
     return y;
@@ -107,13 +134,7 @@ sd_conv2d(const struct sd_module *m, const char *name, struct sd_tensor *x, int6
 struct sd_tensor *
 sd_group_norm(const struct sd_module *m, const char *name, struct sd_tensor *x, int groups, double eps, bool silu)
 {
-    int in = enter(m, name);
-    int64_t channels = sd_cols(x);
-    struct sd_tensor *weight = sd_parameter(m, "weight", 1, &channels), *bias = sd_parameter(m, "bias", 1, &channels);
-    struct sd_tensor *y = sd_op_group_norm(m->graph, x, weight, bias, groups, eps, silu);
-
-    leave(m, in);
-    return y;
+    return sd_group_norm_beside(m, name, x, NULL, groups, eps, silu);
 }
 
 struct sd_tensor *

@@ -28,6 +28,11 @@ struct sd_tensor *sd_parameter(const struct sd_module *m, const char *name, int 
  * path. Also the 1x1 convolution of a feature map. */
 struct sd_tensor *sd_linear(const struct sd_module *m, const char *name, struct sd_tensor *x, int64_t out, bool bias,
                             struct sd_tensor *residual);
+/* sd_linear_beside, sd_group_norm_beside - over the channels of x and of beside (or NULL), as if the two were one. */
+struct sd_tensor *sd_linear_beside(const struct sd_module *m, const char *name, struct sd_tensor *x,
+                                   struct sd_tensor *beside, int64_t out, bool bias, struct sd_tensor *residual);
+struct sd_tensor *sd_group_norm_beside(const struct sd_module *m, const char *name, struct sd_tensor *x,
+                                       struct sd_tensor *beside, int groups, double eps, bool silu);
 /* sd_conv2d - kernel x kernel convolution with bias; channel_add and residual as in ops.h. */
 struct sd_tensor *sd_conv2d(const struct sd_module *m, const char *name, struct sd_tensor *x, int64_t out, int kernel,
                             struct sd_conv2d a, struct sd_tensor *channel_add, struct sd_tensor *residual);

@@ -74,10 +74,10 @@ transformer(struct describe *d, struct sd_tensor *x, int heads, int layers)
 }
 
 static struct sd_tensor *
-resnet_at(struct describe *d, int j, struct sd_tensor *x, int out)
+resnet_at(struct describe *d, int j, struct sd_tensor *x, struct sd_tensor *beside, int out)
 {
     sd_path_push(d->m.graph, "resnets.%d", j);
-    x = sd_resnet(&d->m, x, d->emb, out, d->c->norm_num_groups, d->c->norm_eps);
+    x = sd_resnet(&d->m, x, beside, d->emb, out, d->c->norm_num_groups, d->c->norm_eps);
     sd_path_pop(d->m.graph);
     return x;
 }
@@ -107,7 +107,7 @@ down_block(struct describe *d, int i, struct sd_tensor *x)
 
     sd_path_push(d->m.graph, "down_blocks.%d", i);
     for (int j = 0; j < c->layers_per_block[i]; j++) {
-        x = resnet_at(d, j, x, out);
+        x = resnet_at(d, j, x, NULL, out);
         if (c->down_attention[i])
             x = transformer_at(d, j, x, c->heads[i], c->transformer_layers[i]);
         push_skip(d, x);
@@ -126,9 +126,9 @@ mid_block(struct describe *d, struct sd_tensor *x)
     int deepest = d->c->levels - 1, out = d->c->block_out_channels[deepest];
 
     sd_path_push(d->m.graph, "mid_block");
-    x = resnet_at(d, 0, x, out);
+    x = resnet_at(d, 0, x, NULL, out);
     x = transformer_at(d, 0, x, d->c->heads[deepest], d->c->transformer_layers[deepest]);
-    x = resnet_at(d, 1, x, out);
+    x = resnet_at(d, 1, x, NULL, out);
     sd_path_pop(d->m.graph);
     return x;
 }
@@ -141,8 +141,7 @@ up_block(struct describe *d, int i, struct sd_tensor *x)
 
     sd_path_push(d->m.graph, "up_blocks.%d", i);
     for (int j = 0; j <= c->layers_per_block[level]; j++) {
-        x = sd_op_concat(d->m.graph, x, d->skip[--d->skips]);
-        x = resnet_at(d, j, x, out);
+        x = resnet_at(d, j, x, d->skip[--d->skips], out);
         if (c->up_attention[i])
             x = transformer_at(d, j, x, c->heads[level], c->up_transformer_layers[i]);
     }

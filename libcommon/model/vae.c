@@ -30,7 +30,7 @@ static struct sd_tensor *
 resnet_at(const struct sd_module *m, int j, struct sd_tensor *x, int out, int groups)
 {
     sd_path_push(m->graph, "resnets.%d", j);
-    x = sd_resnet(m, x, NULL, out, groups, norm_eps);
+    x = sd_resnet(m, x, NULL, NULL, out, groups, norm_eps);
     sd_path_pop(m->graph);
     return x;
 }

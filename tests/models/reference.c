@@ -30,6 +30,8 @@ check_unet(struct sd_model *m, const char *what, const char *name, bool stages)
         if ((p = planned(g, what))) {
             double d;
 
+            CHECK(sd_plan_report(p).copies == 0, "%s: %s: up blocks read what the down blocks left where it lies, %zu copies", what,
+                  name, sd_plan_report(p).copies);
             case_feed(p, f, sample);
             case_feed(p, f, timesteps);
             case_feed(p, f, states);
