@@ -18,6 +18,12 @@ sd_record_new(struct sd_scope *s)
     return r;
 }
 
+bool
+sd_record_was_read(const struct sd_record *r)
+{
+    return r->read;
+}
+
 struct sd_field *
 sd_record_find(const struct sd_record *r, const char *key)
 {

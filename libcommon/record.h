@@ -41,6 +41,7 @@ bool sd_is_record_stream(const char *path);
 /* Values.  The setters replace or append; text is copied, tensor data is referenced and must outlive the write. */
 struct sd_record *sd_record_new(struct sd_scope *s);
 struct sd_record *sd_record_copy(struct sd_scope *s, const struct sd_record *r);   /* all of it, tensors' data too */
+bool sd_record_was_read(const struct sd_record *r);      /* from a stream: what it says is not what the user said */
 const char *sd_record_text(const struct sd_record *r, const char *key);          /* NULL when absent; UTF-8 checked */
 /* 1, 0 absent, -1 bad; bytes = shape x dtype was checked, and data is aligned for the dtype. */
 int  sd_record_tensor(const struct sd_record *r, const char *key, struct sd_record_tensor *t);

@@ -43,6 +43,7 @@ struct sd_record {
     struct sd_scope *scope;
     struct sd_field *field;
     size_t count, room;
+    bool read;                          /* from a stream */
 };
 struct sd_field *sd_record_find(const struct sd_record *r, const char *key);
 struct sd_field *sd_record_append(struct sd_record *r);

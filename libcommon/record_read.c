@@ -114,6 +114,7 @@ split(struct sd_scope *s, const unsigned char *p, size_t length)
     struct sd_record *r = sd_record_new(s);
     uint64_t payload, inside, at;
 
+    r->read = true;
     if (!sd_walk_is_map(*p))
         return sd_fail_null("expected a map");
     at = (uint64_t)sd_walk_head(p, length, &payload, &inside);

@@ -232,6 +232,22 @@ fill(struct sd_scope *s, const char *caption, const char *source)
     return *text ? text : sd_fail_null("the caption is empty");
 }
 
+/* A record's source is what some stream says.  A file is written beside it only where it is the very photo that the
+ * record was made from. */
+static int
+check_source(struct sd_scope *s, const char *source, const char *id)
+{
+    char found[SD_SHA256_HEX], *bytes;
+    size_t size;
+
+    if (!id)
+        return sd_fail("the record has no id to know its photo by: no sidecar is written");
+    if (!(bytes = sd_file_read(s, source, SD_IMAGE_FILE_MAX, &size)))
+        return sd_fail_prefix("no sidecar is written");
+    sd_sha256_of(bytes, size, found);
+    return strcmp(id, found) == 0 ? 0 : sd_fail("is not what the record was made from: no sidecar is written");
+}
+
 static int
 write_sidecar(struct sd_scope *s, const char *source, const char *caption)
 {
@@ -313,6 +329,8 @@ caption_one(struct sd_scope *s, struct sd_record *r, void *user SD_UNUSED)
     const char *source = sd_record_text(r, "source"), *caption = sd_record_text(r, "caption"), *found = NULL;
     int status = 0;
 
+    if (write_sidecars && source && sd_record_was_read(r) && check_source(s, source, sd_record_text(r, "id")) < 0)
+        return -1;
     if (identify(s, r, source) < 0)
         return -1;
     if (command)

@@ -169,6 +169,45 @@ captions() { jq -rs 'map(.caption // empty) | join("|")' <<< "$output"; }
     [[ ! -e photos/a.txt.part ]]
 }
 
+@test "--write-sidecars of records: beside the very photo that they were made from, and nowhere else" {
+    cp "$ROOT/tests/data/images/la.png" photos/a.png
+    cp "$ROOT/tests/data/images/rgb.png" photos/b.png
+    sd-crop -q --resolution 64 photos/a.png > a.sd
+    rm photos/*.txt
+    run -0 --separate-stderr sd-caption -j --write-sidecars --caption 'from afar' a.sd
+    [[ $(cat photos/a.txt) == "from afar" ]]
+    rm photos/a.txt
+    # an absolute path, and one through .., of the same photo are the user's own way to name it
+    sd-crop -q --resolution 64 "$PWD/photos/a.png" photos/../photos/b.png > b.sd
+    run -0 --separate-stderr sd-caption -j --write-sidecars --caption 'from afar' b.sd
+    rm photos/a.txt photos/b.txt
+
+    # a stream that names what it has not seen: 2 keys, id and source
+    record() { # ID SOURCE
+        perl -e '($i, $s) = @ARGV; print "\x82\xa2sd\x01\xa5holds\xa6photos", $i eq "" ? "\x81" : "\x82\xa2id\xd9" . chr(length $i) . $i,
+            "\xa6source\xda", pack("n", length $s), $s, "\x81\xa3end\x01"' -- "$@"
+    }
+    mkdir -p victim/dir
+    cp photos/a.png victim/picture.png
+    echo secret > victim/notes
+    ln -s ../victim/picture.png photos/link.png
+    hash=$(sha256sum < photos/b.png | cut -d ' ' -f 1)
+    find . -type f ! -path './separate*' | sort > before
+    touch after r.sd
+    while IFS= read -r source; do
+        record "$hash" "$source" > r.sd
+        run -3 --separate-stderr sd-caption -j --overwrite --write-sidecars --caption owned r.sd
+        [[ $stderr == *": no sidecar is written"* && ${#stderr_lines[@]} == 1 ]]
+        record '' "$source" > r.sd
+        run -3 --separate-stderr sd-caption -j --overwrite --write-sidecars --caption owned r.sd
+        [[ $stderr == *"has no id to know its photo by: no sidecar is written" ]]
+    done < <(printf '%s\n' "$PWD/victim/picture.png" "$PWD/victim/notes" victim/new victim/picture.png photos/../victim/picture.png \
+        photos/link.png ../outside /etc/passwd victim/dir victim/dir/ . .. / /dev/null /dev/full /proc/self/mem "$PWD/victim/dir/x.png" ./photos/none.png)
+    find . -type f ! -path './separate*' ! -name after ! -name r.sd | sort > after
+    diff before <(grep -v '/r.sd$' after)
+    [ "$(cat victim/notes)" = secret ]
+}
+
 @test "--check writes nothing and names what is wrong" {
     run -0 --separate-stderr sd-caption --check photos
     [[ -z $output && $stderr == *"sd-caption: 2 captions, 0 without the trigger" ]]
