@@ -112,6 +112,83 @@ END
     [ "$(sum out.safetensors)" = "$want" ]
 }
 
+# What a queue does with a job that must make room: SIGCONT and SIGTERM to all of it, SIGKILL to what is left after the
+# grace, and later the same script once more, with the count of its restarts.
+preempted_and_requeued() { # GRACE...: a preemption for each, of so many hundredths of a second
+    local grace restart=0 pid i enough
+    for grace in "$@" none; do
+        touch log
+        enough=$(($(wc -l < log) + 2))
+        SLURM_JOB_ID=7 SLURM_RESTART_COUNT=$restart setsid env --default-signal bash job > out.$restart 2>&1 &
+        pid=$!
+        restart=$((restart + 1))
+        if [ "$grace" != none ]; then
+            for ((i = 0; i < 500; i++)); do if [ "$(wc -l < log)" -ge $enough ]; then break; fi; sleep 0.01; done
+            kill -CONT -- -$pid
+            kill -TERM -- -$pid
+            for ((i = 0; i < grace; i++)); do if ! kill -0 -- -$pid 2> /dev/null; then break; fi; sleep 0.01; done
+            if [ "$grace" -ge 200 ] && ((i == grace)); then echo "still there after $grace hundredths"; return 1; fi
+            kill -KILL -- -$pid 2> /dev/null || true
+            if [ -e out.safetensors ]; then echo "finished before it was preempted"; return 1; fi
+        fi
+        wait $pid || true
+        nothing_left
+    done
+}
+
+@test "a queue preempts a job four times, with grace and without, and runs it again: the same bytes, one log line a step" {
+    lora -q --max-train-steps 80 --log log
+    want="$(sum out.safetensors) $(sum new.safetensors) $(losses log | sha256sum)"
+    rm out.safetensors new.safetensors log
+    cat > job << 'END'
+#!/bin/bash
+set -eu
+echo "restart $SLURM_RESTART_COUNT"
+sd-train-lora --resume --threads 1 --model "$MODEL" --rank 2 --placeholder-token '<new>' --output out.safetensors \
+    --output-embedding new.safetensors --max-train-steps 80 --log log "$RECORDS/three.sd" "$RECORDS/two.sd"
+echo "done"
+END
+    preempted_and_requeued 300 0 300 2
+    [ "$(tail -n 1 out.4)" = "done" ]
+    [ "$(sum out.safetensors) $(sum new.safetensors) $(losses log | sha256sum)" = "$want" ]
+    [ ! -e out.safetensors.state ]
+    grep -q '^restart 1$' out.1
+    # with grace it was saved, and the next run went on from there
+    grep -q 'stopped after step .* and saved; the same command with --resume goes on' out.0
+    grep -q 'resuming after step ' out.1
+    # a job that is done and started again has nothing to do
+    SLURM_RESTART_COUNT=5 bash job > out.5 2>&1
+    [ "$(sum out.safetensors)" = "${want%% *}" ]
+}
+
+@test "records that claim to be large take no memory, and are named with their place" {
+    (ulimit -v 262144; sd-sample -h > /dev/null 2>&1) || skip "an instrumented build wants more memory"
+    cat > claims << 'END'
+an array of 2^32 - 1|ddffffffff
+a map of 2^32 - 1|dfffffffff
+2^32 - 1 bytes|82a26964a161a178c6ffffffff
+a text of 2^32 - 1|81a26964dbffffffff
+an extension of 2^32 - 1|81a178c9ffffffff01
+a key of 2^31|81db80000000
+arrays in arrays, each of 2^32 - 1|81a178ddffffffffddffffffffddffffffffddffffffff
+maps in maps, each of 2^32 - 1|81a178dfffffffffdfffffffffdfffffffffdfffffffff
+no msgpack|81a178c1
+33 deep|81a178919191919191919191919191919191919191919191919191919191919191919191c0
+a tensor of 2^62 elements|82a26964a161ac706978656c5f76616c75657383a56474797065a25538a573686170659 3cf400000000000000001 03a464617461c400
+an end that lies|81a3656e64cfffffffffffffffff
+END
+    while IFS='|' read -r what hex; do
+        { printf '\x82\xa2sd\x01\xa5holds\xa1x'; perl -e '$h = $ARGV[0]; $h =~ s/ //g; print pack "H*", $h' "$hex"; } > claim.sd
+        for p in sd-crop sd-caption "sd-encode-latents --model $MODEL" "sd-sample --model $MODEL"; do
+            # shellcheck disable=SC2086
+            run -3 --separate-stderr bash -c 'ulimit -v 262144; exec "$@" claim.sd' - $p -j
+            if [[ $stderr != "${p%% *}: claim.sd: "*"record 1"* && $stderr != "${p%% *}: claim.sd: its end does not fit"* ]]; then
+                echo "$p, $what: $stderr"; return 1
+            fi
+        done
+    done < claims
+}
+
 # names that would be something else than a name: 40 of them
 hostile() {
     # shellcheck disable=SC2016,SC2088
