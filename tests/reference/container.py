@@ -4,6 +4,9 @@
     python tests/reference/container.py check FILE    reads a file written by sd_safetensors_save (the unit test leaves
                                                         one where SD_KEEP names it) and compares every value
 
+    mutants --dump 100000 | python tests/reference/container.py verdicts
+                                                        writes mutants.verdicts: which of them the library takes
+
 Made with torch 2.15, safetensors 0.8.0.
 """
 import json
@@ -12,6 +15,7 @@ import sys
 
 # The name of this file is the library's.
 sys.path = [p for p in sys.path if os.path.abspath(p or ".") != os.path.dirname(os.path.abspath(__file__))]
+import safetensors
 import torch
 from safetensors.torch import load_file, save_file
 
@@ -69,5 +73,21 @@ def check(path):
     print(f"{len(ours)} tensors equal; file {'' if same else 'not '}byte for byte the library's")
 
 
+def verdicts():
+    """Of the mutants that tests/unit/mutants --dump writes, read from standard input: a bit each, 1 = taken."""
+    data, bits, at = sys.stdin.buffer.read(), [], 0
+    while at < len(data):
+        n = int.from_bytes(data[at:at + 8], "little")
+        try:
+            safetensors.deserialize(data[at + 8:at + 8 + n])
+            bits.append(1)
+        except safetensors.SafetensorError:
+            bits.append(0)
+        at += 8 + n
+    with open(os.path.join(HERE, "mutants.verdicts"), "wb") as f:
+        f.write(bytes(sum(b << i for i, b in enumerate(bits[k:k + 8])) for k in range(0, len(bits), 8)))
+    print(f"{len(bits)} mutants, {sum(bits)} taken")
+
+
 if __name__ == "__main__":
-    make() if sys.argv[1:] == ["make"] else check(sys.argv[2]) if sys.argv[1:2] == ["check"] else sys.exit(__doc__)
+    verdicts() if sys.argv[1:] == ["verdicts"] else make() if sys.argv[1:] == ["make"] else check(sys.argv[2]) if sys.argv[1:2] == ["check"] else sys.exit(__doc__)
