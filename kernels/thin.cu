@@ -1,16 +1,17 @@
 /* thin: products with a thin side, for projections.cu.
  *
- * A block of 128 threads makes 64 x 64 sums, 64 bytes of depth at a time through three buffers of shared memory
- * (cp.async); a warp has 16 columns, and leaves out products beyond the sides.  16-bit: ldmatrix and mma.m16n8k16, sums
- * f32; f32: FFMA.  As one side is thin, it is bound by what it reads of the other: once.  What 16-byte copies cannot
- * take goes element by element. */
+ * A block of 128 threads makes 64 x 64 sums, 128 bytes of depth at a time through four buffers of shared memory
+ * (cp.async; 74 KB, three blocks an SM of an H100); a warp has 16 columns, and leaves out products beyond the sides.
+ * 16-bit: ldmatrix and mma.m16n8k16, sums f32; f32: FFMA.  As one side is thin, it is bound by what it reads of the
+ * other, once; with few rows by the time that reads take: 1280 deep are 20 steps, three of them under way, some 5 us.
+ * What 16-byte copies cannot take goes element by element. */
 #include "thin.cuh"
 
 using namespace sd;
 
 namespace {
 
-enum { STEP_BYTES = 64, STAGES = 3, THREADS = 128, PIECE = 8 };
+enum { STEP_BYTES = 128, STAGES = 4, THREADS = 128, PIECE = 8 };
 
 template <class T, bool A_DEEP, bool B_DEEP> struct thin_tiles {
     static const int STEP = STEP_BYTES / sizeof(T), EACH = 16 / sizeof(T);
@@ -30,26 +31,40 @@ on_16(const T *p)
     return (uintptr_t)p % 16 == 0;
 }
 
-/* A tile whose corner is at `from`; rows x columns of it are there, the rest is zero. */
-template <class T, int ROWS, int COLUMNS, int PITCH> static __device__ inline void
-bring(T *to, const T *from, int64_t pitch, int rows, int columns)
+/* Rows that lie so and the corner among them: 16 bytes at a time? */
+template <class T> static __device__ inline bool
+whole_rows(const T *corner, int64_t pitch)
 {
-    const int EACH = 16 / (int)sizeof(T), ACROSS = COLUMNS / EACH;
+    return ((uintptr_t)corner | (uintptr_t)(pitch * (int64_t)sizeof(T))) % 16 == 0;
+}
 
+/* A tile whose corner is at `from`; rows x columns of it are there, the rest is zero.  DEEP: its rows are those of D,
+ * or D's columns; else its columns are; of these, what lies beyond the next 16 is not looked at, and not set. */
+template <class T, int ROWS, int COLUMNS, int PITCH, bool DEEP> static __device__ inline void
+bring(T *to, const T *from, int64_t pitch, int rows, int columns, bool whole)
+{
+    const int EACH = 16 / (int)sizeof(T), ACROSS = COLUMNS / EACH, APART = THREADS / ACROSS;
+    int first = (int)threadIdx.x / ACROSS, column = (int)threadIdx.x % ACROSS * EACH;
+    int limit = DEEP ? (rows + 15) / 16 * 16 : ROWS;
+
+    static_assert(THREADS % ACROSS == 0 && ROWS % APART == 0, "all pieces of a thread in one column");
+    if (!DEEP && column >= (columns + 15) / 16 * 16)
+        return;
+    from += first * pitch + column;
+    to += first * PITCH + column;
 #pragma unroll
-    for (int i = 0; i < ROWS * ACROSS / THREADS; i++) {
-        int row = ((int)threadIdx.x + i * THREADS) / ACROSS, column = ((int)threadIdx.x + i * THREADS) % ACROSS * EACH;
-        int left = row < rows ? columns - column : 0;
-        T *s = to + row * PITCH + column;
-        const T *g = from + row * pitch + column;
+    for (int row = 0; row < ROWS; row += APART, from += APART * pitch, to += APART * PITCH) {
+        int left = row + first < rows ? columns - column : 0;
 
-        if (left >= EACH && on_16(g))
-            copy_async16(s, g, true);
+        if (row + first >= limit)
+            continue;
+        if (left >= EACH && whole)
+            copy_async16(to, from, true);
         else if (left <= 0)
-            store<EACH>(s, vec<T, EACH>{});
+            store<EACH>(to, vec<T, EACH>{});
         else
             for (int e = 0; e < EACH; e++)
-                s[e] = e < left ? g[e] : T{};
+                to[e] = e < left ? from[e] : T{};
     }
 }
 
@@ -199,20 +214,18 @@ template <bool A_DEEP, bool B_DEEP> struct thin_sums<float, A_DEEP, B_DEEP> {
 template <class T, int PITCH, int STEP> static __device__ inline void
 copy_tile(T *to, int64_t pitch, const T *from, int rows, int columns)
 {
-    const int EACH = 16 / (int)sizeof(T), ACROSS = STEP / EACH;
+    const int EACH = 16 / (int)sizeof(T), ACROSS = STEP / EACH, APART = THREADS / ACROSS;
+    int row = (int)threadIdx.x / ACROSS, column = (int)threadIdx.x % ACROSS * EACH, left = columns - column;
+    bool whole = whole_rows(to, pitch);
 
-#pragma unroll
-    for (int i = 0; i < THIN_TILE * ACROSS / THREADS; i++) {
-        int row = ((int)threadIdx.x + i * THREADS) / ACROSS, column = ((int)threadIdx.x + i * THREADS) % ACROSS * EACH;
-        int left = row < rows ? columns - column : 0;
-        T *g = to + row * pitch + column;
-
-        if (left >= EACH && on_16(g))
-            store<EACH>(g, load<EACH>(from + row * PITCH + column));
+    to += row * pitch + column;
+    from += row * PITCH + column;
+    for (; row < rows && row < THIN_TILE; row += APART, to += APART * pitch, from += APART * PITCH)
+        if (left >= EACH && whole)
+            store<EACH>(to, load<EACH>(from));
         else
             for (int e = 0; e < EACH && e < left; e++)
-                g[e] = from[row * PITCH + column + e];
-    }
+                to[e] = from[e];
 }
 
 template <class T, bool A_DEEP, bool B_DEEP> static __global__ void
@@ -233,6 +246,7 @@ thin_kernel(struct thin p)
     int steps = (end - begin + S::STEP - 1) / S::STEP;
     const T *a = static_cast<const T *>(p.a) + q.a + (A_DEEP ? m0 * p.a_pitch + begin : begin * p.a_pitch + m0);
     const T *b = static_cast<const T *>(p.b) + q.b + (B_DEEP ? n0 * p.b_pitch + begin : begin * p.b_pitch + n0);
+    bool a_whole = whole_rows(a, p.a_pitch), b_whole = whole_rows(b, p.b_pitch);
     int64_t a_step = A_DEEP ? S::STEP : S::STEP * p.a_pitch, b_step = B_DEEP ? S::STEP : S::STEP * p.b_pitch;
 
     if (m <= 0 || n <= 0)               /* the whole block */
@@ -241,10 +255,10 @@ thin_kernel(struct thin p)
         int left = end - begin - step * S::STEP;
 
         if (left > 0) {
-            bring<T, S::A_ROWS, S::A_COLUMNS, S::A_PITCH>(s.in.a[step % STAGES], a + step * a_step, p.a_pitch,
-                                                          A_DEEP ? m : left, A_DEEP ? left : m);
-            bring<T, S::B_ROWS, S::B_COLUMNS, S::B_PITCH>(s.in.b[step % STAGES], b + step * b_step, p.b_pitch,
-                                                          B_DEEP ? n : left, B_DEEP ? left : n);
+            bring<T, S::A_ROWS, S::A_COLUMNS, S::A_PITCH, A_DEEP>(s.in.a[step % STAGES], a + step * a_step, p.a_pitch,
+                                                                  A_DEEP ? m : left, A_DEEP ? left : m, a_whole);
+            bring<T, S::B_ROWS, S::B_COLUMNS, S::B_PITCH, B_DEEP>(s.in.b[step % STAGES], b + step * b_step, p.b_pitch,
+                                                                  B_DEEP ? n : left, B_DEEP ? left : n, b_whole);
         }
         copy_async_commit();
     };
