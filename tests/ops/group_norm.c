@@ -46,6 +46,19 @@ mirrored(struct sd_graph *g, struct sd_tensor **in)
     return sd_op_group_norm_beside(g, in[0], in[0], in[1], in[2], 3, 1e-5, silu);
 }
 
+/* one piece read by another node too: of the two gradients one is stored, the other added to what is there */
+static struct sd_tensor *
+beside_again(struct sd_graph *g, struct sd_tensor **in)
+{
+    return sd_op_linear(g, in[3], in[4], NULL, beside(g, in));
+}
+
+static struct sd_tensor *
+x_again(struct sd_graph *g, struct sd_tensor **in)
+{
+    return sd_op_linear(g, in[0], in[4], NULL, beside(g, in));
+}
+
 static struct sd_tensor *
 joined(struct sd_graph *g, struct sd_tensor **in)
 {
@@ -80,6 +93,10 @@ main(void)
         check_gradient(silu ? "group_norm + silu, beside, no weight" : "group_norm, beside, no weight", bare_beside,
                        "2x7x3 2x7x5", 1e-6);
         check_gradient(silu ? "group_norm + silu, itself beside" : "group_norm, itself beside", mirrored, "2x5x3 6 6", 1e-6);
+        check_gradient(silu ? "group_norm + silu, beside, which is read again" : "group_norm, beside, which is read again", beside_again,
+                       "2x5x1 3 3 2x5x2 3x2", 1e-6);
+        check_gradient(silu ? "group_norm + silu, beside, x read again" : "group_norm, beside, x read again", x_again,
+                       "2x5x1 3 3 2x5x2 3x1", 1e-6);
         check_same(silu ? "group_norm + silu, beside" : "group_norm, beside", beside, joined, "2x13x11x40 57 57 2x13x11x17");
         check_same(silu ? "group_norm + silu, beside" : "group_norm, beside", beside, joined, "2x5x4x3 96 96 2x5x4x93");
         /* sums over pieces of 64 pixels are made in float, elsewhere each side rounds some five times */
@@ -96,6 +113,10 @@ main(void)
         check_paths(silu ? "group_norm + silu, beside, 65 groups" : "group_norm, beside, 65 groups", pairs_beside,
                     "2x9x13x33 130 130 2x9x13x97", 2e-6);
         check_paths(silu ? "group_norm + silu, beside, wide" : "group_norm, beside, wide", bare_beside, "1x7x1208 1x7x992", 2e-6);
+        check_paths(silu ? "group_norm + silu, beside, which is read again" : "group_norm, beside, which is read again", beside_again,
+                    "2x65x24 45 45 2x65x21 45x21", 2e-6);
+        check_paths(silu ? "group_norm + silu, beside, x read again" : "group_norm, beside, x read again", x_again,
+                    "2x65x24 45 45 2x65x21 45x24", 2e-6);
         check_paths(silu ? "group_norm + silu, itself beside" : "group_norm, itself beside", mirrored, "2x65x24 48 48", 2e-6);
     }
     return check_done();

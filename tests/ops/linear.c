@@ -69,6 +69,19 @@ lora_beside(struct sd_graph *g, struct sd_tensor **in)
                         sd_op_linear_beside(g, in[0], in[4], in[1], NULL, NULL));
 }
 
+/* one piece read by another node too: of the two gradients one is stored, the other added to what is there */
+static struct sd_tensor *
+beside_again(struct sd_graph *g, struct sd_tensor **in)
+{
+    return sd_op_linear(g, in[3], in[2], NULL, sd_op_linear_beside(g, in[0], in[3], in[1], NULL, NULL));
+}
+
+static struct sd_tensor *
+x_again(struct sd_graph *g, struct sd_tensor **in)
+{
+    return sd_op_linear(g, in[0], in[2], NULL, sd_op_linear_beside(g, in[0], in[3], in[1], NULL, NULL));
+}
+
 static size_t
 nothing(void)
 {
@@ -115,6 +128,8 @@ main(void)
     check_gradient("linear, beside", full_beside, "2x3x5 7x8 7 2x3x7 2x3x3", 1e-7);
     check_gradient("linear, beside", beside, "4x1 2x7x1x1 2 4x6", 1e-7);
     check_gradient("linear, itself beside", mirrored, "3x5 4x10 4", 1e-7);
+    check_gradient("linear, beside, which is read again", beside_again, "3x2 4x5 4x3 3x3", 1e-7);
+    check_gradient("linear, beside, x read again", x_again, "3x2 4x5 4x2 3x3", 1e-7);
     check_gradient("linear, beside, LoRA", lora_beside, "6x2 7x5 2x5 7x2 6x3", 1e-7);
 
     /* sums of up to 3000 terms in f32, in another order than the C loops */
@@ -133,6 +148,8 @@ main(void)
     check_paths("linear, beside, deep", beside, "97x700 49x1500 49 97x800", 5e-6);
     check_paths("linear, beside, many rows", full_beside, "2999x20 33x32 33 2999x33 2999x12", 5e-6);
     check_paths("linear, beside, LoRA", lora_beside, "2100x48 96x80 4x80 96x4 2100x32", 5e-6);
+    check_paths("linear, beside, which is read again", beside_again, "100x24 48x43 48x19 100x19", 2e-6);
+    check_paths("linear, beside, x read again", x_again, "100x24 48x43 48x24 100x19", 2e-6);
     check_paths("linear, itself beside", mirrored, "100x24 48x48 48", 2e-6);
     check_same("linear, beside", full_beside, joined, "2x31x40 70x63 70 2x31x70 2x31x23");
     check_same("linear, beside", full_beside, joined, "97x700 49x1500 49 97x49 97x800");
