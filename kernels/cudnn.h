@@ -1,4 +1,4 @@
-/* cudnn.h - what cudnn.c asks of cuDNN, as far as it answers without a card: for tests.
+/* cudnn.h - what cudnn*.c ask of cuDNN, as far as it answers without a card: for tests.
  *
  * One rule: the graphs built here are those that run on a card, down to the last attribute. */
 #ifndef SD_CUDNN_H
@@ -6,7 +6,7 @@
 
 #include "product_cuda.h"
 
-enum { CUDNN_MOST_TENSORS = 12 };
+enum { CUDNN_MOST_TENSORS = 40 };
 
 /* A tensor of the graph as the library holds it: dimensions and strides in elements, read back. */
 struct cudnn_tensor {

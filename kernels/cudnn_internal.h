@@ -1,0 +1,136 @@
+/* cudnn_internal.h - cuDNN's words, and what cudnn*.c share.
+ *
+ * One rule: a graph remembers its first failure, and nothing is asked of the library after it. */
+#ifndef SD_CUDNN_INTERNAL_H
+#define SD_CUDNN_INTERNAL_H
+
+#include "cudnn.h"
+
+/* -- the library's words -------------------------------------------------------------------------------------------- */
+
+enum {
+    TYPE_HANDLE = 0, TYPE_DATA_TYPE = 1, TYPE_BOOLEAN = 2, TYPE_INT64 = 3, TYPE_FLOAT = 4, TYPE_VOID_PTR = 6, TYPE_CONVOLUTION_MODE = 7,
+    TYPE_HEUR_MODE = 8, TYPE_NUMERICAL_NOTE = 11, TYPE_POINTWISE_MODE = 14, TYPE_DESCRIPTOR = 15, TYPE_BEHAVIOR_NOTE = 19,
+    TYPE_CHAR = 24
+};
+enum {
+    POINTWISE = 0, CONVOLUTION = 1, ENGINE = 2, ENGINECFG = 3, ENGINEHEUR = 4, EXECUTION_PLAN = 5, OPERATION_FORWARD = 10,
+    OPERATION_WEIGHT = 11, OPERATION_DATA = 12, OPERATION_POINTWISE = 13, OPERATIONGRAPH = 15, VARIANT_PACK = 16, TENSOR = 17, DEVICEPROP = 38,
+    OPERATION_SDPA_FORWARD = 41, OPERATION_SDPA_BACKWARD = 43
+};
+enum {
+    POINTWISE_MODE = 0, POINTWISE_MATH_PREC = 1, CONVOLUTION_COMP_TYPE = 100, CONVOLUTION_CONV_MODE = 101, CONVOLUTION_DILATIONS = 102,
+    CONVOLUTION_FILTER_STRIDES = 103, CONVOLUTION_POST_PADDINGS = 104, CONVOLUTION_PRE_PADDINGS = 105, CONVOLUTION_SPATIAL_DIMS = 106,
+    ENGINEHEUR_MODE = 200, ENGINEHEUR_OPERATION_GRAPH = 201, ENGINEHEUR_RESULTS = 202, ENGINEHEUR_DEVICEPROP = 204, ENGINECFG_ENGINE = 300,
+    EXECUTION_PLAN_HANDLE = 400, EXECUTION_PLAN_ENGINE_CONFIG = 401, EXECUTION_PLAN_WORKSPACE_SIZE = 402,
+    EXECUTION_PLAN_DEVICEPROP = 407,
+    FORWARD_ALPHA = 700, FORWARD_BETA = 701, FORWARD_CONV_DESC = 702, FORWARD_W = 703, FORWARD_X = 704, FORWARD_Y = 705,
+    DATA_ALPHA = 706, DATA_BETA = 707, DATA_CONV_DESC = 708, DATA_W = 709, DATA_DX = 710, DATA_DY = 711,
+    WEIGHT_ALPHA = 712, WEIGHT_BETA = 713, WEIGHT_CONV_DESC = 714, WEIGHT_DW = 715, WEIGHT_X = 716, WEIGHT_DY = 717,
+    OPERATION_PW_DESCRIPTOR = 750, OPERATION_PW_X = 751, OPERATION_PW_B = 752, OPERATION_PW_Y = 753,
+    GRAPH_HANDLE = 800, GRAPH_OPS = 801,
+    TENSOR_ALIGNMENT = 900, TENSOR_DATA_TYPE = 901, TENSOR_DIMENSIONS = 902, TENSOR_STRIDES = 903, TENSOR_UNIQUE_ID = 906,
+    TENSOR_IS_VIRTUAL = 907, TENSOR_IS_BY_VALUE = 908,
+    PACK_UNIQUE_IDS = 1000, PACK_DATA_POINTERS = 1001, PACK_WORKSPACE = 1003,
+    ENGINE_GLOBAL_INDEX = 1301, ENGINE_NUMERICAL_NOTE = 1303, ENGINE_BEHAVIOR_NOTE = 1305, DEVICEPROP_JSON = 2702,
+    SDPA_F_Q = 2800, SDPA_F_K, SDPA_F_V, SDPA_F_O, SDPA_F_STATS, SDPA_F_SCALE,
+    SDPA_B_Q = 2851, SDPA_B_K, SDPA_B_V, SDPA_B_O, SDPA_B_STATS, SDPA_B_SCALE, SDPA_B_DQ = 2859, SDPA_B_DK, SDPA_B_DV, SDPA_B_DO
+};
+enum { DATA_FLOAT = 0, DATA_HALF = 2, DATA_BFLOAT16 = 9, CROSS_CORRELATION = 1, POINTWISE_ADD = 0, HEUR_FALLBACK = 2, HEUR_A = 3 };
+enum { NOTE_DOWN_CONVERT_INPUTS = 1, NOTE_REDUCED_PRECISION_REDUCTION = 2, NOTE_FFT = 3, NOTE_NONDETERMINISTIC = 4, NOTE_WINOGRAD = 5, NOTES = 10 };
+enum { BEHAVIOR_RUNTIME_COMPILATION = 0, BEHAVIORS = 8 };
+enum { SDPA_FORWARD_SINCE = 91301, SDPA_BACKWARD_SINCE = 92100, MANY = 64, ALIGNED = 16 };
+enum { TRIED = 8, SECONDS = 3, WORKSPACE = 256 << 20 };     /* of engines: at most so many, so long, with so much */
+
+/* -- the library: cudnn.c ------------------------------------------------------------------------------------------- */
+
+struct dnn {
+    void *library;
+    char version[32];
+    size_t number;
+    size_t (*get_version)(void);
+    int (*create)(void **handle);
+    int (*destroy)(void *handle);
+    int (*set_stream)(void *handle, void *stream);
+    int (*make)(int kind, void **d);
+    int (*unmake)(void *d);
+    int (*finalize)(void *d);
+    int (*set)(void *d, int name, int type, int64_t count, const void *values);
+    int (*get)(void *d, int name, int type, int64_t count, int64_t *found, void *values);
+    int (*execute)(void *handle, void *plan, void *pack);
+};
+extern struct dnn dnn;
+bool dnn_open(void);
+
+/* -- graphs: cudnn.c ------------------------------------------------------------------------------------------------ */
+
+/* Everything made for one graph, ended together; the first failure is remembered and nothing is asked after it. */
+struct graph {
+    void *made[256], *operation[24], *graph, *device;
+    int count, operations, tensors;
+    void *tensor[CUDNN_MOST_TENSORS];
+    int status;
+    const char *failed;
+};
+void *dnn_make(struct graph *g, int kind, const char *what);
+void  dnn_set(struct graph *g, void *d, int name, int type, int64_t count, const void *values);
+void  dnn_set_number(struct graph *g, void *d, int name, int64_t value);
+void  dnn_set_word(struct graph *g, void *d, int name, int type, int value);
+void  dnn_set_part(struct graph *g, void *d, int name, void *part);
+void  dnn_finish(struct graph *g, void *d, const char *what);
+void  dnn_add_operation(struct graph *g, void *o, const char *what);
+void  dnn_close(struct graph *g, void *handle);        /* no more operations; handle NULL: no card */
+void  dnn_end(struct graph *g);
+
+enum tensor_kind { IN_MEMORY, HIDDEN, BY_VALUE };
+int   dnn_type(enum sd_dtype t);
+void *dnn_tensor(struct graph *g, int64_t uid, int type, const int64_t dims[4], const int64_t strides[4], enum tensor_kind kind);
+
+/* -- engines: cudnn_engines.c --------------------------------------------------------------------------------------- */
+
+/* dnn_propose - the configurations that the library proposes, best first; they live as long as g.
+ * dnn_engine - which engine: its number, or -1 where it is none for us.
+ * dnn_build - handle: of the card; else device: a described one. */
+int     dnn_propose(struct graph *g, void *configs[MANY]);
+int64_t dnn_engine(void *config);
+void   *dnn_build(void *handle, void *device, void *config, int64_t *workspace);
+/* What the library holds of the graph, which is ended; json: a card of which only the description is here, or NULL. */
+bool    dnn_read_back(struct graph *g, const char *json, struct cudnn_asked *asked, const char **why);
+
+#if SD_WITH_CUDA
+/* -- plans: cudnn_plans.c ------------------------------------------------------------------------------------------- */
+
+struct plan {
+    char *key;
+    void *exec;                 /* NULL: no engine */
+    int64_t workspace;
+};
+
+struct state {
+    struct sd_device *device;
+    void *handle;
+    struct plan *plans;
+    size_t count, room;
+};
+
+/* What a plan is run on. */
+struct pack {
+    int count;
+    int64_t uid[CUDNN_MOST_TENSORS];
+    void *at[CUDNN_MOST_TENSORS];
+    size_t bytes[CUDNN_MOST_TENSORS];       /* of results, from first to last; 0: an operand */
+    enum sd_dtype type[CUDNN_MOST_TENSORS]; /* of results */
+    bool (*own)(struct sd_device *d, const void *call, const struct pack *to);      /* the same by our own kernel; false: it cannot */
+    const void *call;
+};
+void   dnn_put(struct pack *p, int64_t uid, const void *at);
+void   dnn_put_result(struct pack *p, int64_t uid, void *at, size_t count, enum sd_dtype type);
+void  *dnn_result(const struct pack *p, int64_t uid);
+struct state *dnn_state(struct sd_device *d);          /* NULL: the library cannot be used */
+struct plan  *dnn_find_plan(struct state *s, const char *key);
+struct plan  *dnn_new_plan(struct state *s, const char *key, struct graph *g, const struct pack *pack);    /* g is ended */
+size_t dnn_round_up(size_t bytes);      /* room behind a plan's workspace, 256-byte aligned */
+bool   dnn_run(struct state *s, struct plan *p, const struct pack *pack, void *workspace);
+#endif
+
+#endif
