@@ -113,3 +113,24 @@ kill_in_state() {
 }
 # Its data fit the checksum in it.
 sd_state_is_whole() { [ "$(metadata out.safetensors.state | jq -r .sd_state)" = 1 ]; }
+
+# flip_in_entries SIZES TIMES: a bit flipped in every entry of a cache, two for each of so many sizes, again and again: each is
+# caught and made again.
+flip_in_entries() {
+    local n
+    for ((n = 1; n <= $1; n++)); do
+        sd-crop -q --resolution "40x$((8 * n))" "$DATA/images/rgb.png" "$DATA/images/la.png" > "$n.sd" 2> /dev/null
+    done
+    sd-encode-latents -q --model "$MODEL" --cache cache ./*.sd > want.out
+    [ "$(find cache -type f | wc -l)" = $((2 * $1)) ]
+    for ((n = 0; n < $2; n++)); do
+        find cache -type f | while IFS= read -r entry; do
+            perl -e 'open F, "+<:raw", $ARGV[0]; $at = int(rand(-s $ARGV[0])); seek F, $at, 0; read F, $c, 1; seek F, $at, 0;
+                print F chr(ord($c) ^ (1 << int(rand 8)))' "$entry"
+        done
+        sd-encode-latents --model "$MODEL" --cache cache ./*.sd > got.out 2> err
+        [ "$(grep -c 'damaged cache entry' err)" = $((2 * $1)) ]
+        grep -q "$((2 * $1)) encoded, 0 from the cache" err
+        cmp want.out got.out
+    done
+}
