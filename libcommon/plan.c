@@ -181,7 +181,8 @@ choose_redo(struct sd_graph *g, enum sd_recompute level)
                 more += tensor_bytes(base_of(n->in[a]));
         if (sd_ops[n->op].flags & F_CHEAP)
             s->redo = more < tensor_bytes(n->out);
-        else if (level == SD_REDO_FEED_FORWARD && n->op == SD_OP_linear && feeds_only_cheap(g, n))
+        else if (level == SD_REDO_FEED_FORWARD && (n->op == SD_OP_linear || n->op == SD_OP_projections) &&
+                 feeds_only_cheap(g, n))
             s->redo = more < tensor_bytes(n->out);
         if (s->redo)
             for (int a = 0; a < n->n_in; a++)
@@ -260,7 +261,8 @@ ranges_apart(struct range a, struct range b)
 static bool
 uses_tile(struct sd_graph *g, struct sd_tensor *x)
 {
-    struct range r[16];
+    enum { USES = 256 };        /* keys and values of a text: two for each cross-attention */
+    struct range r[USES];
     int count = 0;
     int64_t covered = 0;
 
@@ -269,7 +271,7 @@ uses_tile(struct sd_graph *g, struct sd_tensor *x)
 
         for (int a = 0; a < n->n_in; a++)
             if (n->din[a] && base_of(n->in[a]) == x) {
-                if (count == 16)
+                if (count == USES)
                     return false;
                 r[count] = range_of(n->in[a]);
                 for (int k = 0; k < count; k++)

@@ -2,6 +2,7 @@
 #include "plan_internal.h"
 
 #include "device.h"
+#include "ops.h"
 
 #include <math.h>
 #include <stdlib.h>
@@ -335,6 +336,25 @@ finite_tensor(const struct sd_tensor *x)
     return true;
 }
 
+/* The gradient d of input x: where x stands for several parameters, theirs. */
+static bool
+finite_gradient(const struct sd_tensor *x, const struct sd_tensor *d)
+{
+    const struct sd_projections *a = x->param ? x->param->joined : NULL;
+
+    for (int i = 0; a && i < 2 * a->parts; i++) {
+        const struct sd_param *p = i % 2 ? a->part[i / 2].up : a->part[i / 2].down;
+
+        if (p && p->trainable &&
+            !finite_tensor(&(struct sd_tensor){ .graph = x->graph, .dtype = SD_F32, .ndim = 1,
+                                                .shape = { (int64_t)p->numel }, .pitch = (int64_t)p->numel,
+                                                .numel = p->numel,
+                                                .data = x->graph->device ? p->device_grad : (void *)p->grad }))
+            return false;
+    }
+    return finite_tensor(d);
+}
+
 const char *
 sd_run_scan(struct sd_plan *p)
 {
@@ -348,7 +368,7 @@ sd_run_scan(struct sd_plan *p)
         if (s->kind != SD_STEP_BACKWARD && !finite_tensor(n->out))
             return n->path;
         for (int a = 0; s->kind == SD_STEP_BACKWARD && a < n->n_in; a++)
-            if (n->din[a] && !finite_tensor(n->din[a]))
+            if (n->din[a] && !finite_gradient(n->in[a], n->din[a]))
                 return n->path;
     }
     return NULL;
