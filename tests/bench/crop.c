@@ -2,21 +2,12 @@
  * made on the spot by enlarging one of the stored pictures, with grain, and kept as crop.jpg when a path is given, so
  * that tests/reference/bench_crop.py can time Pillow on the same file.
  *     bench/crop [crop.jpg]            one line per step: the best of 9, in milliseconds */
+#include "clock.h"
 #include "image.h"
 
 #include <stdlib.h>
-#include <time.h>
 
 enum { RUNS = 9, WIDTH = 4000, HEIGHT = 3000 };
-
-static double
-now(void)
-{
-    struct timespec t;
-
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec * 1e3 + (double)t.tv_nsec * 1e-6;
-}
 
 static struct sd_image *
 photo(struct sd_scope *s)
@@ -56,13 +47,13 @@ main(int argc, char **argv)
         sd_die(argc > 1 ? argv[1] : "JPEG", "%s", sd_reason());
     for (int run = 0; run < RUNS; run++) {
         struct sd_scope *inner = sd_scope_open();
-        double start = now(), end;
+        double start = 1e3 * sd_clock(), end;
         struct sd_image *image = sd_image_decode(inner, jpeg, size, 3);
 
         for (int i = 0; i < 4; i++) {
             if (i)
                 sd_image_resize(inner, image, 683, 512, filters[i], NULL, part);
-            end = now();
+            end = 1e3 * sd_clock();
             best[i] = end - start < best[i] ? end - start : best[i];
             start = end;
         }

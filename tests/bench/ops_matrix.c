@@ -7,8 +7,8 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 
+#include "clock.h"
 #include "op.h"
 #include "ops.h"
 #include "plan.h"
@@ -22,10 +22,7 @@ static enum sd_dtype products = SD_F32;
 static double
 now(void)
 {
-    struct timespec t;
-
-    clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &t);
-    return ((double)t.tv_sec + 1e-9 * (double)t.tv_nsec) / omp_get_max_threads();
+    return sd_clock_of(CLOCK_PROCESS_CPUTIME_ID) / omp_get_max_threads();
 }
 
 static int

@@ -11,6 +11,7 @@
  * row ends
  * Rows are measured in turn with the base rate; medians.  With CPU=1 in the environment, process time per thread
  * instead of wall time, for machines that others use too (then run with OMP_WAIT_POLICY=passive). */
+#include "clock.h"
 #include "model/model.h"
 #include "plan.h"
 #include "train/step.h"
@@ -22,7 +23,6 @@
 #include <omp.h>
 #include <string.h>
 #include <sys/resource.h>
-#include <time.h>
 
 enum { RUNS = 5, MAX_TIMES = 64 };
 
@@ -32,10 +32,7 @@ static enum sd_dtype products;
 static double
 now(void)
 {
-    struct timespec t;
-
-    clock_gettime(cpu_time ? CLOCK_PROCESS_CPUTIME_ID : CLOCK_MONOTONIC, &t);
-    return ((double)t.tv_sec + 1e-9 * (double)t.tv_nsec) / (cpu_time ? omp_get_max_threads() : 1);
+    return cpu_time ? sd_clock_of(CLOCK_PROCESS_CPUTIME_ID) / omp_get_max_threads() : sd_clock();
 }
 
 static int

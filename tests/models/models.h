@@ -27,6 +27,17 @@ static const struct {
     { "vae.decoder.mid_block.attentions.#", "to_out.0" },
 };
 
+/* Is that the reason of the last failure?  Else it is shown. */
+static inline bool
+says(const char *part)
+{
+    bool ok = strstr(sd_reason(), part) != NULL;
+
+    if (!ok)
+        printf("# said: %s\n", sd_reason());
+    return ok;
+}
+
 /* An empty graph, on the device that SD_TEST_DEVICE names (CPU without), in f32. */
 static inline struct sd_graph *
 models_graph(void)

@@ -1,12 +1,12 @@
 /* The CLIP tokenizer against the reference: stored ids of tests/reference/clip_tokenizer.py, whose strings are made here
  * again. */
 #include "tests/check.h"
+#include "clock.h"
 
 #include "json.h"
 #include "file.h"
 #include "model/tokenizer.h"
 
-#include <time.h>
 #include <unistd.h>
 #include <sys/stat.h>
 
@@ -498,15 +498,6 @@ check_length(void)
                                 sd_sprintf(scope, "%s/text_encoder", model) }[i]);
 }
 
-static double
-seconds(void)
-{
-    struct timespec now;
-
-    clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &now);
-    return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
-}
-
 /* One long word, and marks in the worst order, take time like a plain text of that size. */
 static void
 check_time(const char *from)
@@ -524,10 +515,10 @@ check_time(const char *from)
         for (size_t i = 0; i < size; i++)
             big[i] = kind == 0 ? (i % 6 == 5 ? ' ' : (char)('a' + below(26))) : kind == 1 ? (char)('a' + below(26))
                    : kind == 2 ? 'a' : "\u0345\u0334"[i % 4];
-        start = seconds();
+        start = sd_clock_of(CLOCK_PROCESS_CPUTIME_ID);
         if (sd_tokenizer_encode(t, s, big, size, &ids) < 0 || !ids.count)
             CHECK(false, "a megabyte: %s", sd_reason());
-        took[kind] = seconds() - start;
+        took[kind] = sd_clock_of(CLOCK_PROCESS_CPUTIME_ID) - start;
         sd_scope_close(s);
     }
     CHECK(took[1] < 10 * took[0] && took[2] < 10 * took[0] && took[3] < 10 * took[0],
