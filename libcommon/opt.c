@@ -1,5 +1,6 @@
-/* opt.c - the option table's parser, --help, --help=json and --config. */
-#include "opt.h"
+/* opt.c - the option table's parser, and --config. */
+#include "opt_private.h"
+
 #include "json.h"
 
 #include <ctype.h>
@@ -45,14 +46,8 @@ static const struct sd_opt everywhere[] = {
     { 0 }
 };
 
-/* All options of this run, and how each came by its value. */
-enum origin { BY_DEFAULT, BY_CONFIG, BY_USER };
-static struct entry {
-    const struct sd_opt *opt;
-    enum origin origin;
-    bool own;               /* the program's, not shared */
-} *entries;
-static size_t entry_count;
+struct sd_opt_entry *sd_opt_entries;
+size_t sd_opt_count;
 
 static void
 add(const struct sd_opt *table, bool own)
@@ -61,26 +56,20 @@ add(const struct sd_opt *table, bool own)
 
     while (table[n].name)
         n++;
-    entries = realloc(entries, (entry_count + n + 1) * sizeof *entries);
-    if (!entries)
+    sd_opt_entries = realloc(sd_opt_entries, (sd_opt_count + n + 1) * sizeof *sd_opt_entries);
+    if (!sd_opt_entries)
         sd_die("memory", "no room for options");
     for (size_t i = 0; i < n; i++)
-        entries[entry_count++] = (struct entry){ &table[i], BY_DEFAULT, own };
+        sd_opt_entries[sd_opt_count++] = (struct sd_opt_entry){ &table[i], SD_OPT_BY_DEFAULT, own };
 }
 
-static struct entry *
+static struct sd_opt_entry *
 find(const char *name, size_t length)
 {
-    for (size_t i = 0; i < entry_count; i++)
-        if (strlen(entries[i].opt->name) == length && !memcmp(entries[i].opt->name, name, length))
-            return &entries[i];
+    for (size_t i = 0; i < sd_opt_count; i++)
+        if (strlen(sd_opt_entries[i].opt->name) == length && !memcmp(sd_opt_entries[i].opt->name, name, length))
+            return &sd_opt_entries[i];
     return NULL;
-}
-
-static bool
-takes_value(const struct sd_opt *o)
-{
-    return o->kind != SD_OPT_FLAG;
 }
 
 /* ---- values ------------------------------------------------------------------------------------------------- */
@@ -157,7 +146,7 @@ append_list(struct sd_list *list, const char *text)
 
 /* A value given as text. */
 static void
-set(struct entry *e, const char *subject, const char *text)
+set(struct sd_opt_entry *e, const char *subject, const char *text)
 {
     const struct sd_opt *o = e->opt;
     char *end;
@@ -200,103 +189,6 @@ set(struct entry *e, const char *subject, const char *text)
     }
 }
 
-/* ---- help --------------------------------------------------------------------------------------------------- */
-
-static void
-print_help(const char *synopsis, const char *purpose)
-{
-    static char all[1 << 16];       /* written at once, by sd_finish: a full disk is then named */
-
-    setvbuf(stdout, all, _IOFBF, sizeof all);
-    printf("usage: %s %s\n%s\n\noptions:\n", sd_program, synopsis, purpose);
-    for (size_t i = 0; i < entry_count; i++) {
-        const struct sd_opt *o = entries[i].opt;
-        char left[256], letter[8] = "    ";
-
-        if (o->short_name)
-            snprintf(letter, sizeof letter, "-%c, ", o->short_name);
-        snprintf(left, sizeof left, "  %s--%s%s%s", letter, o->name, takes_value(o) ? " " : "",
-                 takes_value(o) && o->argument ? o->argument : "");
-        printf("%-34s%s%s\n", left, strlen(left) > 32 ? "\n                                  " : "", o->help);
-    }
-    exit(sd_finish(SD_OK));
-}
-
-static json_t *
-current_value(const struct sd_opt *o)
-{
-    const struct sd_list *list = o->value;
-    json_t *array;
-
-    if (!o->value)
-        return NULL;
-    switch (o->kind) {
-    case SD_OPT_FLAG: return json_boolean(*(bool *)o->value);
-    case SD_OPT_INT:
-    case SD_OPT_SIZE: return json_integer(*(int64_t *)o->value);
-    case SD_OPT_REAL: return json_real(*(double *)o->value);
-    case SD_OPT_TEXT:
-    case SD_OPT_CHOICE: {
-        const char *text = *(const char **)o->value;
-
-        return text && *text ? json_string(text) : NULL;
-    }
-    case SD_OPT_LIST:
-        if (!list->count)
-            return NULL;
-        array = json_array();
-        for (size_t i = 0; i < list->count; i++)
-            json_array_append_new(array, json_string(list->item[i]));
-        return array;
-    case SD_OPT_END: break;
-    }
-    return NULL;
-}
-
-static void
-print_json(const char *synopsis, const char *purpose)
-{
-    static const char *const kinds[] = { "", "flag", "integer", "real", "text", "list", "choice", "size" };
-    json_t *all = json_object(), *options = json_array();
-
-    for (size_t i = 0; i < entry_count; i++) {
-        const struct sd_opt *o = entries[i].opt;
-        json_t *j = json_object(), *value = o->value == &help ? NULL : current_value(o);
-
-        json_object_set_new(j, "name", json_string(o->name));
-        if (o->short_name)
-            json_object_set_new(j, "short", json_stringn(&o->short_name, 1));
-        json_object_set_new(j, "kind", json_string(kinds[o->kind]));
-        if (o->argument)
-            json_object_set_new(j, "argument", json_string(o->argument));
-        if (o->kind == SD_OPT_CHOICE) {
-            json_t *choices = json_array();
-
-            for (const char *w = o->argument; w; w = strchr(w, '|') ? strchr(w, '|') + 1 : NULL)
-                json_array_append_new(choices, json_stringn(w, strcspn(w, "|")));
-            json_object_set_new(j, "choices", choices);
-        }
-        if (o->min != 0 || o->max != 0) {
-            json_object_set_new(j, "min", json_real(o->min));
-            json_object_set_new(j, "max", json_real(o->max));
-        }
-        if (value)
-            json_object_set_new(j, "default", value);
-        json_object_set_new(j, "help", json_string(o->help));
-        json_object_set_new(j, "shared", json_boolean(!entries[i].own));
-        json_array_append_new(options, j);
-    }
-    json_object_set_new(all, "program", json_string(sd_program));
-    json_object_set_new(all, "version", json_string(SD_VERSION));
-    json_object_set_new(all, "purpose", json_string(purpose));
-    json_object_set_new(all, "synopsis", json_string(synopsis));
-    json_object_set_new(all, "options", options);
-    json_dumpf(all, stdout, JSON_INDENT(2));
-    putchar('\n');
-    json_decref(all);
-    exit(sd_finish(SD_OK));
-}
-
 /* ---- the command line --------------------------------------------------------------------------------------- */
 
 /* Edits between two words (optimal string alignment without transpositions), for "did you mean". */
@@ -335,7 +227,8 @@ static const struct {
                   { threads, "is for arithmetic on many cores; this program has none" },
                   { compute, "is for models; this program runs none" },
                   { seeds, "is for random numbers; this program draws none" },
-                  { overwrites, "is for files written by name; this program writes to standard output, and adds to its cache" } };
+                  { overwrites,
+                   "is for files written by name; this program writes to standard output, and adds to its cache" } };
 
 static const char *
 refusal(const char *name, size_t length, char letter)
@@ -356,13 +249,13 @@ unknown(const char *subject, const char *name, size_t length)
     if (why)
         sd_usage(subject, "%s", why);
 
-    for (size_t i = 0; i < entry_count; i++) {
-        const char *other = entries[i].opt->name;
+    for (size_t i = 0; i < sd_opt_count; i++) {
+        const char *other = sd_opt_entries[i].opt->name;
         size_t d = length > 2 && !strncmp(name, other, length) ? 1 : edits(name, length, other);
 
         if (d < best) {
             best = d;
-            near = entries[i].opt->name;
+            near = sd_opt_entries[i].opt->name;
         }
     }
     if (near)
@@ -371,7 +264,7 @@ unknown(const char *subject, const char *name, size_t length)
 }
 
 static void
-set_flag(struct entry *e, bool value)
+set_flag(struct sd_opt_entry *e, bool value)
 {
     if (!strcmp(e->opt->name, "verbose"))
         sd_verbosity = value ? (sd_verbosity < 0 ? 1 : sd_verbosity + 1) : 0;
@@ -379,7 +272,7 @@ set_flag(struct entry *e, bool value)
         *(bool *)e->opt->value = value;
     if (e->opt->value == &quiet)
         sd_verbosity = value ? -1 : 0;
-    e->origin = BY_USER;
+    e->origin = SD_OPT_BY_USER;
 }
 
 /* --name, --no-name, --name=value, --name value.  Returns how many words of argv were eaten. */
@@ -388,13 +281,14 @@ long_option(char **word, const char *synopsis, const char *purpose)
 {
     const char *name = word[0] + 2, *value = strchr(name, '=');
     size_t length = value ? (size_t)(value - name) : strlen(name);
-    struct entry *e = find(name, length);
-    struct entry *negated = !e && length > 3 && !strncmp(name, "no-", 3) ? find(name + 3, length - 3) : NULL;
+    struct sd_opt_entry *e = find(name, length);
+    struct sd_opt_entry *negated = !e && length > 3 && !strncmp(name, "no-", 3) ? find(name + 3, length - 3) : NULL;
     char *subject = sd_strndup(NULL, word[0], length + 2);
 
     if (value)
         value++;
-    if (negated && !takes_value(negated->opt) && negated->opt->value != &help && negated->opt->value != &version) {
+    if (negated && !sd_opt_takes_value(negated->opt) && negated->opt->value != &help
+        && negated->opt->value != &version) {
         if (value)
             sd_usage(subject, "takes no value");
         set_flag(negated, false);
@@ -405,9 +299,9 @@ long_option(char **word, const char *synopsis, const char *purpose)
     if (e->opt->value == &help) {
         if (value && strcmp(value, "json"))
             sd_usage(subject, "expected --help or --help=json");
-        (value ? print_json : print_help)(synopsis, purpose);
+        (value ? sd_opt_print_json : sd_opt_print_help)(synopsis, purpose);
     }
-    if (!takes_value(e->opt)) {
+    if (!sd_opt_takes_value(e->opt)) {
         if (value)
             sd_usage(subject, "takes no value");
         set_flag(e, true);
@@ -415,9 +309,9 @@ long_option(char **word, const char *synopsis, const char *purpose)
     }
     if (!value && !(value = word[1]))
         sd_usage(subject, "needs a value: %s", e->opt->argument ? e->opt->argument : "");
-    if (e->origin != BY_USER && e->opt->kind == SD_OPT_LIST)
+    if (e->origin != SD_OPT_BY_USER && e->opt->kind == SD_OPT_LIST)
         *(struct sd_list *)e->opt->value = (struct sd_list){ 0, NULL };     /* the default, if there was one */
-    e->origin = BY_USER;
+    e->origin = SD_OPT_BY_USER;
     set(e, subject, value);
     return strchr(word[0] + 2, '=') ? 1 : 2;
 }
@@ -427,22 +321,22 @@ static int
 short_options(char **word, const char *synopsis, const char *purpose)
 {
     for (const char *c = word[0] + 1; *c; c++) {
-        struct entry *e = NULL;
+        struct sd_opt_entry *e = NULL;
         char subject[3] = { '-', *c, 0 };
 
-        for (size_t i = 0; i < entry_count && !e; i++)
-            if (entries[i].opt->short_name == *c)
-                e = &entries[i];
+        for (size_t i = 0; i < sd_opt_count && !e; i++)
+            if (sd_opt_entries[i].opt->short_name == *c)
+                e = &sd_opt_entries[i];
         if (!e && refusal(NULL, 0, *c))
             sd_usage(subject, "%s", refusal(NULL, 0, *c));
         if (!e)
             sd_usage(word[0], "unknown option (--help lists them)");
         if (e->opt->value == &help)
-            print_help(synopsis, purpose);
-        if (takes_value(e->opt)) {
+            sd_opt_print_help(synopsis, purpose);
+        if (sd_opt_takes_value(e->opt)) {
             if (!c[1] && !word[1])
                 sd_usage(subject, "needs a value: %s", e->opt->argument ? e->opt->argument : "");
-            e->origin = BY_USER;
+            e->origin = SD_OPT_BY_USER;
             set(e, subject, c[1] ? c + 1 : word[1]);
             return c[1] ? 1 : 2;
         }
@@ -454,7 +348,7 @@ short_options(char **word, const char *synopsis, const char *purpose)
 /* ---- --config ----------------------------------------------------------------------------------------------- */
 
 static void
-set_from_json(struct entry *e, const char *subject, const json_t *value)
+set_from_json(struct sd_opt_entry *e, const char *subject, const json_t *value)
 {
     const struct sd_opt *o = e->opt;
 
@@ -489,7 +383,7 @@ set_from_json(struct entry *e, const char *subject, const json_t *value)
 
         sd_usage(subject, "expected %s, found %s", kinds[o->kind], sd_json_kind(value));
     }
-    e->origin = BY_CONFIG;
+    e->origin = SD_OPT_BY_CONFIG;
 }
 
 static void
@@ -504,14 +398,14 @@ read_config(void)
     if (!json_is_object(object))
         sd_usage(config, "expected an object, found %s", sd_json_kind(object));
     json_object_foreach(object, name, value) {
-        struct entry *e = find(name, strlen(name));
+        struct sd_opt_entry *e = find(name, strlen(name));
         char *subject = sd_sprintf(s, "%s: %s", config, name);
 
         if (!e)
             unknown(subject, name, strlen(name));
         if (e->opt->value == &help || e->opt->value == &version || e->opt->value == (void *)&config)
             sd_usage(subject, "belongs on the command line");
-        if (e->origin != BY_USER)
+        if (e->origin != SD_OPT_BY_USER)
             set_from_json(e, subject, value);
     }
     sd_scope_close(s);
@@ -541,9 +435,9 @@ sd_options(int *argc, char ***argv, const struct sd_opt *table, unsigned shared,
     if (*argc > 0)
         sd_program = strrchr(words[0], '/') ? strrchr(words[0], '/') + 1 : words[0];
     sd_catch_signals();
-    free(entries);
-    entries = NULL;
-    entry_count = 0;
+    free(sd_opt_entries);
+    sd_opt_entries = NULL;
+    sd_opt_count = 0;
     if (table)
         add(table, true);
     if (shared & (SD_OPT_THREADS | SD_OPT_COMPUTE))
@@ -584,35 +478,9 @@ sd_options(int *argc, char ***argv, const struct sd_opt *table, unsigned shared,
 bool
 sd_option_given(const char *name)
 {
-    const struct entry *e = find(name, strlen(name));
+    const struct sd_opt_entry *e = find(name, strlen(name));
 
     if (!e)
         sd_bug("sd_option_given", "no option %s", name);
-    return e->origin != BY_DEFAULT;
-}
-
-/* An option whose argument is called FILE, DIR, PATH or MODEL names a place on this machine, not a setting. */
-static bool
-is_path(const struct sd_opt *o)
-{
-    return o->argument && (strstr(o->argument, "FILE") || strstr(o->argument, "DIR") || strstr(o->argument, "PATH")
-                           || strstr(o->argument, "MODEL"));
-}
-
-json_t *
-sd_options_json(const char *const *except)
-{
-    json_t *settings = json_object();
-
-    for (size_t i = 0; i < entry_count; i++) {
-        const struct sd_opt *o = entries[i].opt;
-        bool wanted = !is_path(o) && (entries[i].own || o->value == &sd_shared.seed || o->value == &sd_shared.dtype);
-        json_t *value;
-
-        for (size_t j = 0; except && except[j] && wanted; j++)
-            wanted = strcmp(except[j], o->name) != 0;
-        if (wanted && (value = current_value(o)))
-            json_object_set_new(settings, o->name, value);
-    }
-    return settings;
+    return e->origin != SD_OPT_BY_DEFAULT;
 }
