@@ -141,9 +141,28 @@ dnn_tensor(struct graph *g, int64_t uid, int type, const int64_t dims[4], const 
 }
 
 void
+dnn_pointwise(struct graph *g, int mode, void *x, void *b, void *y, const char *what)
+{
+    void *p = dnn_make(g, POINTWISE, what), *o;
+
+    dnn_set_word(g, p, POINTWISE_MODE, TYPE_POINTWISE_MODE, mode);
+    dnn_set_word(g, p, POINTWISE_MATH_PREC, TYPE_DATA_TYPE, DATA_FLOAT);
+    dnn_finish(g, p, what);
+    o = dnn_make(g, OPERATION_POINTWISE, what);
+    dnn_set_part(g, o, OPERATION_PW_DESCRIPTOR, p);
+    dnn_set_part(g, o, OPERATION_PW_X, x);
+    if (b)
+        dnn_set_part(g, o, OPERATION_PW_B, b);
+    dnn_set_part(g, o, OPERATION_PW_Y, y);
+    dnn_add_operation(g, o, what);
+}
+
+void
 dnn_add_operation(struct graph *g, void *o, const char *what)
 {
     dnn_finish(g, o, what);
+    if (g->operations == (int)(sizeof g->operation / sizeof *g->operation))
+        sd_bug("cudnn", "%d operations", g->operations);
     g->operation[g->operations++] = o;
 }
 

@@ -18,6 +18,8 @@ struct cudnn_asked {
     int tensors, operations;
     struct cudnn_tensor tensor[CUDNN_MOST_TENSORS];
     int proposed, kept;             /* engines for the device: the library's, and of these ours */
+    int within;                     /* of these, how many want no more workspace than we give */
+    int64_t wanted;                 /* the most that one wants */
     bool built;                     /* a plan was made of the first that can be, without compiling */
     int64_t workspace;
 };

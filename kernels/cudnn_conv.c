@@ -47,19 +47,10 @@ convolution(struct graph *g, const struct conv_call *c)
 static void *
 added(struct graph *g, const struct conv_call *c, void *from, void *more, bool last, int *between)
 {
-    void *p = dnn_make(g, POINTWISE, "an addition"), *o, *to;
+    void *to = last ? picture(g, TO, dnn_type(c->dtype), c->batch, c->out, c->out_height, c->out_width, IN_MEMORY)
+                    : picture(g, (*between)++, DATA_FLOAT, c->batch, c->out, c->out_height, c->out_width, HIDDEN);
 
-    dnn_set_word(g, p, POINTWISE_MODE, TYPE_POINTWISE_MODE, POINTWISE_ADD);
-    dnn_set_word(g, p, POINTWISE_MATH_PREC, TYPE_DATA_TYPE, DATA_FLOAT);
-    dnn_finish(g, p, "an addition");
-    to = last ? picture(g, TO, dnn_type(c->dtype), c->batch, c->out, c->out_height, c->out_width, IN_MEMORY)
-              : picture(g, (*between)++, DATA_FLOAT, c->batch, c->out, c->out_height, c->out_width, HIDDEN);
-    o = dnn_make(g, OPERATION_POINTWISE, "an addition");
-    dnn_set_part(g, o, OPERATION_PW_DESCRIPTOR, p);
-    dnn_set_part(g, o, OPERATION_PW_X, from);
-    dnn_set_part(g, o, OPERATION_PW_B, more);
-    dnn_set_part(g, o, OPERATION_PW_Y, to);
-    dnn_add_operation(g, o, "an addition");
+    dnn_pointwise(g, POINTWISE_ADD, from, more, to, "an addition");
     return to;
 }
 
@@ -123,7 +114,14 @@ own_conv(struct sd_device *d, const void *call, const struct pack *to)
 
     c.to = dnn_result(to, TO);
     c.add = false;
-    return c.kind != CONV_WEIGHT && conv_cuda(d, &c);       /* there the order is the file's */
+    if (c.kind != CONV_WEIGHT)
+        return conv_cuda(d, &c);
+    c.to = sd_device_alloc(d, (size_t)(c.out * c.in * c.kernel_height * c.kernel_width) * sizeof(float), "tuning");
+    conv_cuda(d, &c);           /* in the file's order */
+    sd_device_taps(d, dnn_result(to, TO), SD_F32, c.to, SD_F32, c.out, c.in, c.kernel_height, c.kernel_width);
+    sd_device_wait(d);
+    sd_device_free(d, c.to);
+    return true;
 }
 
 bool

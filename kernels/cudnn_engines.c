@@ -116,9 +116,18 @@ count_engines(struct graph *g, const char *json, struct cudnn_asked *asked)
 
     g->device = described_device(g, json);
     asked->proposed = dnn_propose(g, configs);
-    for (int i = 0; i < asked->proposed; i++)
-        if (dnn_engine(configs[i]) >= 0)
-            asked->kept++;
+    for (int i = 0; i < asked->proposed; i++) {
+        int64_t workspace, n;
+
+        if (dnn_engine(configs[i]) < 0)
+            continue;
+        asked->kept++;
+        if (dnn.get(configs[i], ENGINECFG_WORKSPACE_SIZE, TYPE_INT64, 1, &n, &workspace))
+            continue;
+        asked->within += workspace <= WORKSPACE;
+        if (workspace > asked->wanted)
+            asked->wanted = workspace;
+    }
     for (int i = 0; i < asked->proposed && !asked->built; i++) {
         int64_t workspace;
         void *exec = NULL;

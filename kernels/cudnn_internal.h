@@ -10,18 +10,19 @@
 
 enum {
     TYPE_HANDLE = 0, TYPE_DATA_TYPE = 1, TYPE_BOOLEAN = 2, TYPE_INT64 = 3, TYPE_FLOAT = 4, TYPE_VOID_PTR = 6, TYPE_CONVOLUTION_MODE = 7,
-    TYPE_HEUR_MODE = 8, TYPE_NUMERICAL_NOTE = 11, TYPE_POINTWISE_MODE = 14, TYPE_DESCRIPTOR = 15, TYPE_BEHAVIOR_NOTE = 19,
+    TYPE_HEUR_MODE = 8, TYPE_NUMERICAL_NOTE = 11, TYPE_POINTWISE_MODE = 14, TYPE_DESCRIPTOR = 15, TYPE_REDUCTION_OPERATOR = 18,
+    TYPE_BEHAVIOR_NOTE = 19,
     TYPE_CHAR = 24
 };
 enum {
     POINTWISE = 0, CONVOLUTION = 1, ENGINE = 2, ENGINECFG = 3, ENGINEHEUR = 4, EXECUTION_PLAN = 5, OPERATION_FORWARD = 10,
     OPERATION_WEIGHT = 11, OPERATION_DATA = 12, OPERATION_POINTWISE = 13, OPERATIONGRAPH = 15, VARIANT_PACK = 16, TENSOR = 17, DEVICEPROP = 38,
-    OPERATION_SDPA_FORWARD = 41, OPERATION_SDPA_BACKWARD = 43
+    MATMUL = 18, OPERATION_MATMUL = 19, REDUCTION = 21, OPERATION_REDUCTION = 22, OPERATION_RESHAPE = 31, OPERATION_SDPA_FORWARD = 41
 };
 enum {
     POINTWISE_MODE = 0, POINTWISE_MATH_PREC = 1, CONVOLUTION_COMP_TYPE = 100, CONVOLUTION_CONV_MODE = 101, CONVOLUTION_DILATIONS = 102,
     CONVOLUTION_FILTER_STRIDES = 103, CONVOLUTION_POST_PADDINGS = 104, CONVOLUTION_PRE_PADDINGS = 105, CONVOLUTION_SPATIAL_DIMS = 106,
-    ENGINEHEUR_MODE = 200, ENGINEHEUR_OPERATION_GRAPH = 201, ENGINEHEUR_RESULTS = 202, ENGINEHEUR_DEVICEPROP = 204, ENGINECFG_ENGINE = 300,
+    ENGINEHEUR_MODE = 200, ENGINEHEUR_OPERATION_GRAPH = 201, ENGINEHEUR_RESULTS = 202, ENGINEHEUR_DEVICEPROP = 204, ENGINECFG_ENGINE = 300, ENGINECFG_WORKSPACE_SIZE = 303,
     EXECUTION_PLAN_HANDLE = 400, EXECUTION_PLAN_ENGINE_CONFIG = 401, EXECUTION_PLAN_WORKSPACE_SIZE = 402,
     EXECUTION_PLAN_DEVICEPROP = 407,
     FORWARD_ALPHA = 700, FORWARD_BETA = 701, FORWARD_CONV_DESC = 702, FORWARD_W = 703, FORWARD_X = 704, FORWARD_Y = 705,
@@ -33,13 +34,16 @@ enum {
     TENSOR_IS_VIRTUAL = 907, TENSOR_IS_BY_VALUE = 908,
     PACK_UNIQUE_IDS = 1000, PACK_DATA_POINTERS = 1001, PACK_WORKSPACE = 1003,
     ENGINE_GLOBAL_INDEX = 1301, ENGINE_NUMERICAL_NOTE = 1303, ENGINE_BEHAVIOR_NOTE = 1305, DEVICEPROP_JSON = 2702,
-    SDPA_F_Q = 2800, SDPA_F_K, SDPA_F_V, SDPA_F_O, SDPA_F_STATS, SDPA_F_SCALE,
-    SDPA_B_Q = 2851, SDPA_B_K, SDPA_B_V, SDPA_B_O, SDPA_B_STATS, SDPA_B_SCALE, SDPA_B_DQ = 2859, SDPA_B_DK, SDPA_B_DV, SDPA_B_DO
+    MATMUL_COMP_TYPE = 1500, OPERATION_MATMUL_A = 1520, OPERATION_MATMUL_B = 1521, OPERATION_MATMUL_C = 1522,
+    OPERATION_MATMUL_DESC = 1523, REDUCTION_OPERATOR = 1600, REDUCTION_COMP_TYPE = 1601, REDUCTION_X = 1610, REDUCTION_Y = 1611,
+    REDUCTION_DESC = 1612, RESHAPE_X = 2200, RESHAPE_Y = 2201,
+    SDPA_F_Q = 2800, SDPA_F_K, SDPA_F_V, SDPA_F_O, SDPA_F_STATS, SDPA_F_SCALE
 };
-enum { DATA_FLOAT = 0, DATA_HALF = 2, DATA_BFLOAT16 = 9, CROSS_CORRELATION = 1, POINTWISE_ADD = 0, HEUR_FALLBACK = 2, HEUR_A = 3 };
+enum { DATA_FLOAT = 0, DATA_HALF = 2, DATA_BFLOAT16 = 9, CROSS_CORRELATION = 1, REDUCTION_ADD = 0, HEUR_FALLBACK = 2, HEUR_A = 3 };
+enum { POINTWISE_ADD = 0, POINTWISE_MULTIPLY = 1, POINTWISE_SUBTRACT = 9, POINTWISE_EXP = 13, POINTWISE_IDENTITY = 21 };
 enum { NOTE_DOWN_CONVERT_INPUTS = 1, NOTE_REDUCED_PRECISION_REDUCTION = 2, NOTE_FFT = 3, NOTE_NONDETERMINISTIC = 4, NOTE_WINOGRAD = 5, NOTES = 10 };
 enum { BEHAVIOR_RUNTIME_COMPILATION = 0, BEHAVIORS = 8 };
-enum { SDPA_FORWARD_SINCE = 91301, SDPA_BACKWARD_SINCE = 92100, MANY = 64, ALIGNED = 16 };
+enum { SDPA_FORWARD_SINCE = 91301, MANY = 64, ALIGNED = 16 };
 enum { TRIED = 8, SECONDS = 3, WORKSPACE = 256 << 20 };     /* of engines: at most so many, so long, with so much */
 
 /* -- the library: cudnn.c ------------------------------------------------------------------------------------------- */
@@ -78,6 +82,8 @@ void  dnn_set_number(struct graph *g, void *d, int name, int64_t value);
 void  dnn_set_word(struct graph *g, void *d, int name, int type, int value);
 void  dnn_set_part(struct graph *g, void *d, int name, void *part);
 void  dnn_finish(struct graph *g, void *d, const char *what);
+/* y = x op b; b NULL: of one operand */
+void  dnn_pointwise(struct graph *g, int mode, void *x, void *b, void *y, const char *what);
 void  dnn_add_operation(struct graph *g, void *o, const char *what);
 void  dnn_close(struct graph *g, void *handle);        /* no more operations; handle NULL: no card */
 void  dnn_end(struct graph *g);
@@ -120,7 +126,9 @@ struct pack {
     void *at[CUDNN_MOST_TENSORS];
     size_t bytes[CUDNN_MOST_TENSORS];       /* of results, from first to last; 0: an operand */
     enum sd_dtype type[CUDNN_MOST_TENSORS]; /* of results */
-    bool (*own)(struct sd_device *d, const void *call, const struct pack *to);      /* the same by our own kernel; false: it cannot */
+    bool inner[CUDNN_MOST_TENSORS];         /* of results: only the library's, our own kernel has none like it */
+    bool (*own)(struct sd_device *d, const void *call, const struct pack *to);      /* the same by our own kernel */
+    bool own_timed;                         /* which may be the faster one, and can be recorded */
     const void *call;
 };
 void   dnn_put(struct pack *p, int64_t uid, const void *at);

@@ -118,13 +118,21 @@ expect(struct attempt *t)
     if (!t->pack.own(d, t->pack.call, &t->pack))
         return;
     for (int i = 0; i < t->pack.count; i++)
-        if (t->pack.bytes[i] && (t->expected[i] = malloc(t->pack.bytes[i])))
+        if (t->pack.bytes[i] && !t->pack.inner[i] && (t->expected[i] = malloc(t->pack.bytes[i])))
             sd_device_read(d, t->expected[i], t->pack.at[i], t->pack.bytes[i]);
 }
 
-/* Of the proposals, the fastest that repeats; -1: none. */
+static bool
+own_attempt(void *argument)
+{
+    struct attempt *t = argument;
+
+    return t->pack.own(t->state->device, t->pack.call, &t->pack);
+}
+
+/* Of the proposals, the fastest that repeats, or not timed the first; -1: none, or our own kernel is faster. */
 static int
-fastest(struct state *s, void *const *configs, int count, const struct pack *pack, const char *key)
+pick(struct state *s, void *const *configs, int count, const struct pack *pack, const char *key, bool timed)
 {
     struct attempt t = { .state = s, .pack = *pack };
     double best = -1, begin = tuning_clock();
@@ -134,15 +142,16 @@ fastest(struct state *s, void *const *configs, int count, const struct pack *pac
         if (pack->bytes[i])
             t.pack.at[i] = sd_device_alloc(s->device, pack->bytes[i], "tuning");
     expect(&t);
-    for (int i = 0; i < count && tried < TRIED && (chosen < 0 || tuning_clock() - begin < SECONDS); i++) {
-        double seconds;
+    for (int i = 0; i < count && tried < TRIED && (chosen < 0 || (timed && tuning_clock() - begin < SECONDS)); i++) {
+        double seconds = 0;
 
         if (dnn_engine(configs[i]) < 0 || !(t.exec = dnn_build(s->handle, NULL, configs[i], &t.workspace)))
             continue;
         tried++;
         t.apart = 0;
         if (sd_device_free_bytes(s->device) > (size_t)t.workspace && attempt(&t) && repeats(&t)) {
-            seconds = tuning_time(s->device, attempt, &t);
+            if (timed)
+                seconds = tuning_time(s->device, attempt, &t);
             if (seconds >= 0 && (best < 0 || seconds < best)) {
                 best = seconds;
                 chosen = i;
@@ -151,6 +160,12 @@ fastest(struct state *s, void *const *configs, int count, const struct pack *pac
             sd_warn("cudnn", "%s: engine %lld is left out: %.1f times as far from our own kernel as rounding goes", key,
                     (long long)dnn_engine(configs[i]), t.apart);
         dnn.unmake(t.exec);
+    }
+    if (timed && chosen >= 0 && pack->own_timed) {
+        double seconds = tuning_time(s->device, own_attempt, &t);
+
+        if (seconds >= 0 && seconds < best)
+            chosen = -1;
     }
     for (int i = 0; i < pack->count; i++) {
         if (pack->bytes[i])
@@ -165,43 +180,46 @@ fastest(struct state *s, void *const *configs, int count, const struct pack *pac
     return chosen;
 }
 
-/* Untimed: the first engine that a plan can be made of. */
-static void
-take_first(struct state *s, struct plan *p, void *const *configs, int count)
+/* What was kept; false where the library does not offer it now. */
+static bool
+use_kept(struct state *s, struct plan *p, void *const *configs, int count, const char *kept)
 {
-    for (int i = 0; i < count && !p->exec; i++)
-        if (dnn_engine(configs[i]) >= 0)
-            p->exec = dnn_build(s->handle, NULL, configs[i], &p->workspace);
+    long long number;
+    int chosen;
+
+    if (sscanf(kept, "%d %lld", &chosen, &number) != 2 || chosen >= count)
+        return false;
+    return chosen < 0 || (dnn_engine(configs[chosen]) == number
+                          && (p->exec = dnn_build(s->handle, NULL, configs[chosen], &p->workspace)));
 }
 
-/* Sets p->exec; leaves it NULL where there is no engine. */
+/* Sets p->exec; leaves it NULL where there is no engine, or no memory to compare what one makes. */
 static void
 choose(struct state *s, struct plan *p, struct graph *g, const struct pack *pack)
 {
     void *configs[MANY] = { NULL };
     const char *kept = tuning_find(s->device, "dnn", p->key);
     int count = dnn_propose(g, configs), chosen = -1;
-    long long number = -1;
     size_t bytes = 0;
     char text[64];
 
     for (int i = 0; i < pack->count; i++)
         bytes += pack->bytes[i];
-    if (!kept && tuning_wanted() && count > 0 && sd_device_free_bytes(s->device) > bytes + bytes / 4) {
-        chosen = fastest(s, configs, count, pack, p->key);
+    if (kept && use_kept(s, p, configs, count, kept))
+        return;
+    if (kept)
+        sd_warn("cudnn", "the engine that was chosen before is not offered now, another is taken: %s: %s", p->key, kept);
+    if (count == 0 || sd_device_free_bytes(s->device) <= bytes + bytes / 4)
+        return;
+    chosen = pick(s, configs, count, pack, p->key, !kept && tuning_wanted());
+    if (!kept && tuning_wanted()) {
         snprintf(text, sizeof text, "%d %lld", chosen, chosen < 0 ? -1LL : (long long)dnn_engine(configs[chosen]));
         kept = tuning_store(s->device, "dnn", p->key, text);
+        if (strcmp(kept, text) && use_kept(s, p, configs, count, kept))     /* another process was first */
+            return;
     }
-    if (!kept) {
-        take_first(s, p, configs, count);
-        return;
-    }
-    if (sscanf(kept, "%d %lld", &chosen, &number) == 2 && chosen < count
-            && (chosen < 0 || (dnn_engine(configs[chosen]) == number
-                               && (p->exec = dnn_build(s->handle, NULL, configs[chosen], &p->workspace)))))
-        return;
-    sd_warn("cudnn", "the engine that was chosen before is not offered now, another is taken: %s: %s", p->key, kept);
-    take_first(s, p, configs, count);
+    if (chosen >= 0)
+        p->exec = dnn_build(s->handle, NULL, configs[chosen], &p->workspace);
 }
 
 static void

@@ -16,6 +16,14 @@ static const char H100[] =
     "\"maxGridSize\":[2147483647,65535,65535],\"supportCoopLaunch\":1,\"pciDeviceId\":0,\"isTccDriver\":0,\"cudaDeviceId\":0,"
     "\"driverVer\":13000,\"deviceName\":\"NVIDIA H100 80GB HBM3\"}";
 
+static const char A100[] =
+    "{\"deviceVer\":800,\"multiProcessorCount\":108,\"warpSize\":32,\"maxSharedMemoryPerBlock\":49152,"
+    "\"maxSharedMemoryPerBlockOptin\":166912,\"reservedSharedMemoryPerBlock\":1024,\"maxRegistersPerSM\":65536,\"maxCtasPerSM\":32,"
+    "\"maxThreadsPerBlock\":1024,\"maxThreadsPerSM\":2048,\"regsPerBlock\":65536,\"totalGlobalMem\":85000000000,"
+    "\"smClockRateKHz\":1410000,\"l2CacheSize\":41943040,\"maxBlockSize\":[1024,1024,64],\"memClockRateKHz\":1593000,"
+    "\"maxGridSize\":[2147483647,65535,65535],\"supportCoopLaunch\":1,\"pciDeviceId\":0,\"isTccDriver\":0,\"cudaDeviceId\":0,"
+    "\"driverVer\":13000,\"deviceName\":\"NVIDIA A100-SXM4-80GB\"}";
+
 static const struct cudnn_tensor *
 find(const struct cudnn_asked *q, int64_t uid)
 {
@@ -125,6 +133,25 @@ gradients(void)
     to = find(&q, 4);
     CHECK(to && same(to->dims, 64, 32, 3, 3) && to->type == 0 && find(&q, 1) && find(&q, 3) && !find(&q, 2),
           "gradient of w: F32, from x and dy");
+    engines("gradient of w", &q, true);
+}
+
+/* Of the gradients' graph: 17 operations; scores are F32, what is turned of them has the operands' type. */
+static void
+between(const char *name, const struct cudnn_asked *q)
+{
+    int hidden = 0, square = 0, views = 0;
+
+    for (int i = 0; i < q->tensors; i++) {
+        const struct cudnn_tensor *t = &q->tensor[i];
+
+        hidden += t->hidden;
+        square += t->hidden && t->type == 0 && same(t->dims, 2, 5, 100, 77) && same(t->strides, 5 * 7700, 7700, 77, 1);
+        views += t->hidden && t->type == 2 && same(t->dims, 2, 5, 77, 100) && same(t->strides, 5 * 7700, 7700, 1, 77);
+        views += t->hidden && t->type == 2 && same(t->dims, 2, 5, 77, 40) && same(t->strides, 77 * 400, 40, 400, 1);
+    }
+    CHECK(q->operations == 17 && hidden == 13 && square == 8 && views == 3, "%s: %d operations, %d hidden tensors, %d of scores, %d views",
+          name, q->operations, hidden, square, views);
 }
 
 static void
@@ -144,12 +171,13 @@ heads(bool backward)
     }
     if (!asked(cudnn_ask_attention(&c, H100, &q, &why), name, &why))
         return;
-    if (!backward)              /* of the other, no version so far offers one for this card */
-        engines(name, &q, true);
+    engines(name, &q, true);
     t = find(&q, 1);
     CHECK(t && same(t->dims, 2, 5, 100, 40) && same(t->strides, 100 * 200, 40, 200, 1) && t->type == 2, "%s: queries", name);
     t = find(&q, 2);
-    CHECK(t && same(t->dims, 2, 5, 77, 40) && same(t->strides, 77 * 400, 40, 400, 1), "%s: keys, columns of something wider", name);
+    CHECK(t && (backward ? same(t->dims, 2, 5, 40, 77) && same(t->strides, 77 * 400, 40, 1, 400)
+                         : same(t->dims, 2, 5, 77, 40) && same(t->strides, 77 * 400, 40, 400, 1)),
+          "%s: keys, columns of something wider%s", name, backward ? ", turned" : "");
     t = find(&q, 5);
     CHECK(t && same(t->dims, 2, 5, 100, 1) && same(t->strides, 500, 100, 1, 1) && t->type == 0, "%s: statistics", name);
     t = find(&q, 6);
@@ -161,6 +189,11 @@ heads(bool backward)
     t = find(&q, 9);
     CHECK(t && same(t->strides, 77 * 200, 40, 200, 1), "%s: dk, which is added, is made dense beside", name);
     CHECK(find(&q, 10) && find(&q, 7), "%s: dv is made though nobody wants it", name);
+    t = find(&q, 11);
+    CHECK(t && same(t->dims, 2, 5, 100, 1) && same(t->strides, 500, 100, 1, 1) && t->type == 0 && !t->hidden, "%s: sums of do * o", name);
+    t = find(&q, 12);
+    CHECK(t && t->by_value && t->type == 0, "%s: one is a number", name);
+    between(name, &q);
 }
 
 /* What Stable Diffusion asks for at 512 x 512 */
@@ -184,16 +217,39 @@ stable_diffusion(void)
         if (asked(cudnn_ask_attention(&c, H100, &q, &why), name, &why))
             engines(name, &q, true);
     }
-    for (int i = 0; i < 10; i++) {
-        const int *s = convs[i / 2];
-        struct conv_call c = { .kind = i % 2 ? CONV_DATA : CONV_FORWARD, .dtype = SD_BF16, .batch = 2, .height = s[0], .width = s[0],
+    for (int i = 0; i < 24; i++) {
+        int L = levels[i / 4][0], d = levels[i / 4][1], h = levels[i / 4][2], S = i % 2 ? 77 : L;
+        bool ampere = i / 2 % 2, wide = ampere && d > 128;
+        int64_t width = (int64_t)d * h, squares;
+        struct attention_call c = { .backward = true, .dtype = i % 3 ? SD_BF16 : SD_F16, .batch = 4, .heads = h, .L = L, .S = S, .d = d,
+                                    .scale = 0.1, .q = bytes, .k = bytes, .v = bytes, .o = bytes, .lse = (float *)bytes,
+                                    .q_pitch = 3 * width, .k_pitch = 3 * width, .v_pitch = 3 * width, .o_pitch = width,
+                                    .o_gradient = bytes, .o_gradient_pitch = width, .q_gradient = bytes, .q_store = true,
+                                    .q_gradient_pitch = 3 * width, .k_gradient = bytes, .k_gradient_pitch = 3 * width };
+
+        snprintf(name, sizeof name, "gradients of attention on sm_%d, %d queries, %d keys, %d x %d", ampere ? 80 : 90, L, S, h, d);
+        if (!asked(cudnn_ask_attention(&c, ampere ? A100 : H100, &q, &why), name, &why))
+            continue;
+        if (!driver) {
+            check_skip(name, "engines that are compiled are not offered without libcuda.so.1");
+            continue;
+        }
+        CHECK(wide ? q.kept == 0 : q.kept > 0 && q.within == q.kept, "%s: %d engines fit, %d of them into the workspace: %lld bytes", name,
+              q.kept, q.within, (long long)q.wanted);
+        squares = find(&q, 1)->dims[0] * find(&q, 1)->dims[1] * L * S * 2;
+        CHECK(wide || q.wanted >= squares, "%s: %lld bytes, with all of ds: nothing is added to out of order", name, (long long)q.wanted);
+    }
+    for (int i = 0; i < 15; i++) {
+        static const char *const kinds[] = { "convolution", "gradient of x", "gradient of w" };
+        const int *s = convs[i / 3];
+        struct conv_call c = { .kind = (enum conv_kind)(i % 3), .dtype = SD_BF16, .batch = 2, .height = s[0], .width = s[0],
                                .in = s[1], .out_height = s[0], .out_width = s[0], .out = s[2], .kernel_height = 3, .kernel_width = 3,
                                .stride = 1, .top = 1, .left = 1, .bottom = 1, .right = 1, .upsample = 1, .x = bytes, .w = bytes,
                                .dy = bytes, .to = bytes, .bias = (float *)bytes, .channel_add = bytes };
 
-        snprintf(name, sizeof name, "%s, %d x %d, %d to %d channels", i % 2 ? "gradient" : "convolution", s[0], s[0], s[1], s[2]);
+        snprintf(name, sizeof name, "%s, %d x %d, %d to %d channels", kinds[i % 3], s[0], s[0], s[1], s[2]);
         if (asked(cudnn_ask_conv2d(&c, H100, &q, &why), name, &why))
-            engines(name, &q, i % 2 == 0);
+            engines(name, &q, c.kind != CONV_DATA);
     }
 }
 
