@@ -4,6 +4,7 @@
  *   mutants [COUNT]        check the first COUNT, or all 100000
  *   mutants --dump COUNT   write them, each behind its length in 8 bytes: for tests/reference/container.py verdicts */
 #include "../check.h"
+#include "../splitmix.h"
 #include "safetensors.h"
 
 #include <inttypes.h>
@@ -18,24 +19,6 @@ struct file {
     unsigned char bytes[ROOM];
     size_t n;
 };
-
-static uint64_t state;
-
-static uint64_t
-next(void)                      /* splitmix64 */
-{
-    uint64_t z = state += 0x9e3779b97f4a7c15;
-
-    z = (z ^ z >> 30) * 0xbf58476d1ce4e5b9;
-    z = (z ^ z >> 27) * 0x94d049bb133111eb;
-    return z ^ z >> 31;
-}
-
-static size_t
-below(size_t n)
-{
-    return n ? next() % n : 0;
-}
 
 /* ---- sound files ------------------------------------------------------------------------------------------------- */
 

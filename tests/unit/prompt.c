@@ -1,5 +1,6 @@
 /* Prompts: weights, chunks, networks.  Stored hashes of random prompts: tests/reference/prompt.py. */
 #include "tests/check.h"
+#include "tests/splitmix.h"
 
 #include "file.h"
 #include "model/prompt.h"
@@ -16,18 +17,6 @@ static const char *const pieces[] = {
     " a b c d e f g h", "<toy><toy>", "x, y",
 };
 
-static uint64_t state;
-
-static uint64_t
-below(uint64_t n)
-{
-    uint64_t z = state += 0x9E3779B97F4A7C15u;
-
-    z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9u;
-    z = (z ^ (z >> 27)) * 0x94D049BB133111EBu;
-    return (z ^ (z >> 31)) % n;
-}
-
 static const char *
 random_prompt(struct sd_scope *s, int i)
 {
@@ -39,14 +28,6 @@ random_prompt(struct sd_scope *s, int i)
     return text;
 }
 
-static uint64_t
-hash(uint64_t h, const void *data, size_t bytes)
-{
-    for (size_t i = 0; i < bytes; i++)
-        h = (h ^ ((const unsigned char *)data)[i]) * 0x100000001B3u;
-    return h;
-}
-#define FNV 0xCBF29CE484222325u
 #define FOLD(h) (((h) ^ (h) >> 32) & 0xFFFFFFFF)
 
 static void

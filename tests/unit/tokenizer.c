@@ -1,6 +1,7 @@
 /* The CLIP tokenizer against the reference: stored ids of tests/reference/clip_tokenizer.py, whose strings are made here
  * again. */
 #include "tests/check.h"
+#include "tests/splitmix.h"
 #include "clock.h"
 
 #include "json.h"
@@ -29,18 +30,6 @@ static const int spaces[] = {
     0x180E, 0x2003, 0x200A, 0x200B, 0x200D, 0x2028, 0x2029, 0x202F, 0x205F, 0x2060, 0x3000, 0xFEFF, 0,
 };
 #define COUNT(a) (sizeof (a) / sizeof *(a))
-
-static uint64_t state;
-
-static uint64_t
-below(uint64_t n)
-{
-    uint64_t z = state += 0x9E3779B97F4A7C15u;
-
-    z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9u;
-    z = (z ^ (z >> 27)) * 0x94D049BB133111EBu;
-    return (z ^ (z >> 31)) % n;
-}
 
 static char text[8192];
 static size_t length;
@@ -121,15 +110,13 @@ static uint64_t
 hash_ids(struct sd_tokenizer *t, uint64_t h)
 {
     struct sd_scope *s = sd_scope_open();
-    struct sd_ids ids;
+    struct sd_ids ids = { 0 };
 
     if (sd_tokenizer_encode(t, s, text, length, &ids) < 0) {
         printf("# %s\n", sd_reason());
         h = 0;
     }
-    for (size_t i = 0; i < ids.count; i++)
-        for (int k = 0; k < 32; k += 8)
-            h = (h ^ (uint64_t)(ids.id[i] >> k & 255)) * 0x100000001B3u;
+    h = hash(h, ids.id, ids.count * sizeof *ids.id);
     sd_scope_close(s);
     return h;
 }
@@ -145,7 +132,7 @@ check_hashes(struct sd_tokenizer *t, const char *file, int count, int each, void
     if (!CHECK(at != NULL, "%s is there", file))
         return;
     for (int i = 0; i < count; i += each) {
-        uint64_t h = 0xCBF29CE484222325u, expected = strtoul(at, &at, 16);
+        uint64_t h = FNV, expected = strtoul(at, &at, 16);
 
         for (int k = i; k < i + each; k++) {
             make(k);
