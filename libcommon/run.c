@@ -355,6 +355,26 @@ finite_gradient(const struct sd_tensor *x, const struct sd_tensor *d)
     return finite_tensor(d);
 }
 
+/* The module whose result is not finite: of several projections side by side, the first of these. */
+static const char *
+module_of(const struct sd_plan *p, const struct sd_node *n)
+{
+    const struct sd_projections *a = n->op == SD_OP_projections ? n->in[1]->param->joined : NULL;
+    struct sd_tensor y = *n->out;
+    size_t size = sd_element_size(y.dtype);
+
+    for (int i = 0; a && i < a->parts; i++) {
+        const char *path = a->part[i].weight->path, *dot = strrchr(path, '.');
+
+        y.shape[y.ndim - 1] = a->part[i].weight->shape[0];
+        y.numel = (size_t)(sd_rows(n->out) * sd_cols(&y));
+        if (!finite_tensor(&y))
+            return dot ? sd_strndup(p->scope, path, (size_t)(dot - path)) : path;
+        y.data = (char *)y.data + (size_t)sd_cols(&y) * size;
+    }
+    return n->path;
+}
+
 const char *
 sd_run_scan(struct sd_plan *p)
 {
@@ -366,7 +386,7 @@ sd_run_scan(struct sd_plan *p)
         if (!n)
             continue;
         if (s->kind != SD_STEP_BACKWARD && !finite_tensor(n->out))
-            return n->path;
+            return module_of(p, n);
         for (int a = 0; s->kind == SD_STEP_BACKWARD && a < n->n_in; a++)
             if (n->din[a] && !finite_gradient(n->in[a], n->din[a]))
                 return n->path;

@@ -378,7 +378,7 @@ peak_bytes(struct run *r)
                   + (r->jobs[i].negative_text && (!i || r->jobs[i].negative_text != r->jobs[i - 1].negative_text)
                          ? (size_t)r->jobs[i].negative_text->tokens.chunks : 0);
     states *= (size_t)(r->tokenizer->model_max_length * r->model->unet_config.cross_attention_dim) * sizeof(float);
-    return sd_param_bytes_reserved() + sd_draw_report(r->draw).arena_bytes + states
+    return sd_param_bytes_reserved() + sd_draw_report(r->draw).arena_bytes + sd_draw_report(r->draw).kv_bytes + states
            + ((save_latents ? (size_t)r->pictures : batch) + (size_t)(7 + r->sampler->history) * batch) * numel
            + (kept + 2 + (init_image ? 2 : 0)) * picture;
 }

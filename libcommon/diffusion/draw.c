@@ -45,6 +45,7 @@ sd_draw_new(struct sd_scope *s, const struct sd_draw_model *m, const struct sd_d
     d->channels = m->model->vae_config.latent_channels;
     d->length = m->tokenizer->model_max_length;
     d->state_width = m->model->unet_config.cross_attention_dim;
+    d->kv_width = sd_unet_text_width(&m->model->unet_config);
     if (m->model->unet_config.in_channels != d->channels)
         return sd_fail_null("the unet takes %d channels, the vae has %lld: inpainting models are not drawn with",
                             m->model->unet_config.in_channels, (long long)d->channels);
@@ -72,16 +73,24 @@ describe(struct sd_draw *d, struct net *n)
             return -1;
         n->in[0] = sd_input(g, "input_ids", SD_I32, 2, (int64_t[]){ n->batch, d->length });
         n->out = sd_op_cast(g, sd_clip_text(g, text, d->m.adapters, n->in[0], d->m.rows, d->o.clip_skip), SD_F32);
-    } else if (n->kind == UNET) {
+    } else if (n->kind == TEXT_KV || n->kind == UNET) {
         struct sd_unet *unet = sd_model_unet(m);
+        enum sd_dtype dtype = sd_graph_activations(g);
 
         if (!unet)
             return -1;
+        if (n->kind == TEXT_KV) {
+            n->in[0] = sd_input(g, "encoder_hidden_states", SD_F32, 3,
+                                (int64_t[]){ n->batch, n->chunks * d->length, d->state_width });
+            if (!(n->out = sd_unet_text(g, unet, d->m.adapters, n->in[0])))
+                return sd_graph_ok(g) ? sd_fail("the unet has no cross-attention") : -1;
+            sd_keep(n->out);
+            return (n->plan = sd_plan_inference(g, 0)) ? 0 : -1;
+        }
         n->in[0] = sd_input(g, "sample", SD_F32, 4, (int64_t[]){ n->batch, d->h, d->w, d->channels });
         n->in[1] = sd_input(g, "timesteps", SD_F32, 1, (int64_t[]){ n->batch });
-        n->in[2] = sd_input(g, "encoder_hidden_states", SD_F32, 3,
-                            (int64_t[]){ n->batch, n->chunks * d->length, d->state_width });
-        n->out = sd_unet(g, unet, d->m.adapters, n->in[0], n->in[1], n->in[2]);
+        n->in[2] = sd_input(g, "text_kv", dtype, 3, (int64_t[]){ n->batch, n->chunks * d->length, d->kv_width });
+        n->out = sd_unet_denoise(g, unet, d->m.adapters, n->in[0], n->in[1], n->in[2]);
     } else {
         struct sd_vae *vae = sd_model_vae(m);
 
@@ -167,8 +176,16 @@ sd_draw_plan_batch(struct sd_draw *d, const struct sd_draw_batch *b)
 {
     bool guided = d->o.guidance_scale > 1, together = guided && b->chunks == b->negative_chunks;
     struct net *nets[2] = { planned(d, UNET, together ? 2 * b->count : b->count, b->chunks), NULL };
+    size_t kv = (size_t)(b->chunks * b->count * (together ? 2 : 1));
     double flops = 0;
 
+    if (guided && !together && b->negative_chunks > b->chunks)
+        kv = (size_t)(b->negative_chunks * b->count);
+    kv *= (size_t)(d->length * d->kv_width) * sizeof(float);
+    if (!planned(d, TEXT_KV, 1, b->chunks) || (guided && !planned(d, TEXT_KV, 1, b->negative_chunks)))
+        return -1;
+    if (!d->o.compute.device && kv > d->kv_bytes)
+        d->kv_bytes = kv;
     if (!nets[0] || (guided && !together && !(nets[1] = planned(d, UNET, b->count, b->negative_chunks)))
         || !planned(d, DECODE, 1, 1))
         return -1;
@@ -181,7 +198,9 @@ sd_draw_plan_batch(struct sd_draw *d, const struct sd_draw_batch *b)
 struct sd_draw_report
 sd_draw_report(const struct sd_draw *d)
 {
-    struct sd_draw_report sum = { .step_flops = d->step_flops };
+    struct sd_draw_report sum = { .step_flops = d->step_flops, .kv_bytes = d->kv_bytes };
+
+    double text = 0, kv = 0;
 
     for (const struct net *n = d->nets; n; n = n->next) {
         struct sd_plan_report r = sd_plan_report(n->plan);
@@ -189,11 +208,14 @@ sd_draw_report(const struct sd_draw *d)
         sum.arena_bytes = r.arena_bytes > sum.arena_bytes ? r.arena_bytes : sum.arena_bytes;
         sum.activations_bytes = r.activations_bytes > sum.activations_bytes ? r.activations_bytes
                                                                             : sum.activations_bytes;
-        if (n->kind == TEXT && r.flops > sum.text_flops)
-            sum.text_flops = r.flops;
+        if (n->kind == TEXT && r.flops > text)
+            text = r.flops;
+        if (n->kind == TEXT_KV && r.flops > kv)
+            kv = r.flops;
         if (n->kind == DECODE)
             sum.decode_flops = r.flops;
     }
+    sum.text_flops = text + kv;
     return sum;
 }
 
@@ -250,6 +272,22 @@ sd_draw_text(struct sd_draw *d, struct sd_scope *s, const struct sd_prompt *prom
     return 0;
 }
 
+struct net *
+draw_text_kv(struct sd_draw *d, const struct sd_draw_text *text, bool look)
+{
+    struct net *n = draw_ready(d, TEXT_KV, 1, text->chunks);
+    const char *module = NULL;
+
+    if (!n)
+        return NULL;
+    sd_feed(n->plan, n->in[0], text->states);
+    if (look)
+        module = sd_run_scan(n->plan);
+    else
+        sd_run(n->plan);
+    return module ? sd_fail_null("%s: its result is not finite", module) : n;
+}
+
 /* -- the denoising loop -------------------------------------------------------------------------------------------- */
 
 struct loop {
@@ -259,29 +297,60 @@ struct loop {
     size_t numel;               /* of one picture */
     bool guided, together;      /* both texts in one batch */
     float *x, *out, *uncond, *fresh, *nchw;
-    float *sample, *timesteps, *states;     /* fed */
+    float *sample, *timesteps;  /* fed */
+    char *kv;                   /* of the texts, made before the first call; those of the network's batch */
+    struct net *fed;            /* has these */
 };
 
 enum texts { NEGATIVE, POSITIVE, BOTH };        /* both: the negative ones first */
 
-static void
-fill(struct loop *l, struct net *n, int call, enum texts which)
+/* Keys and values of the texts of a network's batch; the same text is done once where it comes again. */
+static int
+texts_of(struct loop *l, struct net *n, enum texts which, bool look)
 {
-    const struct sd_sampler_step *step = &l->d->o.sampler->steps[call];
-    size_t states = (size_t)(n->chunks * l->d->length * l->d->state_width);
+    struct sd_draw *d = l->d;
+    size_t bytes = (size_t)(n->chunks * d->length * d->kv_width) * sd_element_size(n->in[2]->dtype);
+    const float *before = NULL;
 
     for (int b = 0; b < (int)n->batch; b++) {
         const struct sd_draw_picture *p = &l->pictures[b % l->count];
-        bool negative = which == NEGATIVE || (which == BOTH && b < l->count);
+        const struct sd_draw_text *text = which == NEGATIVE || (which == BOTH && b < l->count) ? p->negative : p->prompt;
+        char *kv = l->kv + (size_t)b * bytes;
 
+        if (text->states == before)
+            memcpy(kv, kv - bytes, bytes);
+        else {
+            struct net *t = draw_text_kv(d, text, look);
+
+            if (!t)
+                return -1;
+            sd_fetch(t->plan, t->out, kv);
+            before = text->states;
+        }
+    }
+    return 0;
+}
+
+/* What a network is fed; look: once more, looking at every module. */
+static int
+fill(struct loop *l, struct net *n, int call, enum texts which, bool look)
+{
+    const struct sd_sampler_step *step = &l->d->o.sampler->steps[call];
+    bool texts = look || l->fed != n;       /* they stay the same from call to call */
+
+    if (texts && texts_of(l, n, which, look) < 0)
+        return -1;
+    for (int b = 0; b < (int)n->batch; b++) {
         for (size_t i = 0; i < l->numel; i++)
             l->sample[(size_t)b * l->numel + i] = (float)step->input_scale * l->x[(size_t)(b % l->count) * l->numel + i];
         l->timesteps[b] = (float)step->timestep;
-        memcpy(l->states + (size_t)b * states, (negative ? p->negative : p->prompt)->states, states * sizeof *l->states);
     }
     sd_feed(n->plan, n->in[0], l->sample);
     sd_feed(n->plan, n->in[1], l->timesteps);
-    sd_feed(n->plan, n->in[2], l->states);
+    if (texts)
+        sd_feed(n->plan, n->in[2], l->kv);
+    l->fed = n;
+    return 0;
 }
 
 /* model_pred of all pictures under one of their two texts, or under both at once */
@@ -295,13 +364,14 @@ predict(struct loop *l, int call, enum texts which, float *out)
 
     if (!n)
         return -1;
-    fill(l, n, call, which);
+    if (fill(l, n, call, which, false) < 0)
+        return -1;
     sd_run(n->plan);
     sd_fetch(n->plan, n->out, out);
     if (draw_finite(out, (size_t)batch * l->numel))
         return 0;
-    fill(l, n, call, which);    /* once more, looking at every module: the inputs may have been written over */
-    draw_not_finite(n);
+    if (fill(l, n, call, which, true) == 0)         /* the inputs may have been written over */
+        draw_not_finite(n);
     return sd_fail_prefix("step %d of %d", call + 1, d->o.sampler->calls);
 }
 
@@ -356,7 +426,7 @@ sd_draw_pictures(struct sd_draw *d, const struct sd_draw_picture *pictures, int 
     l.fresh = sd_alloc_array(s, all, sizeof(float));
     l.sample = sd_alloc_array(s, 2 * all, sizeof(float));
     l.timesteps = sd_alloc_array(s, 2 * (size_t)count, sizeof(float));
-    l.states = sd_alloc_array(s, 2 * (size_t)count * (size_t)(most * d->length * d->state_width), sizeof(float));
+    l.kv = sd_alloc_array(s, (size_t)count * (size_t)((l.together ? 2 : 1) * most * d->length * d->kv_width), sizeof(float));
     for (int b = 0; b < count; b++)
         draw_to_nhwc(l.x + (size_t)b * l.numel, pictures[b].start, d->channels, d->h * d->w);
     for (int call = 0; status == 0 && call < sampler->calls; call++) {

@@ -44,6 +44,7 @@ struct sd_draw_batch {
 };
 struct sd_draw_report {
     size_t arena_bytes, activations_bytes;      /* of the largest */
+    size_t kv_bytes;                            /* beside them: keys and values of the texts of a batch */
     double text_flops, step_flops, decode_flops;
 };
 int sd_draw_plan_text(struct sd_draw *d, int64_t chunks);

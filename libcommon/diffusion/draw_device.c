@@ -14,7 +14,8 @@ struct draw_loop {
     int64_t chunks, negative_chunks;    /* of the texts; negative_chunks 0 without guidance */
     bool together;                      /* both texts in one batch */
     struct net *net[2];                 /* of the prompts, or of both; of the negative ones */
-    float *states[2], *pred[2];         /* what each is fed and gives; pred NULL where the result stays where it is */
+    char *kv[2];                        /* keys and values of the texts, which each is fed */
+    float *pred[2];                     /* what each gives; NULL where the result stays where it is */
     float *noise;
     double *room;
     struct sd_denoise n;
@@ -37,7 +38,7 @@ draw_loops_free(struct sd_draw *d)
     struct sd_device *device = d->o.compute.device;
 
     for (struct draw_loop *l = d->loops; l; l = l->next) {
-        void *all[] = { l->states[0], l->states[1], l->pred[0], l->pred[1], l->noise, l->room, (void *)l->n.calls,
+        void *all[] = { l->kv[0], l->kv[1], l->pred[0], l->pred[1], l->noise, l->room, (void *)l->n.calls,
                         l->n.call, l->n.bad, l->n.x, l->n.out, l->n.history[0], l->n.history[1], l->n.history[2],
                         l->n.history[3] };
 
@@ -76,12 +77,19 @@ write_calls(struct draw_loop *l)
     sd_scope_close(s);
 }
 
+/* of one picture's text */
+static size_t
+kv_bytes(const struct net *n)
+{
+    return n->in[2]->numel / (size_t)n->batch * sd_element_size(n->in[2]->dtype);
+}
+
 static struct draw_loop *
 loop_new(struct sd_draw *d, int count, int64_t chunks, int64_t negative_chunks)
 {
     const struct sd_sampler *sampler = d->o.sampler;
     struct draw_loop *l = sd_alloc(d->scope, sizeof *l);
-    int64_t numel = d->h * d->w * d->channels, all = count * numel, text = d->length * d->state_width;
+    int64_t numel = d->h * d->w * d->channels, all = count * numel;
 
     l->d = d;
     l->count = count;
@@ -92,7 +100,7 @@ loop_new(struct sd_draw *d, int count, int64_t chunks, int64_t negative_chunks)
         || (negative_chunks && !l->together && !(l->net[1] = draw_ready(d, UNET, count, negative_chunks))))
         return NULL;
     for (int i = 0; i < 2 && l->net[i]; i++) {
-        l->states[i] = floats(l, l->net[i]->batch * l->net[i]->chunks * text);
+        l->kv[i] = sd_device_alloc(d->o.compute.device, kv_bytes(l->net[i]) * (size_t)l->net[i]->batch, "texts");
         if (l->net[1])          /* the other network's run takes its place */
             l->pred[i] = floats(l, all);
     }
@@ -132,7 +140,7 @@ predict(struct draw_loop *l, int i)
     const float *out;
 
     sd_denoise_input(device, &l->n, sd_data(n->plan, n->in[0]), sd_data(n->plan, n->in[1]), n->batch);
-    sd_device_copy(device, sd_data(n->plan, n->in[2]), l->states[i], n->in[2]->numel * sizeof(float));
+    sd_device_copy(device, sd_data(n->plan, n->in[2]), l->kv[i], kv_bytes(n) * (size_t)n->batch);
     sd_run_steps(n->plan);
     out = sd_data(n->plan, n->out);
     if (!l->pred[i])
@@ -160,20 +168,32 @@ one_call(void *argument)
     sd_denoise_step(device, &n);
 }
 
-/* States of the texts, in the order of the network's batch. */
-static void
-write_states(struct draw_loop *l, const struct sd_draw_picture *pictures, int i)
+/* Keys and values of the texts, in the order of the network's batch; those of one text once where it comes again. */
+static int
+make_kv(struct draw_loop *l, const struct sd_draw_picture *pictures, int i)
 {
-    const struct net *n = l->net[i];
-    int64_t text = n->chunks * l->d->length * l->d->state_width;
+    struct sd_device *device = l->d->o.compute.device;
+    size_t bytes = kv_bytes(l->net[i]);
+    const float *before = NULL;
 
-    for (int64_t b = 0; b < n->batch; b++) {
+    for (int64_t b = 0; b < l->net[i]->batch; b++) {
         const struct sd_draw_picture *p = &pictures[b % l->count];
         bool negative = i == 1 || (l->together && b < l->count);
+        const struct sd_draw_text *text = negative ? p->negative : p->prompt;
+        char *kv = l->kv[i] + (size_t)b * bytes;
 
-        sd_device_write(l->d->o.compute.device, l->states[i] + b * text, (negative ? p->negative : p->prompt)->states,
-                        (size_t)text * sizeof(float));
+        if (text->states == before)
+            sd_device_copy(device, kv, kv - bytes, bytes);
+        else {
+            struct net *t = draw_text_kv(l->d, text, false);
+
+            if (!t)
+                return -1;
+            sd_device_copy(device, kv, sd_data(t->plan, t->out), bytes);
+            before = text->states;
+        }
     }
+    return 0;
 }
 
 /* Fresh noise of a call; a copy to the device waits for nothing. */
@@ -189,14 +209,15 @@ write_noise(struct draw_loop *l, const struct sd_draw_picture *pictures, int cal
     }
 }
 
-static void
+static int
 begin(struct draw_loop *l, const struct sd_draw_picture *pictures, float *room)
 {
     struct sd_device *device = l->d->o.compute.device;
     size_t numel = (size_t)l->n.numel;
 
     for (int i = 0; i < 2 && l->net[i]; i++)
-        write_states(l, pictures, i);
+        if (make_kv(l, pictures, i) < 0)
+            return -1;
     for (int b = 0; b < l->count; b++) {
         draw_to_nhwc(room, pictures[b].start, l->d->channels, l->d->h * l->d->w);
         sd_device_write(device, l->n.x + (size_t)b * numel, room, numel * sizeof *room);
@@ -205,6 +226,7 @@ begin(struct draw_loop *l, const struct sd_draw_picture *pictures, float *room)
         sd_device_fill(device, l->n.history[k], 0, (size_t)l->count * numel * sizeof(float));
     sd_device_fill(device, l->n.call, 0, sizeof *l->n.call);
     sd_device_fill(device, l->n.bad, 0, (size_t)l->d->o.sampler->calls * sizeof *l->n.bad);
+    return 0;
 }
 
 /* The latents; the first call whose result is not finite, or -1. */
@@ -245,7 +267,11 @@ draw_on_device(struct sd_draw *d, const struct sd_draw_picture *pictures, int co
     }
     s = sd_scope_open();
     room = sd_alloc_array(s, 2 * (size_t)l->n.numel, sizeof *room);
-    begin(l, pictures, room);
+    if (begin(l, pictures, room) < 0) {
+        sd_scope_close(s);
+        *status = -1;
+        return true;
+    }
     for (int call = 0; call < sampler->calls; call++) {
         if (l->noise)
             write_noise(l, pictures, call, room);

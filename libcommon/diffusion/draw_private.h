@@ -4,7 +4,7 @@
 
 #include "draw.h"
 
-enum net_kind { TEXT, UNET, DECODE, ENCODE };
+enum net_kind { TEXT, TEXT_KV, UNET, DECODE, ENCODE };
 
 /* A planned network with one or more inputs and one output. */
 struct net {
@@ -22,6 +22,8 @@ struct sd_draw {
     struct sd_draw_model m;
     struct sd_draw_options o;
     int64_t h, w, channels, length, state_width;
+    int64_t kv_width;               /* sd_unet_text_width */
+    size_t kv_bytes;                /* on the host: keys and values of the texts of the largest batch */
     struct sd_arena *arena;
     struct net *nets;
     struct draw_loop *loops;        /* draw_device.c's */
@@ -35,6 +37,10 @@ struct net *draw_ready(struct sd_draw *d, enum net_kind kind, int64_t batch, int
  * finite. */
 int draw_not_finite(struct net *n);
 bool draw_finite(const float *x, size_t n);
+
+/* draw_text_kv - keys and values of a text: their network, run; its result lasts until another runs.  look: NULL with
+ * sd_fail also where something is not finite. */
+struct net *draw_text_kv(struct sd_draw *d, const struct sd_draw_text *text, bool look);
 
 /* draw_on_device - sd_draw_pictures where the networks run on a device.  false: not done (the CPU; a sampler that sorts;
  * a result that is not finite), the loop of draw.c does it, or finds out where. */

@@ -26,6 +26,9 @@ struct sd_adapters *sd_adapters_new(struct sd_scope *s);
 struct sd_adapter *sd_adapters_add(struct sd_adapters *adapters, const struct sd_adapter *a);
 /* sd_adapters_find - the first on that path, NULL when there is none or adapters is NULL. */
 struct sd_adapter *sd_adapters_find(const struct sd_adapters *adapters, const char *path);
+/* sd_adapters_as_one - what lies on that path as one adapter, marked used: NULL where there is none, the only one, or, of
+ * several that are frozen, their exact concatenation (made once).  false: several, and one of them trains. */
+bool sd_adapters_as_one(const struct sd_adapters *adapters, const char *path, const struct sd_adapter **one);
 /* All of them, in the order added. */
 size_t sd_adapters_count(const struct sd_adapters *adapters);
 struct sd_adapter *sd_adapters_at(const struct sd_adapters *adapters, size_t i);

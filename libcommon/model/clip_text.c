@@ -20,16 +20,17 @@ static struct sd_tensor *
 layer(const struct sd_module *m, const struct sd_clip_text_config *c, int i, struct sd_tensor *x)
 {
     struct sd_graph *g = m->graph;
-    struct sd_tensor *h, *q, *k, *v;
+    const struct sd_part part[3] = { { "q_proj", c->hidden_size, true }, { "k_proj", c->hidden_size, true },
+                                     { "v_proj", c->hidden_size, true } };
+    struct sd_tensor *h, *qkv[3];
 
     sd_path_push(g, "encoder.layers.%d", i);
     sd_block_begin(g);
     h = sd_layer_norm(m, "layer_norm1", x, c->layer_norm_eps);
     sd_path_push(g, "self_attn");
-    q = sd_linear(m, "q_proj", h, c->hidden_size, true, NULL);
-    k = sd_linear(m, "k_proj", h, c->hidden_size, true, NULL);
-    v = sd_linear(m, "v_proj", h, c->hidden_size, true, NULL);
-    h = sd_op_attention(g, q, k, v, (struct sd_attention){ .heads = c->num_attention_heads, .causal = true });
+    sd_linears(m, "qkv_proj", h, part, 3, qkv);
+    h = sd_op_attention(g, qkv[0], qkv[1], qkv[2],
+                        (struct sd_attention){ .heads = c->num_attention_heads, .causal = true });
     x = sd_linear(m, "out_proj", h, c->hidden_size, true, x);
     sd_path_pop(g);
     h = sd_layer_norm(m, "layer_norm2", x, c->layer_norm_eps);

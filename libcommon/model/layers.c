@@ -1,6 +1,7 @@
 /* layers.c - linear, convolution and norms by module path. */
 #include "layers.h"
 
+#include <stdlib.h>
 #include <string.h>
 
 struct sd_module
@@ -79,6 +80,34 @@ adapt(const struct sd_module *m, struct sd_tensor *x, struct sd_tensor *beside, 
     return y;
 }
 
+/* A layer as a part of sd_op_projections.  false: it cannot be one, its weight or several adapters on it train. */
+static bool
+as_projection(const struct sd_module *m, const struct sd_tensor *weight, const struct sd_tensor *bias,
+              struct sd_projection *p)
+{
+    const struct sd_adapter *l = NULL;
+
+    if (weight->param->trainable || (bias && bias->param->trainable)
+        || !sd_adapters_as_one(m->adapters, sd_path(m->graph) + m->root, &l))
+        return false;
+    *p = (struct sd_projection){ weight->param, bias ? bias->param : NULL, NULL, NULL, NULL };
+    if (l) {
+        p->down = l->down;
+        p->up = l->up;
+        p->scale = l->scale;
+    }
+    return true;
+}
+
+/* On a device adapters ride in the columns of their layer's product. */
+static bool
+together(const struct sd_module *m)
+{
+    const char *off = getenv("SD_TOGETHER");
+
+    return sd_graph_device(m->graph) && !(off && *off == '0');
+}
+
 static int64_t
 channels_of(const struct sd_tensor *x, const struct sd_tensor *beside)
 {
@@ -92,10 +121,58 @@ sd_linear_beside(const struct sd_module *m, const char *name, struct sd_tensor *
     int in = enter(m, name);
     struct sd_tensor *weight = sd_parameter(m, "weight", 2, (int64_t[]){ out, channels_of(x, beside) });
     struct sd_tensor *b = bias ? sd_parameter(m, "bias", 1, &out) : NULL;
-    struct sd_tensor *y = adapt(m, x, beside, sd_op_linear_beside(m->graph, x, beside, weight, b, residual), NULL);
+    struct sd_projection one;
+    struct sd_tensor *y;
 
+    if (!beside && together(m) && sd_adapters_find(m->adapters, sd_path(m->graph) + m->root)
+        && as_projection(m, weight, b, &one))
+        y = sd_op_projections(m->graph, x, &(struct sd_projections){ 1, &one }, residual);
+    else
+        y = adapt(m, x, beside, sd_op_linear_beside(m->graph, x, beside, weight, b, residual), NULL);
     leave(m, in);
     return y;
+}
+
+struct sd_tensor *
+sd_projections(const struct sd_module *m, const char *name, struct sd_tensor *x, const struct sd_part *part, int count)
+{
+    struct sd_projection p[SD_MAX_PROJECTIONS];
+    struct sd_tensor *y = NULL;
+    bool fit = count <= SD_MAX_PROJECTIONS;
+
+    for (int i = 0; fit && i < count; i++) {
+        int in = enter(m, part[i].name);
+        struct sd_tensor *weight = sd_parameter(m, "weight", 2, (int64_t[]){ part[i].out, sd_cols(x) });
+        struct sd_tensor *bias = part[i].bias ? sd_parameter(m, "bias", 1, &part[i].out) : NULL;
+
+        fit = as_projection(m, weight, bias, &p[i]);
+        leave(m, in);
+    }
+    if (fit) {
+        int in = enter(m, name);
+
+        y = sd_op_projections(m->graph, x, &(struct sd_projections){ count, p }, NULL);
+        leave(m, in);
+        return y;
+    }
+    for (int i = 0; i < count; i++) {
+        struct sd_tensor *one = sd_linear(m, part[i].name, x, part[i].out, part[i].bias, NULL);
+
+        y = y ? sd_op_concat(m->graph, y, one) : one;
+    }
+    return y;
+}
+
+void
+sd_linears(const struct sd_module *m, const char *name, struct sd_tensor *x, const struct sd_part *part, int count,
+           struct sd_tensor **y)
+{
+    struct sd_tensor *all = together(m) ? sd_projections(m, name, x, part, count) : NULL;
+    int64_t at = 0;
+
+    for (int i = 0; i < count; at += part[i++].out)
+        y[i] = all ? sd_slice(all, all->ndim - 1, at, part[i].out)
+                   : sd_linear(m, part[i].name, x, part[i].out, part[i].bias, NULL);
 }
 
 struct sd_tensor *

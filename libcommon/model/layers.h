@@ -33,6 +33,18 @@ struct sd_tensor *sd_linear_beside(const struct sd_module *m, const char *name, 
                                    struct sd_tensor *beside, int64_t out, bool bias, struct sd_tensor *residual);
 struct sd_tensor *sd_group_norm_beside(const struct sd_module *m, const char *name, struct sd_tensor *x,
                                        struct sd_tensor *beside, int groups, double eps, bool silu);
+/* sd_projections - linear layers over the same x, side by side: [..., sum of outs], one product where the kernels can
+ * (ops.h), named `name` as a whole; their own names stand in `part`.  sd_linears - the same as tensors of their own, y[0]
+ * to y[count - 1]: together on a device, one by one elsewhere.  count is at most SD_MAX_PROJECTIONS. */
+struct sd_part {
+    const char *name;
+    int64_t out;
+    bool bias;
+};
+struct sd_tensor *sd_projections(const struct sd_module *m, const char *name, struct sd_tensor *x,
+                                 const struct sd_part *part, int count);
+void sd_linears(const struct sd_module *m, const char *name, struct sd_tensor *x, const struct sd_part *part, int count,
+                struct sd_tensor **y);
 /* sd_conv2d - kernel x kernel convolution with bias; channel_add and residual as in ops.h. */
 struct sd_tensor *sd_conv2d(const struct sd_module *m, const char *name, struct sd_tensor *x, int64_t out, int kernel,
                             struct sd_conv2d a, struct sd_tensor *channel_add, struct sd_tensor *residual);

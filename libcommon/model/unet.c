@@ -12,27 +12,43 @@ struct describe {
     struct sd_module m;
     const struct sd_unet_config *c;
     struct sd_tensor *emb;             /* silu(time embedding) [B, time_embed_dim] */
-    struct sd_tensor *states;          /* encoder_hidden_states */
+    struct sd_tensor *text_kv;         /* sd_unet_text */
+    int64_t text_at;                   /* columns of it that are taken */
     struct sd_tensor *skip[MAX_SKIPS]; /* down blocks' outputs, for the up blocks */
     int skips;
 };
 
-/* attn1 (context = x) and attn2 (context = text): the one place where q, k and v are made. */
+/* attn1: q, k and v of the same x. */
 static struct sd_tensor *
-attention(struct describe *d, const char *name, struct sd_tensor *x, struct sd_tensor *context, int heads,
-          struct sd_tensor *residual)
+self_attention(struct describe *d, struct sd_tensor *x, int heads, struct sd_tensor *residual)
 {
-    struct sd_graph *g = d->m.graph;
+    int64_t width = sd_cols(x);
+    const struct sd_part part[3] = { { "to_q", width, false }, { "to_k", width, false }, { "to_v", width, false } };
+    struct sd_tensor *qkv[3], *y;
+
+    sd_path_push(d->m.graph, "attn1");
+    sd_linears(&d->m, "to_qkv", x, part, 3, qkv);
+    y = sd_op_attention(d->m.graph, qkv[0], qkv[1], qkv[2], (struct sd_attention){ .heads = heads });
+    y = sd_linear(&d->m, "to_out.0", y, width, true, residual);
+    sd_path_pop(d->m.graph);
+    return y;
+}
+
+/* attn2: k and v of the text are there already. */
+static struct sd_tensor *
+cross_attention(struct describe *d, struct sd_tensor *x, int heads, struct sd_tensor *residual)
+{
     int64_t width = sd_cols(x);
     struct sd_tensor *q, *k, *v, *y;
 
-    sd_path_push(g, "%s", name);
+    sd_path_push(d->m.graph, "attn2");
     q = sd_linear(&d->m, "to_q", x, width, false, NULL);
-    k = sd_linear(&d->m, "to_k", context, width, false, NULL);
-    v = sd_linear(&d->m, "to_v", context, width, false, NULL);
-    y = sd_op_attention(g, q, k, v, (struct sd_attention){ .heads = heads });
+    k = sd_slice(d->text_kv, 2, d->text_at, width);
+    v = sd_slice(d->text_kv, 2, d->text_at + width, width);
+    d->text_at += 2 * width;
+    y = sd_op_attention(d->m.graph, q, k, v, (struct sd_attention){ .heads = heads });
     y = sd_linear(&d->m, "to_out.0", y, width, true, residual);
-    sd_path_pop(g);
+    sd_path_pop(d->m.graph);
     return y;
 }
 
@@ -43,9 +59,9 @@ transformer_block(struct describe *d, struct sd_tensor *x, int heads)
     int64_t width = sd_cols(x);
 
     h = sd_layer_norm(&d->m, "norm1", x, layer_norm_eps);
-    x = attention(d, "attn1", h, h, heads, x);
+    x = self_attention(d, h, heads, x);
     h = sd_layer_norm(&d->m, "norm2", x, layer_norm_eps);
-    x = attention(d, "attn2", h, d->states, heads, x);
+    x = cross_attention(d, h, heads, x);
     h = sd_layer_norm(&d->m, "norm3", x, layer_norm_eps);
     h = sd_linear(&d->m, "ff.net.0.proj", h, 8 * width, true, NULL);
     h = sd_op_geglu(d->m.graph, h);
@@ -172,29 +188,114 @@ time_embedding(struct describe *d, struct sd_tensor *timesteps)
     return sd_op_silu(g, t); /* every resnet takes it through SiLU first: done once */
 }
 
+/* -- the text's keys and values ------------------------------------------------------------------------------------ */
+
+/* Called for every cross-attention, in the order of the net. */
+struct visit {
+    struct sd_scope *scope;
+    struct sd_part *part;           /* NULL: only counted */
+    int count;
+    int64_t width;                  /* of all */
+};
+
+static void
+visit(struct visit *v, const char *block, int i, int j, int64_t width, int layers)
+{
+    static const char *const name[2] = { "to_k", "to_v" };
+
+    for (int l = 0; l < layers; l++)
+        for (int k = 0; k < 2; k++) {
+            if (v->part) {
+                const char *module = i < 0 ? sd_strdup(v->scope, block) : sd_sprintf(v->scope, "%s.%d", block, i);
+
+                v->part[v->count] = (struct sd_part){
+                    sd_sprintf(v->scope, "%s.attentions.%d.transformer_blocks.%d.attn2.%s", module, j, l, name[k]), width,
+                    false
+                };
+            }
+            v->count++;
+            v->width += width;
+        }
+}
+
+static void
+visit_all(const struct sd_unet_config *c, struct visit *v)
+{
+    const int *width = c->block_out_channels, deepest = c->levels - 1;
+
+    for (int i = 0; i < c->levels; i++)
+        for (int j = 0; c->down_attention[i] && j < c->layers_per_block[i]; j++)
+            visit(v, "down_blocks", i, j, width[i], c->transformer_layers[i]);
+    if (c->mid_block)
+        visit(v, "mid_block", -1, 0, width[deepest], c->transformer_layers[deepest]);
+    for (int i = 0; i < c->levels; i++)
+        for (int j = 0; c->up_attention[i] && j <= c->layers_per_block[deepest - i]; j++)
+            visit(v, "up_blocks", i, j, width[deepest - i], c->up_transformer_layers[i]);
+}
+
+int64_t
+sd_unet_text_width(const struct sd_unet_config *c)
+{
+    struct visit v = { .count = 0 };
+
+    visit_all(c, &v);
+    return v.width;
+}
+
 static bool
-fits(struct describe *d, const struct sd_tensor *sample, const struct sd_tensor *timesteps,
-     const struct sd_tensor *states)
+text_fits(struct sd_graph *g, const struct sd_unet_config *c, const struct sd_tensor *states)
+{
+    if (states->ndim == 3 && states->shape[2] == c->cross_attention_dim)
+        return true;
+    sd_graph_fault(g, "encoder_hidden_states %lld wide, the model takes %d", (long long)sd_cols(states),
+                   c->cross_attention_dim);
+    return false;
+}
+
+struct sd_tensor *
+sd_unet_text(struct sd_graph *g, struct sd_unet *unet, const struct sd_adapters *adapters,
+             struct sd_tensor *encoder_hidden_states)
+{
+    struct sd_module m = sd_module_begin(g, unet->weights, adapters);
+    struct sd_tensor *x = sd_op_cast(g, encoder_hidden_states, sd_graph_activations(g)), *all = NULL;
+    struct visit v = { .scope = sd_graph_scope(g) };
+
+    visit_all(&unet->config, &v);
+    v.part = sd_alloc_array(v.scope, (size_t)v.count + 1, sizeof *v.part);
+    v.count = 0;
+    visit_all(&unet->config, &v);
+    for (int i = 0; text_fits(g, &unet->config, x) && i < v.count; i += SD_MAX_PROJECTIONS) {
+        int count = v.count - i < SD_MAX_PROJECTIONS ? v.count - i : SD_MAX_PROJECTIONS;
+        struct sd_tensor *y = sd_projections(&m, "text_kv", x, v.part + i, count);
+
+        all = all ? sd_op_concat(g, all, y) : y;
+    }
+    sd_module_end(&m);
+    return all;
+}
+
+/* -- the net ------------------------------------------------------------------------------------------------------- */
+
+static bool
+fits(struct describe *d, const struct sd_tensor *sample, const struct sd_tensor *timesteps, const struct sd_tensor *text)
 {
     const struct sd_unet_config *c = d->c;
     struct sd_graph *g = d->m.graph;
 
     if (sample->ndim != 4 || sample->shape[3] != c->in_channels)
         sd_graph_fault(g, "sample of %lld channels, the model takes %d", (long long)sd_cols(sample), c->in_channels);
-    else if (states->ndim != 3 || states->shape[2] != c->cross_attention_dim)
-        sd_graph_fault(g, "encoder_hidden_states %lld wide, the model takes %d", (long long)sd_cols(states),
-                       c->cross_attention_dim);
-    else if (states->shape[0] != sample->shape[0] || timesteps->ndim != 1 || timesteps->shape[0] != sample->shape[0])
+    else if ((text && text->shape[0] != sample->shape[0]) || timesteps->ndim != 1
+             || timesteps->shape[0] != sample->shape[0])
         sd_graph_fault(g, "batch of %lld samples, %lld timesteps, %lld texts", (long long)sample->shape[0],
-                       (long long)timesteps->shape[0], (long long)states->shape[0]);
+                       (long long)timesteps->shape[0], (long long)(text ? text->shape[0] : 0));
     else
         return true;
     return false;
 }
 
 struct sd_tensor *
-sd_unet(struct sd_graph *g, struct sd_unet *unet, const struct sd_adapters *adapters, struct sd_tensor *sample,
-        struct sd_tensor *timesteps, struct sd_tensor *encoder_hidden_states)
+sd_unet_denoise(struct sd_graph *g, struct sd_unet *unet, const struct sd_adapters *adapters, struct sd_tensor *sample,
+                struct sd_tensor *timesteps, struct sd_tensor *text_kv)
 {
     const struct sd_unet_config *c = &unet->config;
     struct describe *d = sd_alloc(sd_graph_scope(g), sizeof *d);
@@ -203,11 +304,13 @@ sd_unet(struct sd_graph *g, struct sd_unet *unet, const struct sd_adapters *adap
 
     d->m = sd_module_begin(g, unet->weights, adapters);
     d->c = c;
-    d->states = sd_op_cast(g, encoder_hidden_states, dtype);
-    if (fits(d, sample, timesteps, encoder_hidden_states)) {
+    d->text_kv = text_kv;
+    if (text_kv && (text_kv->ndim != 3 || sd_cols(text_kv) != sd_unet_text_width(c)))
+        sd_bug("unet", "text_kv %lld wide, %lld wanted", (long long)sd_cols(text_kv), (long long)sd_unet_text_width(c));
+    if (fits(d, sample, timesteps, text_kv)) {
         d->emb = time_embedding(d, timesteps);
-        x = sd_conv2d(&d->m, "conv_in", sd_op_cast(g, sample, dtype), c->block_out_channels[0], c->conv_in_kernel, sd_same(c->conv_in_kernel),
-                      NULL, NULL);
+        x = sd_conv2d(&d->m, "conv_in", sd_op_cast(g, sample, dtype), c->block_out_channels[0], c->conv_in_kernel,
+                      sd_same(c->conv_in_kernel), NULL, NULL);
         push_skip(d, x);
         for (int i = 0; i < c->levels; i++)
             x = down_block(d, i, x);
@@ -222,4 +325,14 @@ sd_unet(struct sd_graph *g, struct sd_unet *unet, const struct sd_adapters *adap
     }
     sd_module_end(&d->m);
     return x;
+}
+
+struct sd_tensor *
+sd_unet(struct sd_graph *g, struct sd_unet *unet, const struct sd_adapters *adapters, struct sd_tensor *sample,
+        struct sd_tensor *timesteps, struct sd_tensor *encoder_hidden_states)
+{
+    struct sd_tensor *text_kv = sd_unet_text(g, unet, adapters, encoder_hidden_states);
+
+    return text_kv || !sd_unet_text_width(&unet->config)
+               ? sd_unet_denoise(g, unet, adapters, sample, timesteps, text_kv) : sample;
 }
