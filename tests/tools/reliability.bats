@@ -189,6 +189,62 @@ END
     done < claims
 }
 
+# most_kib COMMAND...: the largest resident memory of it; its output goes nowhere
+most_kib() {
+    "$@" > /dev/null 2> err &
+    local pid=$! now most=0
+    while now=$(sed -n 's/^VmHWM:[^0-9]*\([0-9]*\).*/\1/p' "/proc/$pid/status" 2> /dev/null) && [ -n "$now" ]; do
+        if ((now > most)); then most=$now; fi
+    done
+    wait $pid || true
+    echo $most
+}
+
+@test "a JPEG of more than 500 scans is stopped" {
+    # the first scan of a progressive picture 600 times: each goes over the whole picture
+    perl -0777 -e 'open F, "<:raw", $ARGV[0]; $_ = <F>; /\xff\xda.*?(?=\xff[\xc4\xda])/s or die;
+        print $`, $& x $ARGV[1], substr($_, $+[0])' "$DATA/images/progressive.jpg" 600 > scans.jpg
+    run -3 --separate-stderr sd-crop -q -j scans.jpg
+    is_line "sd-crop: scans.jpg: JPEG of more than 500 scans"
+}
+
+@test "large pictures take three times their size and 64 MB, those beyond the limit nothing" {
+    counts_memory sd-crop
+    perl -MCompress::Zlib -e 1 2> /dev/null || skip "this Perl has no zlib"
+    perl -e 'use Compress::Zlib; sub chunk { pack("N", length $_[1]) . $_[0] . $_[1] . pack("N", crc32($_[0] . $_[1])) }
+        ($w, $h) = @ARGV; ($d) = deflateInit(-Level => 9); $data = "";
+        $row = "\0" x (1 + $w); for (1 .. $h) { ($o) = $d->deflate($row); $data .= $o } ($o) = $d->flush; $data .= $o;
+        print "\x89PNG\r\n\x1a\n", chunk("IHDR", pack("NNCCCCC", $w, $h, 8, 0, 0, 0, 0)), chunk("IDAT", $data), chunk("IEND", "")' \
+        5000 5000 > large.png
+    [ "$(stat -c %s large.png)" -lt 40000 ]
+    most=$(most_kib sd-crop -q --resolution 64 large.png)
+    [ ! -s err ]
+    echo "$most KiB for 25 million pixels"
+    ((most < 3 * 5000 * 5000 * 3 / 1024 + 65536))
+    perl -0777 -pe 'substr($_, 16, 8) = pack("NN", 60000, 60000)' large.png > bomb.png
+    most=$(most_kib sd-crop -q --resolution 64 bomb.png)
+    grep -q '60000 x 60000 pixels, at most 178956970 are decoded' err
+    ((most < 65536))
+}
+
+@test "what is not finite gets into no latents and no model" {
+    nan() { # FROM TO: all numbers of a file are NaN, whether they have two bytes or four
+        perl -0777 -pe '$n = 8 + unpack "Q<", $_; substr($_, $n) = "\xff" x (length($_) - $n)' "$1" > "$2"
+    }
+    cp -r "$MODEL" m
+    nan "$MODEL/vae/diffusion_pytorch_model.safetensors" m/vae/diffusion_pytorch_model.safetensors
+    sd-crop -q --resolution 40x40 "$DATA/images/rgb.png" 2> /dev/null > one.sd
+    run -3 --separate-stderr sd-encode-latents -j --model m --cache cache one.sd
+    [[ $stderr == *"latents are not finite"* && $output != *latents_mean* ]]
+    [ -z "$(find cache -name '*.safetensors')" ]
+    nan "$DATA/lora/sd1.kohya.safetensors" nan.safetensors
+    run -3 --separate-stderr sd-merge --output never "nan.safetensors"
+    [[ $stderr == "sd-merge: nan.safetensors: "*"not finite" ]]
+    run -3 --separate-stderr sd-sample -q --model "$MODEL" --lora nan.safetensors --prompt a -j
+    [[ $stderr == "sd-sample: nan.safetensors: "*"not finite" ]]
+    [ ! -e never ]
+}
+
 # names that would be something else than a name: 40 of them
 hostile() {
     # shellcheck disable=SC2016,SC2088
