@@ -83,6 +83,15 @@ posterior_kernel(float *latents, int64_t pixels, int64_t channels, const float *
     }
 }
 
+__global__ void
+gather_kernel(float *out, int64_t n, const float *from, const int64_t *at)
+{
+    int64_t b = blockIdx.y, i = (int64_t)blockIdx.x * THREADS + threadIdx.x;
+
+    if (i < n)
+        out[b * n + i] = from[at[b] + i];
+}
+
 dim3
 blocks_of(int64_t n, int64_t batch)
 {
@@ -115,4 +124,11 @@ sd_device_posterior(struct sd_device *d, float *latents, int64_t batch, int64_t 
     if (pixels > 0 && channels > 0 && batch > 0)
         SD_LAUNCH(d, posterior_kernel, blocks_of(pixels * channels, batch), THREADS, 0, latents, pixels, channels, moments, at, keys,
                   scale);
+}
+
+void
+sd_device_gather(struct sd_device *d, float *out, int64_t batch, int64_t n, const float *from, const int64_t *at)
+{
+    if (n > 0 && batch > 0)
+        SD_LAUNCH(d, gather_kernel, dim3((unsigned)ceil_div(n, THREADS), (unsigned)batch), THREADS, 0, out, n, from, at);
 }

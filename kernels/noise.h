@@ -27,6 +27,9 @@ void sd_device_noise(struct sd_device *d, float *out, int64_t batch, int64_t pix
 void sd_device_posterior(struct sd_device *d, float *latents, int64_t batch, int64_t pixels, int64_t channels, const float *moments,
                          const int64_t *at, const struct sd_noise_key *keys, float scale);
 
+/* sd_device_gather - out[b, 0..n) = from[at[b] + 0..n) for b < batch. */
+void sd_device_gather(struct sd_device *d, float *out, int64_t batch, int64_t n, const float *from, const int64_t *at);
+
 #ifdef __cplusplus
 }
 #endif

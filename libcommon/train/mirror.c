@@ -257,7 +257,7 @@ whole(void *argument)
 {
     const struct whole *x = argument;
 
-    sd_run_steps(x->w->plan);
+    x->w->steps(x->w->argument);
     sd_update_loss(x->m->device, x->m->loss, x->w->loss, (size_t)x->w->batch, true);
     end_of_window(x->m);
 }

@@ -41,11 +41,12 @@ struct sd_mirror_result {
  * result. */
 void sd_mirror_update(struct sd_mirror *m, const struct sd_mirror_step *step);
 void sd_mirror_wait(struct sd_mirror *m, struct sd_mirror_result *r);
-/* sd_mirror_whole - a window of one micro-batch, accumulate and update in one: the steps of
- * w->plan, bound in w->arena, whose losses lie at w->loss, and the end of the window are one recording, kept in *repeat:
+/* sd_mirror_whole - a window of one micro-batch, accumulate and update in one: w->steps, over plans
+ * bound in w->arena, whose losses lie at w->loss, and the end of the window are one recording, kept in *repeat:
  * one for each plan, ended by the caller. */
 struct sd_mirror_work {
-    struct sd_plan *plan;
+    void (*steps)(void *argument);
+    void *argument;
     const struct sd_arena *arena;
     const float *loss;
     int64_t batch;

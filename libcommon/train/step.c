@@ -4,9 +4,9 @@
 #include "ops.h"
 
 static struct sd_tensor *
-per_sample(struct sd_graph *g, const char *name, int64_t batch)
+per_sample(const struct sd_train_step *x, enum sd_step_value i)
 {
-    return sd_input(g, name, SD_F32, 1, (int64_t[]){ batch });
+    return sd_reshape(sd_slice(x->values, 0, i, 1), 1, (int64_t[]){ x->shape.batch });
 }
 
 static struct sd_tensor *
@@ -41,18 +41,15 @@ sd_train_step_new(struct sd_scope *s, const struct sd_trainer_model *m, const st
     x->shape = *shape;
     x->latents = sd_input(g, "latents", SD_F32, 4, picture);
     x->noise = sd_input(g, "noise", SD_F32, 4, picture);
-    x->noisy_latents_by = per_sample(g, "noisy_latents_by", B);
-    x->noisy_noise_by = per_sample(g, "noisy_noise_by", B);
-    x->target_latents_by = per_sample(g, "target_latents_by", B);
-    x->target_noise_by = per_sample(g, "target_noise_by", B);
-    x->timesteps = per_sample(g, "timesteps", B);
-    x->weight = per_sample(g, "loss_weight", B);
+    x->values = sd_input(g, "values", SD_F32, 2, (int64_t[]){ SD_STEP_VALUES, B });
     if (shape->masked)
         x->mask = sd_input(g, "latent_mask", SD_F32, 3, picture);
-    noisy = sd_op_add_noise(g, x->latents, x->noise, x->noisy_latents_by, x->noisy_noise_by);
-    target = sd_op_add_noise(g, x->latents, x->noise, x->target_latents_by, x->target_noise_by);
-    pred = sd_unet(g, m->unet, m->adapters, noisy, x->timesteps, text_states(x, m, clip_skip));
-    x->loss = sd_keep(sd_op_mse(g, pred, target, x->mask, x->weight));
+    noisy = sd_op_add_noise(g, x->latents, x->noise, per_sample(x, SD_NOISY_LATENTS_BY),
+                            per_sample(x, SD_NOISY_NOISE_BY));
+    target = sd_op_add_noise(g, x->latents, x->noise, per_sample(x, SD_TARGET_LATENTS_BY),
+                             per_sample(x, SD_TARGET_NOISE_BY));
+    pred = sd_unet(g, m->unet, m->adapters, noisy, per_sample(x, SD_STEP_TIMESTEP), text_states(x, m, clip_skip));
+    x->loss = sd_keep(sd_op_mse(g, pred, target, x->mask, per_sample(x, SD_LOSS_WEIGHT)));
     x->plan = sd_plan_training(g, x->loss, SD_REDO_CHEAP, memory);
     if (!x->plan) {
         sd_graph_free(g);
@@ -65,6 +62,7 @@ void
 sd_train_step_free(struct sd_train_step *x)
 {
     sd_repeat_end(&x->whole);
+    sd_repeat_end(&x->alone);
     sd_plan_free(x->plan);
     sd_graph_free(x->graph);
 }

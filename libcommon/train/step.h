@@ -11,20 +11,26 @@ struct sd_step_shape {
     bool masked;
 };
 
-/* Inputs, NHWC and [batch] unless said. */
+/* noisy = a latents + s noise; the target likewise */
+enum sd_step_value {
+    SD_NOISY_LATENTS_BY, SD_NOISY_NOISE_BY, SD_TARGET_LATENTS_BY, SD_TARGET_NOISE_BY, SD_STEP_TIMESTEP, SD_LOSS_WEIGHT,
+    SD_STEP_VALUES
+};
+
+/* Inputs, NHWC unless said. */
 struct sd_train_step {
     struct sd_step_shape shape;
     struct sd_graph *graph;
     struct sd_plan *plan;
     struct sd_tensor *latents, *noise;
-    struct sd_tensor *noisy_latents_by, *noisy_noise_by;    /* noisy = a latents + s noise */
-    struct sd_tensor *target_latents_by, *target_noise_by;  /* target likewise */
-    struct sd_tensor *timesteps, *weight, *mask;
+    struct sd_tensor *values;                   /* [SD_STEP_VALUES, batch], rows as below */
+    struct sd_tensor *mask;
     struct sd_tensor *input_ids;                /* [batch * chunks, length] I32, where the text encoder learns */
     struct sd_tensor *states;                   /* [batch, chunks * length, width] where it does not */
     struct sd_tensor *loss;                     /* [batch] */
     bool bound;
-    struct sd_repeat whole;                     /* with the update behind it, on a device */
+    struct sd_repeat whole, alone;              /* with the update behind it, and without, on a device */
+    struct sd_sent *sent;                       /* what it is made from there (trainer_device.c), or NULL */
     struct sd_train_step *next;
 };
 

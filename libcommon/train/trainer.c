@@ -1,7 +1,6 @@
 /* trainer - updates: which samples, which numbers, forward and backward, accumulate, clip, step. */
 #include "trainer_private.h"
 
-#include "random.h"
 #include "reduce.h"
 
 #include <math.h>
@@ -15,6 +14,7 @@ close_trainer(void *argument)
     while (t->steps) {
         struct sd_train_step *next = t->steps->next;
 
+        sd_trainer_sent_free(t, t->steps);
         sd_train_step_free(t->steps);
         t->steps = next;
     }
@@ -24,10 +24,9 @@ close_trainer(void *argument)
         sd_text_states_free(t->encoders);
         t->encoders = next;
     }
-    if (t->ahead.scope)
-        sd_scope_close(t->ahead.scope);
     if (t->epoch_scope)
         sd_scope_close(t->epoch_scope);
+    sd_trainer_resident_free(t);
     sd_mirror_free(t->mirror);
     sd_arena_free(t->arena);
 }
@@ -67,359 +66,28 @@ sd_trainer_optimizer(struct sd_trainer *x)
     return x->optimizer;
 }
 
-/* -- texts ------------------------------------------------------------------------------------------------------- */
-
-struct sd_text *
-sd_trainer_text(struct sd_trainer *x, const char *caption)
-{
-    unsigned slot = 5381;
-    struct sd_text *e;
-
-    for (const char *c = caption; *c; c++)
-        slot = slot * 33 + (unsigned char)*c;
-    slot %= SD_TEXT_SLOTS;
-    for (e = x->texts[slot]; e; e = e->next)
-        if (strcmp(e->caption, caption) == 0)
-            return e;
-    e = sd_alloc(x->scope, sizeof *e);
-    e->caption = caption;
-    if (sd_prompt_encode(x->model.tokenizer, x->scope, SD_PROMPT_CAPTION, caption, &e->prompt) < 0)
-        return NULL;
-    e->next = x->texts[slot];
-    return x->texts[slot] = e;
-}
-
-/* ids of `chunks` chunks: those of the text, then empty ones */
-static void
-put_ids(const struct sd_trainer *x, const struct sd_text *e, int64_t chunks, int32_t *ids)
-{
-    struct sd_scope *s = sd_scope_open();
-    struct sd_prompt padded = e->prompt;
-
-    sd_prompt_pad(x->model.tokenizer, s, &padded, (int)chunks);
-    memcpy(ids, padded.input_ids, (size_t)(chunks * x->length) * sizeof *ids);
-    sd_scope_close(s);
-}
-
-static int
-encode(struct sd_trainer *x, const int32_t *ids, int64_t chunks, float *states)
-{
-    struct sd_text_states *e = sd_trainer_encoder(x, chunks, x->length);
-
-    if (!e)
-        return -1;
-    if (!e->bound) {
-        sd_plan_bind(e->plan, x->arena);
-        e->bound = true;
-    }
-    sd_feed(e->plan, e->input_ids, ids);
-    sd_run(e->plan);
-    sd_fetch(e->plan, e->states, states);
-    return 0;
-}
-
-/* -- one micro-batch on the host --------------------------------------------------------------------------------- */
-
-static void
-micro_alloc(struct sd_trainer *x, struct sd_micro *k, struct sd_scope *s)
-{
-    size_t B = (size_t)k->shape.batch, pixels = (size_t)(k->shape.height * k->shape.width);
-    size_t numel = B * pixels * (size_t)k->shape.channels;
-
-    k->latents = sd_alloc_array(s, numel, sizeof(float));
-    k->noise = sd_alloc_array(s, numel, sizeof(float));
-    k->mask = k->shape.masked ? sd_alloc_array(s, B * pixels, sizeof(float)) : NULL;
-    k->weight = sd_alloc_array(s, B, sizeof(float));
-    k->timesteps = sd_alloc_array(s, B, sizeof(float));
-    for (int i = 0; i < 2; i++) {
-        k->noisy[i] = sd_alloc_array(s, B, sizeof(float));
-        k->target[i] = sd_alloc_array(s, B, sizeof(float));
-    }
-    k->sources = sd_alloc_array(s, B, sizeof *k->sources);
-    if (x->model.text_trains)
-        k->ids = sd_alloc_array(s, B * (size_t)(k->shape.chunks * k->shape.length), sizeof *k->ids);
-    else
-        k->states = sd_alloc_array(s, B * (size_t)(k->shape.chunks * k->shape.length * x->width), sizeof(float));
-}
-
-static void
-set_timestep(struct sd_trainer *x, struct sd_micro *k, int64_t b, int timestep, const float *mask)
-{
-    const struct sd_trainer_options *o = &x->options;
-    double by[4];
-    size_t pixels = (size_t)(k->shape.height * k->shape.width);
-    double weight = sd_loss_weight(x->model.scheduler, timestep,
-                                   o->snr_gamma > 0 ? SD_WEIGHT_MIN_SNR : SD_WEIGHT_CONSTANT, o->snr_gamma);
-
-    sd_noise_coefficients(x->model.scheduler, timestep, &by[0], &by[1]);
-    sd_target_coefficients(x->model.scheduler, timestep, &by[2], &by[3]);
-    for (int i = 0; i < 2; i++) {
-        k->noisy[i][b] = (float)by[i];
-        k->target[i][b] = (float)by[2 + i];
-    }
-    k->timesteps[b] = (float)timestep;
-    k->weight[b] = (float)(weight * sd_mask_multiplier(mask, pixels, (int)k->shape.channels, o->mask_normalize));
-}
-
-static void
-to_nhwc(float *to, const float *from, int64_t channels, int64_t pixels)
-{
-    for (int64_t p = 0; p < pixels; p++)
-        for (int64_t c = 0; c < channels; c++)
-            to[p * channels + c] = from[c * pixels + p];
-}
-
-static void
-make_noise(struct sd_trainer *x, struct sd_micro *k, int64_t b, const struct sd_sample *sample, uint32_t visit,
-           struct sd_scope *s)
-{
-    int64_t pixels = k->shape.height * k->shape.width, channels = k->shape.channels;
-    float *noise = sd_alloc_array(s, (size_t)(pixels * channels), sizeof *noise);
-
-    sd_random_normal(noise, (size_t)(pixels * channels), x->options.seed, SD_FOR_NOISE, sample->hash, visit);
-    if (x->options.noise_offset > 0) {
-        float *offset = sd_alloc_array(s, (size_t)channels, sizeof *offset);
-
-        sd_random_normal(offset, (size_t)channels, x->options.seed, SD_FOR_OFFSET, sample->hash, visit);
-        for (int64_t c = 0; c < channels; c++)
-            for (int64_t p = 0; p < pixels; p++)
-                noise[c * pixels + p] += (float)x->options.noise_offset * offset[c];
-    }
-    to_nhwc(k->noise + b * pixels * channels, noise, channels, pixels);
-}
-
-static struct sd_text *
-caption_of(struct sd_trainer *x, const struct sd_sample *sample, uint32_t visit)
-{
-    bool dropped = sd_caption_dropped(sample, x->options.seed, visit, x->options.caption_dropout);
-
-    return sd_trainer_text(x, dropped ? x->options.dropped_caption : sample->caption);
-}
-
-static int
-put_text(struct sd_trainer *x, struct sd_micro *k, int64_t b, struct sd_text *e)
-{
-    int64_t n = k->shape.chunks * k->shape.length;
-
-    if (x->model.text_trains) {
-        put_ids(x, e, k->shape.chunks, k->ids + b * n);
-        return 0;
-    }
-    if (k->shape.chunks == e->prompt.chunks) {
-        size_t bytes = (size_t)(n * x->width) * sizeof(float);
-        float *states = k->states + b * n * x->width;
-
-        if (e->states) {
-            memcpy(states, e->states, bytes);
-            return 0;
-        }
-        if (encode(x, e->prompt.input_ids, e->prompt.chunks, states) < 0)
-            return -1;
-        if (x->states_bytes + bytes <= SD_STATES_BYTES) {
-            e->states = sd_alloc(x->scope, bytes);
-            memcpy(e->states, states, bytes);
-            x->states_bytes += bytes;
-        }
-        return 0;
-    } else {            /* a shorter text beside a longer one: empty chunks behind it */
-        struct sd_scope *s = sd_scope_open();
-        int32_t *ids = sd_alloc_array(s, (size_t)n, sizeof *ids);
-        int status;
-
-        put_ids(x, e, k->shape.chunks, ids);
-        status = encode(x, ids, k->shape.chunks, k->states + b * n * x->width);
-        sd_scope_close(s);
-        return status;
-    }
-}
-
-static const struct sd_batch *
-batch_at(struct sd_trainer *x, int64_t micro)
-{
-    int64_t epoch = micro / x->per_epoch;
-
-    if (epoch != x->epoch) {
-        uint32_t count;
-
-        if (x->epoch_scope)
-            sd_scope_close(x->epoch_scope);
-        x->epoch_scope = sd_scope_open();
-        x->batches =
-            sd_epoch_batches(x->data, x->epoch_scope, x->options.seed, (uint32_t)epoch, x->options.batch_size, &count);
-        x->epoch = epoch;
-    }
-    return &x->batches[micro % x->per_epoch];
-}
-
-static int
-make_micro(struct sd_trainer *x, int64_t index, struct sd_micro *k, struct sd_scope *s)
-{
-    const struct sd_batch *batch = batch_at(x, index);
-    const struct sd_bucket *bucket = &x->data->bucket[batch->bucket];
-    int64_t pixels = bucket->height * bucket->width;
-    struct sd_text **texts = sd_alloc_array(s, batch->count, sizeof *texts);
-    uint32_t visit = (uint32_t)x->epoch;        /* a sample comes once an epoch, whatever the batches are */
-
-    k->shape = (struct sd_step_shape){ batch->count, x->data->channels, bucket->height, bucket->width, 1, x->length,
-                                       x->options.masked };
-    for (uint32_t b = 0; b < batch->count; b++) {
-        const struct sd_sample *sample = &x->data->sample[batch->sample[b]];
-
-        if (!(texts[b] = caption_of(x, sample, visit)))
-            return sd_fail_prefix("%s", sample->source);
-        if (texts[b]->prompt.chunks > k->shape.chunks)
-            k->shape.chunks = texts[b]->prompt.chunks;
-    }
-    micro_alloc(x, k, s);
-    for (uint32_t b = 0; b < batch->count; b++) {
-        const struct sd_sample *sample = &x->data->sample[batch->sample[b]];
-        float *mask = k->mask ? k->mask + b * pixels : NULL;
-
-        k->sources[b] = sample->source;
-        if (mask) {
-            for (int64_t p = 0; p < pixels; p++)
-                mask[p] = sample->mask ? sample->mask[p] : 1;
-            sd_mask_clamp(mask, (size_t)pixels, x->options.unmasked_weight);
-        }
-        sd_posterior_sample(x->data, sample, x->options.seed, visit, (float)x->model.scaling_factor,
-                            k->latents + b * pixels * x->data->channels);
-        make_noise(x, k, b, sample, visit, s);
-        set_timestep(x, k, b, (int)sd_random_below((uint32_t)x->model.scheduler->num_train_timesteps, x->options.seed,
-                                                   SD_FOR_TIMESTEP, sample->hash, visit), mask);
-        if (put_text(x, k, b, texts[b]) < 0)
-            return -1;
-    }
-    return 0;
-}
-
-static int
-replay_micro(struct sd_trainer *x, int64_t index, struct sd_micro *k, struct sd_scope *s)
-{
-    struct sd_replay_step r;
-    int64_t pixels, numel;
-
-    if (sd_replay_step(x->replay, s, index, &r) < 0)
-        return -1;
-    k->shape = (struct sd_step_shape){ r.batch, r.channels, r.height, r.width, 1, r.length, false };
-    if (r.length > x->model.text->config.max_position_embeddings)
-        return sd_fail("step_%04lld: texts of %lld ids, the text encoder takes %d", (long long)index,
-                       (long long)r.length, x->model.text->config.max_position_embeddings);
-    x->length = r.length;
-    micro_alloc(x, k, s);
-    pixels = r.height * r.width;
-    numel = pixels * r.channels;
-    for (int64_t b = 0; b < r.batch; b++) {
-        int32_t *ids = k->ids ? k->ids + b * r.length : sd_alloc_array(s, (size_t)r.length, sizeof *ids);
-
-        k->sources[b] = "the recorded batch";
-        to_nhwc(k->latents + b * numel, r.latents + b * numel, r.channels, pixels);
-        to_nhwc(k->noise + b * numel, r.noise + b * numel, r.channels, pixels);
-        if (r.timesteps[b] < 0 || r.timesteps[b] >= x->model.scheduler->num_train_timesteps)
-            return sd_fail("step_%04lld: timestep %lld", (long long)index, (long long)r.timesteps[b]);
-        set_timestep(x, k, b, (int)r.timesteps[b], NULL);
-        for (int64_t i = 0; i < r.length; i++) {
-            int64_t id = r.input_ids[b * r.length + i];
-
-            if (id < 0 || id >= x->model.text->config.vocab_size + (x->model.rows ? x->model.rows->shape[0] : 0))
-                return sd_fail("step_%04lld: id %lld is beyond the vocabulary", (long long)index, (long long)id);
-            ids[i] = (int32_t)id;
-        }
-        if (!k->ids && encode(x, ids, 1, k->states + b * r.length * x->width) < 0)
-            return -1;
-    }
-    return 0;
-}
-
 /* -- running ----------------------------------------------------------------------------------------------------- */
 
+/* What a step on a device computes of one micro-batch: its inputs, from what was sent, and its plan. */
 static void
-feed(struct sd_train_step *step, const struct sd_micro *k)
+steps_of(void *argument)
 {
-    sd_feed(step->plan, step->latents, k->latents);
-    sd_feed(step->plan, step->noise, k->noise);
-    sd_feed(step->plan, step->noisy_latents_by, k->noisy[0]);
-    sd_feed(step->plan, step->noisy_noise_by, k->noisy[1]);
-    sd_feed(step->plan, step->target_latents_by, k->target[0]);
-    sd_feed(step->plan, step->target_noise_by, k->target[1]);
-    sd_feed(step->plan, step->timesteps, k->timesteps);
-    sd_feed(step->plan, step->weight, k->weight);
-    if (step->mask)
-        sd_feed(step->plan, step->mask, k->mask);
-    if (step->input_ids)
-        sd_feed(step->plan, step->input_ids, k->ids);
-    else
-        sd_feed(step->plan, step->states, k->states);
-}
+    struct sd_train_step *step = argument;
 
-static int
-fill_micro(struct sd_trainer *x, int64_t index, struct sd_micro *k, struct sd_scope *s)
-{
-    return (x->replay ? replay_micro : make_micro)(x, index, k, s);
-}
-
-/* The micro-batch, in a scope that the caller closes. */
-static int
-take_micro(struct sd_trainer *x, int64_t index, struct sd_micro *k, struct sd_scope **s)
-{
-    struct sd_scope *ahead = x->ahead.scope;
-
-    x->ahead.scope = NULL;
-    if (ahead && x->ahead.index == index) {
-        *k = x->ahead.micro;
-        *s = ahead;
-        return 0;
-    }
-    if (ahead)
-        sd_scope_close(ahead);
-    *s = sd_scope_open();
-    return fill_micro(x, index, k, *s);
-}
-
-/* Made now, taken later; what cannot be made is said when its turn comes. */
-static void
-make_ahead(struct sd_trainer *x, int64_t index)
-{
-    struct sd_scope *s;
-
-    if (index >= x->options.updates * (int64_t)x->options.accumulation)
-        return;
-    s = sd_scope_open();
-    memset(&x->ahead.micro, 0, sizeof x->ahead.micro);
-    if (fill_micro(x, index, &x->ahead.micro, s) < 0) {
-        sd_scope_close(s);
-        return;
-    }
-    x->ahead.scope = s;
-    x->ahead.index = index;
-}
-
-/* A micro-batch, its step, bound and fed; NULL with sd_fail.  *s is to be closed in any case. */
-static struct sd_train_step *
-ready_micro(struct sd_trainer *x, int64_t index, struct sd_micro *k, struct sd_scope **s)
-{
-    struct sd_train_step *step;
-
-    memset(k, 0, sizeof *k);
-    if (take_micro(x, index, k, s) < 0 || !(step = sd_trainer_step(x, &k->shape)))
-        return NULL;
-    if (!step->bound) {
-        sd_plan_bind(step->plan, x->arena);
-        step->bound = true;
-    }
-    feed(step, k);
-    return step;
+    sd_trainer_make_inputs(step);
+    sd_run_steps(step->plan);
 }
 
 /* run_micro - one micro-batch; its loss and gradients go into the sums. */
 static int
 run_micro(struct sd_trainer *x, int64_t index)
 {
+    struct sd_scope *s = sd_scope_open();
     struct sd_micro k;
-    struct sd_scope *s;
-    struct sd_train_step *step = ready_micro(x, index, &k, &s);
+    struct sd_train_step *step = sd_trainer_ready(x, index, &k, s);
 
     if (step && x->mirror) {
-        sd_run(step->plan);
+        sd_repeat(x->model.compute.device, &step->alone, sd_arena_moves(x->arena), steps_of, step);
         sd_mirror_accumulate(x->mirror, sd_data(step->plan, step->loss), k.shape.batch);
     } else if (step) {
         float *loss = sd_alloc_array(s, (size_t)k.shape.batch, sizeof *loss);
@@ -439,10 +107,12 @@ run_micro(struct sd_trainer *x, int64_t index)
 static int
 scan_micro(struct sd_trainer *x, int64_t index, const char **bad, const char **sources)
 {
+    struct sd_scope *s = sd_scope_open();
     struct sd_micro k;
-    struct sd_scope *s;
-    struct sd_train_step *step = ready_micro(x, index, &k, &s);
+    struct sd_train_step *step = sd_trainer_ready(x, index, &k, s);
 
+    if (step && x->mirror)
+        sd_trainer_make_inputs(step);
     if (step && (*bad = sd_run_scan(step->plan))) {
         char *text = sd_strdup(x->scope, k.sources[0]);
 
@@ -497,13 +167,13 @@ rate_of(const struct sd_trainer *x, int group, int64_t done, double *lr)
 static int
 whole_step(struct sd_trainer *x, int64_t index, const struct sd_mirror_step *values)
 {
+    struct sd_scope *s = sd_scope_open();
     struct sd_micro k;
-    struct sd_scope *s;
-    struct sd_train_step *step = ready_micro(x, index, &k, &s);
+    struct sd_train_step *step = sd_trainer_ready(x, index, &k, s);
 
     if (step)
         sd_mirror_whole(x->mirror, values, &step->whole,
-                        &(struct sd_mirror_work){ step->plan, x->arena, sd_data(step->plan, step->loss), k.shape.batch });
+                        &(struct sd_mirror_work){ steps_of, step, x->arena, sd_data(step->plan, step->loss), k.shape.batch });
     sd_scope_close(s);
     return step ? 0 : -1;
 }
@@ -531,7 +201,6 @@ update_on_device(struct sd_trainer *x, int64_t done, struct sd_update *u)
                 return -1;
         sd_mirror_update(x->mirror, &step);
     }
-    make_ahead(x, (done + 1) * accumulation);
     sd_mirror_wait(x->mirror, &r);
     u->samples = r.samples;
     u->loss = r.loss;

@@ -11,9 +11,13 @@ held_bytes(const struct sd_trainer *x)
 
     for (uint32_t k = x->options.accumulation; k > 1; k >>= 1, sums++)
         buffers++;
-    if (x->model.compute.device)
-        return sd_param_bytes_reserved() + sd_mirror_bytes(x->optimizer, x->model.compute.activations)
-               + sums * x->t->count * sizeof(float);
+    if (x->model.compute.device) {
+        bytes = sd_param_bytes_reserved() + sd_mirror_bytes(x->optimizer, x->model.compute.activations)
+                + sd_trainer_resident_bytes(x) + sums * x->t->count * sizeof(float);
+        for (const struct sd_train_step *step = x->steps; step; step = step->next)
+            bytes += sd_trainer_sent_bytes(x, &step->shape);
+        return bytes;
+    }
     bytes = sd_param_bytes_reserved() + x->t->count * buffers * sizeof(float);
     for (size_t i = 0; x->data && i < x->data->count; i++) {
         const struct sd_sample *k = &x->data->sample[i];
@@ -30,7 +34,10 @@ step_within(struct sd_trainer *x, const struct sd_step_shape *shape)
     struct sd_train_step *step = sd_train_step_new(x->scope, &x->model, shape, x->options.clip_skip, 0);
     size_t held, limit = (size_t)x->options.memory;
 
-    if (!step || !limit || (held = held_bytes(x)) + sd_plan_report(step->plan).arena_bytes <= limit)
+    if (!step || !limit)
+        return step;
+    held = held_bytes(x) + (x->model.compute.device ? sd_trainer_sent_bytes(x, shape) : 0);
+    if (held + sd_plan_report(step->plan).arena_bytes <= limit)
         return step;
     sd_train_step_free(step);
     if (held >= limit)

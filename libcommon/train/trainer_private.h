@@ -1,5 +1,6 @@
-/* trainer_private.h - the trainer in two files: trainer.c makes micro-batches and updates, trainer_plan.c the plans
- * they run by: a step for each shape, the frozen text encoder for each count of chunks, each made on first use. */
+/* trainer_private.h - the trainer in four files: trainer.c makes updates, trainer_micro.c the micro-batches they are made
+ * of, trainer_device.c the same on a device, trainer_plan.c the plans they run by: a step for each shape, the frozen text
+ * encoder for each count of chunks, each made on first use. */
 #ifndef SD_TRAINER_PRIVATE_H
 #define SD_TRAINER_PRIVATE_H
 
@@ -11,15 +12,19 @@ struct sd_text {                    /* one distinct caption, tokenized */
     const char *caption;
     struct sd_prompt prompt;        /* input_ids [chunks, length] */
     float *states;                  /* [chunks, length, width] where the text encoder is frozen; made on first use */
+    float *device_states;           /* the same on a device */
     struct sd_text *next;
 };
 
-/* Everything one micro-batch is made of, filled on the host. */
+/* A micro-batch; its tensors where they are made on the host. */
 struct sd_micro {
     struct sd_step_shape shape;
-    float *latents, *noise, *mask, *weight, *timesteps, *noisy[2], *target[2], *states;
-    int32_t *ids;
+    const uint32_t *sample;         /* of the data set; not with a replay */
+    uint32_t visit;
+    struct sd_text **texts;
     const char **sources;           /* names for messages */
+    float *latents, *noise, *mask, *values, *states;
+    int32_t *ids;
 };
 
 enum { SD_TEXT_SLOTS = 1024, SD_STATES_BYTES = 64 << 20 };
@@ -32,11 +37,7 @@ struct sd_trainer {
     struct sd_accumulator *sums;
     struct sd_optimizer *optimizer;
     struct sd_mirror *mirror;       /* on a device, from the first update on */
-    struct {                        /* a micro-batch made while the device works on the one before */
-        struct sd_scope *scope;     /* NULL: none */
-        int64_t index;
-        struct sd_micro micro;
-    } ahead;
+    struct sd_resident *resident;   /* samples on a device */
     const struct sd_dataset *data;
     const struct sd_replay *replay;
     struct sd_arena *arena;
@@ -51,8 +52,29 @@ struct sd_trainer {
     uint32_t per_epoch;
 };
 
-/* trainer.c: the caption's entry, tokenized on first use; NULL with sd_fail. */
+/* trainer_micro.c: the caption's entry, tokenized on first use; NULL with sd_fail. */
 struct sd_text *sd_trainer_text(struct sd_trainer *x, const char *caption);
+/* ids of `chunks` chunks: those of the text, then empty ones */
+void sd_trainer_ids(const struct sd_trainer *x, const struct sd_text *e, int64_t chunks, int32_t *ids);
+/* the frozen text encoder has run over ids [chunks, length]: its states lie in the arena; NULL with sd_fail */
+struct sd_text_states *sd_trainer_encode(struct sd_trainer *x, const int32_t *ids, int64_t chunks);
+/* the weights of the loss [h, w]; the timestep; and values[SD_STEP_VALUES, batch] of sample b */
+void sd_trainer_mask(const struct sd_trainer *x, const struct sd_sample *sample, float *mask);
+int sd_trainer_timestep(const struct sd_trainer *x, const struct sd_sample *sample, uint32_t visit);
+void sd_trainer_values(const struct sd_trainer *x, const struct sd_step_shape *shape, int64_t b, int timestep, const float *mask,
+                       float *values);
+/* a micro-batch and its step, bound and fed, or (on a device) with all sent that its inputs are made of; NULL with sd_fail */
+struct sd_train_step *sd_trainer_ready(struct sd_trainer *x, int64_t index, struct sd_micro *k, struct sd_scope *s);
+
+/* trainer_device.c: sends what sd_trainer_make_inputs makes the inputs of, on the device; it may be recorded.  With a replay
+ * it makes nothing: the inputs were fed. */
+int sd_trainer_send(struct sd_trainer *x, struct sd_train_step *step, const struct sd_micro *k);
+void sd_trainer_make_inputs(struct sd_train_step *step);
+void sd_trainer_sent_free(struct sd_trainer *x, struct sd_train_step *step);
+void sd_trainer_resident_free(struct sd_trainer *x);
+/* what both take on the device: the samples, and what is sent for a step of this shape */
+size_t sd_trainer_resident_bytes(const struct sd_trainer *x);
+size_t sd_trainer_sent_bytes(const struct sd_trainer *x, const struct sd_step_shape *shape);
 
 /* trainer_plan.c: planned, not bound; NULL with sd_fail, also where --memory is too small. */
 struct sd_train_step *sd_trainer_step(struct sd_trainer *x, const struct sd_step_shape *shape);

@@ -53,6 +53,11 @@ check_shape(struct sd_device *d, int64_t pixels, int64_t channels)
     CHECK(same_bits(down(d, out, B * n), shifted), "%lld x %lld: noise with an offset", (long long)pixels, (long long)channels);
     sd_device_posterior(d, out, (int64_t)B, pixels, channels, dmoments, dat, dkeys, scale);
     CHECK(same_bits(down(d, out, B * n), latents), "%lld x %lld: posterior", (long long)pixels, (long long)channels);
+    sd_device_gather(d, out, (int64_t)B, (int64_t)n, dmoments + 1, dat);
+    for (size_t b = 0; b < B; b++)
+        for (size_t i = 0; i < n; i++)
+            plain[b * n + i] = moments[(size_t)at[b] + 1 + i];
+    CHECK(same_bits(down(d, out, B * n), plain), "%lld x %lld: gathered", (long long)pixels, (long long)channels);
     for (void *p : { (void *)dkeys, (void *)doffsets, (void *)out, (void *)dmoments, (void *)dat })
         sd_device_free(d, p);
 }

@@ -45,6 +45,42 @@ difference() {
     [ "$(jq -c '[.step, .loss]' log)" = "$(jq -c '[.step, .loss]' whole.log)" ]
 }
 
+@test "training: noise, latents and masks made on the device give the CPU's losses; samples kept there or sent each time" {
+    asked() {
+        lora -q --overwrite --masked-loss --noise-offset 0.1 --snr-gamma 5 --caption-dropout 0.3 --max-train-steps 7 --seed 5 \
+            --learning-rate 1e-4 --dtype f32 --log log "$@"
+    }
+    near() { # A B: their logs
+        jq -s -e '[range(7) as $i | ((.[$i].loss / .[$i + 7].loss - 1 | fabs) < 1e-4),
+            ((.[$i].grad_norm / .[$i + 7].grad_norm - 1 | fabs) < 1e-3)] | length == 14 and all' "$1" "$2"
+    }
+    for more in "" "--train-batch-size 2" "--train-batch-size 2 --gradient-accumulation-steps 3" \
+        "--train-batch-size 2 --train-text-encoder --text-encoder-learning-rate 1e-4"; do
+        # shellcheck disable=SC2086
+        set -- $more
+        asked --device cpu "$@"
+        mv log cpu.log
+        emulated asked --device cuda "$@"
+        near cpu.log log
+        for resident in 0 9000; do          # bytes: of no sample, of some
+            mv out.safetensors "kept"
+            mv log kept.log
+            SD_TRAIN_RESIDENT=$resident emulated asked --device cuda "$@"
+            cmp kept out.safetensors
+            [ "$(losses kept.log)" = "$(losses log)" ]
+        done
+    done
+    # an offset of the noise that the device did not make would be seen
+    emulated asked --device cuda --noise-offset 0.11
+    run ! near cpu.log log
+}
+
+@test "training on a device: --plan counts what it keeps of the samples" {
+    planned() { SD_TRAIN_RESIDENT=$1 emulated lora --device cuda --plan | jq .peak_bytes; }
+    # five samples of 120 pixels of four channels, mean and deviation; a step of one sample
+    [ $(($(planned 1000000) - $(planned 0))) = $((4 * 120 * 2 * 4 * 4)) ]
+}
+
 @test "drawing: f32 as on the CPU, bf16 and f16 near it; the same bytes twice" {
     draw() { sd-sample -q --model "$M" --prompt "a red circle" --num-inference-steps 3 --output - "$@"; }
     draw --device cpu > cpu.sd
