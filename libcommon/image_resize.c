@@ -1,8 +1,8 @@
 /* image_resize.c - resizing, byte for byte as Pillow 13 (src/libImaging/Resample.c), and kohya's area averaging.
  *
  * Per axis, input n, box [b0, b1), output m:  scale = (b1 - b0) / m,  f = max(scale, 1),  S = support f.
- * Output i has its centre at c = b0 + (i + 1/2) scale and takes inputs j from trunc(c - S + 1/2) to trunc(c + S + 1/2) - 1
- * with weights filter((j - c + 1/2) / f), divided by their sum and rounded to 22 bits behind the point.
+ * Output i has its centre at c = b0 + (i + 1/2) scale and takes inputs j from trunc(c - S + 1/2) to
+ * trunc(c + S + 1/2) - 1 with weights filter((j - c + 1/2) / f), divided by their sum and rounded to 22 bits behind the point.
  *         value = clip8((2^21 + sum pixel weight) >> 22)
  * Between the two passes pixels are 8 bits again, so the order of passes shows in the result.  Pillow 13 does the
  * vertical one first when that leaves much less to do (sd_image_resize), 12 and older never did.
@@ -130,7 +130,8 @@ axis_weights(struct axis *a, int in_size, float b0, float b1, int out_size, enum
 }
 
 static struct axis
-make_axis(struct sd_scope *s, int in_size, float b0, float b1, int out_size, int start, int count, enum sd_filter filter)
+make_axis(struct sd_scope *s, int in_size, float b0, float b1, int out_size, int start, int count,
+          enum sd_filter filter)
 {
     struct axis a = { .start = start, .count = count, .from = start, .to = start + count };
     double scale = (double)(b1 - b0) / out_size;
@@ -285,7 +286,8 @@ vertical_row_avx2(uint8_t *to, const uint8_t *from, size_t pitch, size_t n, cons
             const uint8_t *p = from + (size_t)j * pitch + x;
             __m128i r0 = _mm_loadu_si128((const void *)p);
             __m128i r1 = j + 1 < length ? _mm_loadu_si128((const void *)(p + pitch)) : _mm_setzero_si128();
-            __m256i a = _mm256_cvtepu8_epi16(_mm_unpacklo_epi8(r0, r1)), b = _mm256_cvtepu8_epi16(_mm_unpackhi_epi8(r0, r1));
+            __m256i a = _mm256_cvtepu8_epi16(_mm_unpacklo_epi8(r0, r1)),
+                    b = _mm256_cvtepu8_epi16(_mm_unpackhi_epi8(r0, r1));
             int32_t kh, kl;
             __m256i h, l;
 
@@ -300,7 +302,8 @@ vertical_row_avx2(uint8_t *to, const uint8_t *from, size_t pitch, size_t n, cons
         }
         out = _mm256_packs_epi32(finish(hi0, lo0), finish(hi1, lo1));   /* 0-3 8-11 | 4-7 12-15 */
         out = _mm256_permute4x64_epi64(out, 0xd8);
-        _mm_storeu_si128((void *)(to + x), _mm_packus_epi16(_mm256_castsi256_si128(out), _mm256_extracti128_si256(out, 1)));
+        _mm_storeu_si128((void *)(to + x),
+                         _mm_packus_epi16(_mm256_castsi256_si128(out), _mm256_extracti128_si256(out, 1)));
     }
     return x;
 }
@@ -320,8 +323,8 @@ view_of(const struct sd_image *image, int left, int top)
 {
     size_t c = (size_t)image->channels, pitch = (size_t)image->width * c;
 
-    return (struct view){ image->data + (size_t)top * pitch + (size_t)left * c, image->data + (size_t)image->height * pitch,
-                          pitch, image->channels };
+    return (struct view){ image->data + (size_t)top * pitch + (size_t)left * c,
+                          image->data + (size_t)image->height * pitch, pitch, image->channels };
 }
 
 /* The view's left edge is input `origin` of the axis. */
@@ -370,7 +373,7 @@ vertical_pass(struct sd_image *out, struct view in, const struct axis *a, int or
     }
 }
 
-/* Horizontal weights count inputs from the picture's left edge; a view that starts at `origin` wants them from there. */
+/* Horizontal weights count inputs from the left edge; a view that starts at `origin` wants them from there. */
 static struct axis
 shifted(struct sd_scope *s, struct axis a, int origin)
 {
@@ -385,8 +388,8 @@ shifted(struct sd_scope *s, struct axis a, int origin)
 }
 
 static struct sd_image *
-resample(struct sd_scope *s, const struct sd_image *image, int width, int height, enum sd_filter filter, const float *box,
-         const int *part)
+resample(struct sd_scope *s, const struct sd_image *image, int width, int height, enum sd_filter filter,
+         const float *box, const int *part)
 {
     struct axis h = make_axis(s, image->width, box[0], box[2], width, part[0], part[2], filter);
     struct axis v = make_axis(s, image->height, box[1], box[3], height, part[1], part[3], filter);
@@ -534,9 +537,10 @@ sd_image_resize(struct sd_scope *s, const struct sd_image *image, int width, int
 
     box = box ? box : whole;
     part = part ? part : all;
-    if (width < 1 || height < 1 || part[0] < 0 || part[1] < 0 || part[2] < 1 || part[3] < 1 || part[2] > width - part[0] ||
-        part[3] > height - part[1])
-        sd_bug("sd_image_resize", "part %d x %d at %d, %d of %d x %d", part[2], part[3], part[0], part[1], width, height);
+    if (width < 1 || height < 1 || part[0] < 0 || part[1] < 0 || part[2] < 1 || part[3] < 1 ||
+        part[2] > width - part[0] || part[3] > height - part[1])
+        sd_bug("sd_image_resize", "part %d x %d at %d, %d of %d x %d", part[2], part[3], part[0], part[1], width,
+               height);
     if (!(box[0] >= 0 && box[1] >= 0 && box[2] <= image->width && box[3] <= image->height && box[0] < box[2] &&
           box[1] < box[3]))
         sd_bug("sd_image_resize", "box %g, %g, %g, %g of %d x %d", (double)box[0], (double)box[1], (double)box[2],

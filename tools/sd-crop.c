@@ -1,5 +1,5 @@
-/* sd-crop - photos, folders or records to records with pixel_values: upright, RGB, resized and cropped to one size or to
- * buckets.  Geometry is in libcommon/buckets.c and image_resize.c. */
+/* sd-crop - photos, folders or records to records with pixel_values: upright, RGB, resized and cropped to one size or
+ * to buckets.  Geometry is in libcommon/buckets.c and image_resize.c. */
 #include "buckets.h"
 #include "file.h"
 #include "hash.h"
@@ -16,15 +16,16 @@
 #include <string.h>
 #include <unistd.h>
 
-static const char *resolution_text, *model_name, *bucket_policy = "keep", *resample = "lanczos", *center = "middle", *mask_dir,
-    *report_path;
+static const char *resolution_text, *model_name, *bucket_policy = "keep", *resample = "lanczos", *center = "middle",
+    *mask_dir, *report_path;
 static bool use_buckets, no_upscale;
 static int64_t bucket_step = 64, min_bucket, max_bucket, train_batch_size = 2;
 
 static const struct sd_opt options[] = {
     { 0, "resolution", SD_OPT_TEXT, &resolution_text, 0, 0, "N|WxH", "size of the pictures (the model's, else 512)" },
     { 0, "model", SD_OPT_TEXT, &model_name, 0, 0, "M", "take the resolution from this model" },
-    { 0, "buckets", SD_OPT_FLAG, &use_buckets, 0, 0, NULL, "keep aspects: about the resolution's area, sides by steps" },
+    { 0, "buckets", SD_OPT_FLAG, &use_buckets, 0, 0, NULL,
+      "keep aspects: about the resolution's area, sides by steps" },
     { 0, "bucket-step", SD_OPT_INT, &bucket_step, 1, 1024, "PIXELS", "sides are multiples of this (64)" },
     { 0, "min-bucket", SD_OPT_INT, &min_bucket, 1, 16384, "PIXELS", "smallest side (256, or half the resolution's)" },
     { 0, "max-bucket", SD_OPT_INT, &max_bucket, 1, 16384, "PIXELS", "largest side (1024, or twice the resolution's)" },
@@ -258,7 +259,8 @@ judge(const struct input *in, const struct sd_record *r, struct sd_size resized,
     if (side < least) {
         crop.below++;
         if (scale > 1)
-            sd_warn(in->name, "its shorter side, %d, is below the resolution %d: enlarged %.2f times", side, least, scale);
+            sd_warn(in->name, "its shorter side, %d, is below the resolution %d: enlarged %.2f times", side, least,
+                    scale);
         else
             sd_warn(in->name, "its shorter side, %d, is below the resolution %d", side, least);
     }
@@ -382,7 +384,8 @@ finish_thin(struct tally *t)
     for (int64_t i = 0; i < t->pictures && drop; i++) {
         const char *source = sd_record_text(t->held[i], "source");
 
-        sd_warn(source ? source : sd_record_text(t->held[i], "id"), "dropped: bucket %dx%d holds %lld of a batch of %lld",
+        sd_warn(source ? source : sd_record_text(t->held[i], "id"),
+                "dropped: bucket %dx%d holds %lld of a batch of %lld",
                 t->size.width, t->size.height, (long long)t->pictures, (long long)train_batch_size);
         crop.dropped++;
     }
@@ -408,11 +411,12 @@ write_report(void)
         json_array_append_new(buckets, json_pack("{s:[i,i], s:I, s:I, s:I, s:f, s:f}", "bucket", t->size.height,
                                                  t->size.width, "pictures", (json_int_t)t->pictures, "written",
                                                  (json_int_t)t->written, "enlarged", (json_int_t)t->enlarged,
-                                                 "mean_aspect_error", t->aspect_error / n, "mean_cropped", t->cropped / n));
+                                                 "mean_aspect_error", t->aspect_error / n, "mean_cropped",
+                                                 t->cropped / n));
     }
     all = json_pack("{s:[i,i], s:s, s:s, s:s, s:b, s:o, s:O, s:I, s:I, s:I, s:I, s:I, s:I}", "resolution",
-                    crop.resolution.height, crop.resolution.width, "resample", resample, "center", center, "bucket_policy",
-                    bucket_policy, "no_upscale", no_upscale, "buckets", buckets, "pictures", crop.items, "written",
+                    crop.resolution.height, crop.resolution.width, "resample", resample, "center", center,
+                    "bucket_policy", bucket_policy, "no_upscale", no_upscale, "buckets", buckets, "pictures", crop.items, "written",
                     (json_int_t)crop.written, "duplicates", (json_int_t)crop.duplicates, "below_resolution",
                     (json_int_t)crop.below, "dropped", (json_int_t)crop.dropped, "repeated", (json_int_t)crop.repeated,
                     "left_out", (json_int_t)crop.left_out);
@@ -487,7 +491,8 @@ choose_resolution(void)
 static struct sd_buckets *
 choose_buckets(struct sd_size r)
 {
-    int step = (int)bucket_step, least = r.width < r.height ? r.width : r.height, most = r.width > r.height ? r.width : r.height;
+    int step = (int)bucket_step, least = r.width < r.height ? r.width : r.height,
+        most = r.width > r.height ? r.width : r.height;
     int min = (int)min_bucket, max = (int)max_bucket;
     struct sd_buckets *b;
 
@@ -505,7 +510,8 @@ choose_buckets(struct sd_size r)
 static void
 check_options(void)
 {
-    static const char *const need_buckets[] = { "bucket-step", "min-bucket", "max-bucket", "no-upscale", "bucket-policy" };
+    static const char *const need_buckets[] = { "bucket-step", "min-bucket", "max-bucket", "no-upscale",
+                                                "bucket-policy" };
 
     for (size_t i = 0; i < sizeof need_buckets / sizeof *need_buckets && !use_buckets; i++)
         if (sd_option_given(need_buckets[i]))
