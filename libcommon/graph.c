@@ -113,8 +113,8 @@ sd_graph_activations(const struct sd_graph *g)
     return g->activations;
 }
 
-/* The product of the sides; false, and 0, when a side is negative or there are more elements than any machine holds: sides
- * come from configuration files. */
+/* The product of the sides; false, and 0, when a side is negative or there are more elements than any machine holds:
+ * sides come from configuration files. */
 static bool
 count_elements(size_t *numel, int ndim, const int64_t *shape)
 {
@@ -193,7 +193,7 @@ sd_graph_find(struct sd_graph *g, const char *path)
     return NULL;
 }
 
-/* -- views ---------------------------------------------------------------------------------------------------------- */
+/* -- views --------------------------------------------------------------------------------------------------------- */
 
 void
 sd_view_link(struct sd_tensor *v)
@@ -250,7 +250,7 @@ sd_reshape(struct sd_tensor *x, int ndim, const int64_t *shape)
     return view(x, 0, ndim, shape, sd_dense(x) ? shape[ndim - 1] : x->pitch);
 }
 
-/* -- module paths and faults ---------------------------------------------------------------------------------------- */
+/* -- module paths and faults --------------------------------------------------------------------------------------- */
 
 void
 sd_path_push(struct sd_graph *g, const char *format, ...)
@@ -315,7 +315,7 @@ sd_graph_ok(struct sd_graph *g)
     return !g->fault || (sd_fail("%s", g->fault), false);
 }
 
-/* -- nodes ---------------------------------------------------------------------------------------------------------- */
+/* -- nodes --------------------------------------------------------------------------------------------------------- */
 
 struct sd_tensor *
 sd_apply(struct sd_graph *g, enum sd_op op, struct sd_tensor *const *in, const void *attr, size_t attr_size)

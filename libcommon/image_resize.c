@@ -2,7 +2,8 @@
  *
  * Per axis, input n, box [b0, b1), output m:  scale = (b1 - b0) / m,  f = max(scale, 1),  S = support f.
  * Output i has its centre at c = b0 + (i + 1/2) scale and takes inputs j from trunc(c - S + 1/2) to
- * trunc(c + S + 1/2) - 1 with weights filter((j - c + 1/2) / f), divided by their sum and rounded to 22 bits behind the point.
+ * trunc(c + S + 1/2) - 1 with weights filter((j - c + 1/2) / f), divided by their sum and rounded to 22 bits behind the
+ * point.
  *         value = clip8((2^21 + sum pixel weight) >> 22)
  * Between the two passes pixels are 8 bits again, so the order of passes shows in the result.  Pillow 13 does the
  * vertical one first when that leaves much less to do (sd_image_resize), 12 and older never did.

@@ -416,7 +416,8 @@ write_report(void)
     }
     all = json_pack("{s:[i,i], s:s, s:s, s:s, s:b, s:o, s:O, s:I, s:I, s:I, s:I, s:I, s:I}", "resolution",
                     crop.resolution.height, crop.resolution.width, "resample", resample, "center", center,
-                    "bucket_policy", bucket_policy, "no_upscale", no_upscale, "buckets", buckets, "pictures", crop.items, "written",
+                    "bucket_policy", bucket_policy, "no_upscale", no_upscale, "buckets", buckets, "pictures", crop.items,
+                    "written",
                     (json_int_t)crop.written, "duplicates", (json_int_t)crop.duplicates, "below_resolution",
                     (json_int_t)crop.below, "dropped", (json_int_t)crop.dropped, "repeated", (json_int_t)crop.repeated,
                     "left_out", (json_int_t)crop.left_out);

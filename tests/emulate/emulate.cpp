@@ -1,9 +1,9 @@
 /* emulate.cpp - runs the blocks of a grid: fibres, barriers, warps.  emulate.h says what is caught.
  *
- * A worker is what one OpenMP thread runs blocks with: up to 1024 fibres, each a stack of its own, and one piece of shared
- * memory.  A thread of a block takes a fibre when it is first run and gives it back when it returns; a kernel without barriers
- * runs all its threads on one fibre, without a switch.  A thread that must wait switches to the next that need not; the
- * last to arrive does what all came for. */
+ * A worker is what one OpenMP thread runs blocks with: up to 1024 fibres, each a stack of its own, and one piece of
+ * shared memory.  A thread of a block takes a fibre when it is first run and gives it back when it returns; a kernel
+ * without barriers runs all its threads on one fibre, without a switch.  A thread that must wait switches to the next
+ * that need not; the last to arrive does what all came for. */
 #include "emulate.h"
 
 #include <pthread.h>
@@ -130,7 +130,7 @@ wrong(const char *format, ...)
     sd_bug(where, "%s", text);
 }
 
-/* -- fibres --------------------------------------------------------------------------------------------------------- */
+/* -- fibres -------------------------------------------------------------------------------------------------------- */
 
 #ifdef __x86_64__
 extern "C" void sd_emulate_switch(void **from, void *to);
@@ -209,7 +209,7 @@ set_thread(struct worker *w, unsigned t)
         here.thread = { t % x, t / x % y, t / x / y };
 }
 
-/* -- who is next ---------------------------------------------------------------------------------------------------- */
+/* -- who is next --------------------------------------------------------------------------------------------------- */
 
 static inline uint32_t
 lanes_of(const struct worker *w, unsigned warp)
@@ -350,7 +350,7 @@ fibre_main(void)
     }
 }
 
-/* -- blocks and grids ----------------------------------------------------------------------------------------------- */
+/* -- blocks and grids ---------------------------------------------------------------------------------------------- */
 
 static unsigned char *
 map(size_t bytes)
@@ -523,7 +523,7 @@ shared_memory(size_t bytes, size_t alignment)
     return w->shared;
 }
 
-/* -- barriers ------------------------------------------------------------------------------------------------------- */
+/* -- barriers ------------------------------------------------------------------------------------------------------ */
 
 int
 barrier(bool predicate)
@@ -537,7 +537,7 @@ barrier(bool predicate)
     return (int)w->barrier_result;
 }
 
-/* -- warps ---------------------------------------------------------------------------------------------------------- */
+/* -- warps --------------------------------------------------------------------------------------------------------- */
 
 static void
 perform_shuffle(struct lane *warp, uint32_t mask)
@@ -771,7 +771,7 @@ load_matrices(uint32_t *r, const void *row, int count, bool turned)
     collect(mine, MATRICES, 0xffffffffu);
 }
 
-/* -- asynchronous copies: nothing arrives before the wait ------------------------------------------------------------ */
+/* -- asynchronous copies: nothing arrives before the wait ---------------------------------------------------------- */
 
 void
 copy_begin(void *shared, const void *global, bool inside)

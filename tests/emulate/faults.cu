@@ -1,5 +1,5 @@
-/* faults: the emulator's own test.  Kernels that a GPU would run wrong without a word must end the program by name, or give NaN.
- * What right ones give is language.cu's. */
+/* faults: the emulator's own test.  Kernels that a GPU would run wrong without a word must end the program by name, or
+ * give NaN. What right ones give is language.cu's. */
 #include "cuda.h"
 #include "../check.h"
 
@@ -78,7 +78,7 @@ count_nan(const float *x, int n)
     return nan;
 }
 
-/* -- what is not there yet is NaN -------------------------------------------------------------------------------------- */
+/* -- what is not there yet is NaN ---------------------------------------------------------------------------------- */
 
 enum { BLOCK = 128, BLOCKS = 64 };
 struct row { float at[BLOCK]; };
@@ -178,7 +178,7 @@ check_copies(void)
     sd_device_free(device, dy);
 }
 
-/* -- wrong kernels -------------------------------------------------------------------------------------------------- */
+/* -- wrong kernels ------------------------------------------------------------------------------------------------- */
 
 enum fault {
     RETURNS, OTHER_WAIT, LANE_RETURNS, TWO_COLLECTIVES, NO_SUCH_LANE, NOT_IN_MASK, READS_OUTSIDE_MASK, PAST_SHARED, BEFORE_SHARED, ODD_ROW,
@@ -349,7 +349,7 @@ check_faults(void)
     sd_device_free(device, y);
 }
 
-/* -- races: each of these gives the right numbers in some order of the threads --------------------------------------- */
+/* -- races: each of these gives the right numbers in some order of the threads ------------------------------------- */
 
 enum race { NO_RACE, READ_AFTER_WRITE, WRITE_AFTER_READ, WRITE_AFTER_WRITE, WITHIN_WARP, BY_SHUFFLE, COPY_UNSEEN, COPY_OVER, BETWEEN_BLOCKS,
             BLOCKS_READ };
@@ -442,7 +442,7 @@ check_races(void)
     sd_device_free(device, dy);
 }
 
-/* -- recording ------------------------------------------------------------------------------------------------------ */
+/* -- recording ----------------------------------------------------------------------------------------------------- */
 
 struct pair { float a, b; };
 static __global__ void

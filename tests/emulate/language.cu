@@ -1,5 +1,6 @@
-/* language: what kernels/cuda.h promises, on whatever runs it, the emulator or a card: barriers, sums of a block, shuffles and votes,
- * the layouts of mma and ldmatrix, asynchronous copies, conversions.  Every number is exact: results must be equal. */
+/* language: what kernels/cuda.h promises, on whatever runs it, the emulator or a card: barriers, sums of a block,
+ * shuffles and votes, the layouts of mma and ldmatrix, asynchronous copies, conversions.  Every number is exact:
+ * results must be equal. */
 #include "cuda.h"
 #include "on_device.h"
 
@@ -13,7 +14,7 @@ room(size_t count)
     return up(device, std::vector<T>(count));
 }
 
-/* -- barriers and warps ----------------------------------------------------------------------------------------------- */
+/* -- barriers and warps -------------------------------------------------------------------------------------------- */
 
 enum { BLOCK = 128, BLOCKS = 64 };
 struct row { float at[BLOCK]; };
@@ -99,7 +100,7 @@ check_shuffles(void)
     sd_device_free(device, dy);
 }
 
-/* -- matrix units ------------------------------------------------------------------------------------------------------- */
+/* -- matrix units -------------------------------------------------------------------------------------------------- */
 
 /* d = a b for a [16,16], b [16,8] row-major, by fragments, loaded by hand or from shared memory */
 template <class T> struct operands { T a[16][16], at[16][16], b[16][8], bt[8][16]; };
@@ -218,7 +219,7 @@ check_matrices(void)
     sd_device_free(device, dr);
 }
 
-/* -- asynchronous copies ------------------------------------------------------------------------------------------------ */
+/* -- asynchronous copies ------------------------------------------------------------------------------------------- */
 
 /* rows of x pass through four buffers, three of them under way; what is not `inside` is zeros, whatever its address */
 enum { STAGES = 4 };
@@ -264,7 +265,7 @@ check_copies(void)
     sd_device_free(device, dy);
 }
 
-/* -- conversions: the device's instructions against cuda.h's arithmetic on the host --------------------------------------- */
+/* -- conversions: the device's instructions against cuda.h's arithmetic on the host -------------------------------- */
 
 template <class T> static __global__ void
 convert_kernel(float *wide, T *narrow, const T *from_narrow, const float *from_wide, int64_t narrows, int64_t wides)

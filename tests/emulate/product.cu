@@ -1,6 +1,6 @@
-/* The products that tests of ops are too small or too even for: every tile and form of gemm.cu, batches, all ways A and B can lie,
- * the enlarged picture by summed weights.  Numbers are small multiples of 1/8, so that every sum is exact in f32: results must be
- * equal, not near. */
+/* The products that tests of ops are too small or too even for: every tile and form of gemm.cu, batches, all ways A and
+ * B can lie, the enlarged picture by summed weights.  Numbers are small multiples of 1/8, so that every sum is exact in
+ * f32: results must be equal, not near. */
 #include <stdlib.h>
 #include <string.h>
 #include <vector>

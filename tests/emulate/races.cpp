@@ -1,10 +1,10 @@
-/* races.cpp - which threads touch what, and what lies between: data races of kernels.  Linked only where kernels were compiled with
- * -fsanitize=thread (`make RACES=1 emulate`), whose calls before every read and write are answered here instead of by its
- * own library.
+/* races.cpp - which threads touch what, and what lies between: data races of kernels.  Linked only where kernels were
+ * compiled with -fsanitize=thread (`make RACES=1 emulate`), whose calls before every read and write are answered here
+ * instead of by its own library.
  *
- * Two threads may touch the same bytes, one of them writing, only in one block and with a __syncthreads() between, or in
- * one warp with a __syncwarp().  Shuffles, mma and ldmatrix order no memory.  Looked at by twos of bytes; of the readers since the
- * last write two are remembered, of different blocks, warps or threads where there are such. */
+ * Two threads may touch the same bytes, one of them writing, only in one block and with a __syncthreads() between, or
+ * in one warp with a __syncwarp().  Shuffles, mma and ldmatrix order no memory.  Looked at by twos of bytes; of the
+ * readers since the last write two are remembered, of different blocks, warps or threads where there are such. */
 #include "emulate.h"
 
 #include <sys/mman.h>
@@ -33,7 +33,8 @@ map_cells(size_t bytes)
     return static_cast<struct cell *>(p);
 }
 
-/* 3: another block of this launch, which shares device memory alone; 2, 1: not ordered with us, of another warp or of ours; 0: nothing to fear */
+/* 3: another block of this launch, which shares device memory alone; 2, 1: not ordered with us, of another warp or of
+ * ours; 0: nothing to fear */
 int
 distance(const struct visit &v, const struct moment &m, bool shared)
 {
