@@ -1,6 +1,7 @@
 /* run - bind a plan to memory, feed, run, fetch. */
 #include "plan_internal.h"
 
+#include "clock.h"
 #include "device.h"
 #include "ops.h"
 
@@ -8,11 +9,10 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
-#include <time.h>
 
 bool sd_plain, sd_guard;
 
-/* -- memory --------------------------------------------------------------------------------------------------------- */
+/* -- memory -------------------------------------------------------------------------------------------------------- */
 
 struct sd_arena *
 sd_arena_new(void)
@@ -185,16 +185,7 @@ sd_fetch(struct sd_plan *p, struct sd_tensor *output, void *data)
     }
 }
 
-/* -- running -------------------------------------------------------------------------------------------------------- */
-
-static double
-now(void)
-{
-    struct timespec t;
-
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
+/* -- running ------------------------------------------------------------------------------------------------------- */
 
 /* The gradient of the loss, of 16-bit elements too. */
 static void
@@ -300,13 +291,13 @@ sd_run(struct sd_plan *p)
     /* lives that begin at step 0 without being written there are the inputs: addressed with it */
     for (size_t i = 0; i < p->steps.count; i++) {
         struct sd_step *s = p->steps.item[i];
-        double start = profiling ? now() : 0;
+        double start = profiling ? sd_clock() : 0;
 
         run_step(p, s);
         if (profiling && p->graph->device)
             sd_device_wait(p->graph->device);
         if (profiling) {
-            s->seconds += now() - start;
+            s->seconds += sd_clock() - start;
             s->calls++;
         }
     }
@@ -394,7 +385,7 @@ sd_run_scan(struct sd_plan *p)
     return NULL;
 }
 
-/* -- profile -------------------------------------------------------------------------------------------------------- */
+/* -- profile ------------------------------------------------------------------------------------------------------- */
 
 struct row {
     char text[128];
