@@ -77,8 +77,8 @@ ops      := $(patsubst %.c,$(BUILD)/%,$(wildcard tests/ops/*.c))
 ops64    := $(patsubst %.c,$(BUILD)/f64/%,$(wildcard tests/ops/*.c))
 emulated := $(patsubst %.c,$(BUILD)/emulate/%,$(wildcard tests/ops/*.c)) \
             $(patsubst %.cu,$(BUILD)/%,$(wildcard tests/emulate/*.cu)) $(BUILD)/emulate/tests/models/reference
-# of these what runs on a card too, built by nvcc: all but the emulator's own test
-on_card  := $(if $(nvcc),$(patsubst %.cu,$(BUILD)/card/%,$(filter-out %/faults.cu,$(wildcard tests/emulate/*.cu))))
+# of these what runs on a card too, built by nvcc: all but the emulator's own tests
+on_card  := $(if $(nvcc),$(patsubst %.cu,$(BUILD)/card/%,$(filter-out %/faults.cu %/vendors.cu,$(wildcard tests/emulate/*.cu))))
 on_card_o := $(on_card:$(BUILD)/card/%=$(BUILD)/%.cu.o)
 benches  := $(patsubst %.c,$(BUILD)/%,$(filter-out $(if $(nvcc),,tests/bench/cuda.c),$(wildcard tests/bench/*.c)))
 bench_cuda := $(patsubst %,$(BUILD)/tests/bench/%,cuda full_model table)  # these know no oneDNN
@@ -169,6 +169,14 @@ $(BUILD)/tests/emulate/%: $(BUILD)/emulate/tests/emulate/%.cu.o $(models_o) $(li
 $(BUILD)/card/%: $(BUILD)/%.cu.o $(lib)
 	@mkdir -p $(@D)
 	$(call say,LD,$@) $(CXX) $(ldflags) -o $@ $< $(lib) $(libs)
+# libraries that answer by the names of NVIDIA's, for the emulated device
+fakes    := $(BUILD)/tests/fake/libcublasLt.so.13 $(BUILD)/tests/fake/libcudnn.so.9
+$(BUILD)/tests/fake/libcublasLt.so.13: $(BUILD)/tests/fake/cublasLt.o
+$(BUILD)/tests/fake/libcudnn.so.9: $(BUILD)/tests/fake/cudnn.o
+$(BUILD)/tests/fake/cublasLt.o $(BUILD)/tests/fake/cudnn.o: cflags += -fPIC
+$(fakes):
+	$(call say,LD,$@) $(CC) $(ldflags) -shared -o $@ $< -lm
+$(BUILD)/tests/emulate/vendors: | $(fakes)
 # libFuzzer needs clang; what it tests is built once more, with its coverage
 $(BUILD)/fuzz/%.o: %.c | $(first)
 	@mkdir -p $(@D)
@@ -200,7 +208,7 @@ bench-cuda: $(bench_cuda)
 # Programs and tests for a machine with a card and none of our libraries: two files that are many programs each, their
 # libraries beside them, the data, and tests/device/run
 boxed    := $(programs:%=$(BUILD)/tools/%.o) $(ops:=.o) $(models:=.o) $(bench_cuda:=.o) $(on_card_o)
-boxed_emulated := $(ops:=.o) $(patsubst %,$(BUILD)/emulate/%.o,$(wildcard tests/emulate/*.cu))
+boxed_emulated := $(ops:=.o) $(patsubst %,$(BUILD)/emulate/%.o,$(filter-out %/vendors.cu,$(wildcard tests/emulate/*.cu)))
 box       = $(1:$(BUILD)/%=$(BUILD)/box/%)
 box_ld   := $(ldflags) -Wl,-rpath,'$$ORIGIN/../lib' -Wl,--disable-new-dtags
 $(BUILD)/box/%.o: $(BUILD)/%.o

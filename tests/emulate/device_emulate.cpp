@@ -46,6 +46,8 @@ struct sd_device {
     size_t workspace_bytes;
     void *slot[SD_SLOTS];
     void (*close_slot[SD_SLOTS])(void *);
+    std::vector<unsigned char> asked[SD_ASKED];
+    struct sd_device_counts counts;
 };
 
 static unsigned char *base, *high, *limit;          /* the range; the end of the last allocation; its end */
@@ -245,6 +247,21 @@ sd::emulate::submit(struct sd_device *d, const launch &l, size_t argument_bytes,
     });
 }
 
+/* A library's work: of the stream's device, with a copy of its argument. */
+void
+sd::emulate::library_work(void *stream, void (*work)(void *), const void *argument, size_t bytes)
+{
+    std::string copy((const char *)argument, bytes);
+
+    do_or_record(static_cast<struct sd_device *>(stream), [work, copy]() mutable {
+        door open;
+
+        last_kernel = "a library";
+        work(&copy[0]);
+        check_all_guards();
+    });
+}
+
 /* -- device.h ------------------------------------------------------------------------------------------------------- */
 
 static void __attribute__((constructor))
@@ -294,10 +311,19 @@ sd_device_leave(struct sd_device *d)
 const char *sd_device_name(const struct sd_device *d) { (void)d; return "emulated"; }
 const char *sd_device_engine(const struct sd_device *d) { (void)d; return "emulated"; }
 int sd_device_multiprocessors(const struct sd_device *d) { (void)d; return MULTIPROCESSORS; }
-int sd_device_capability(const struct sd_device *d) { (void)d; return 0; }
-void *sd_device_stream(struct sd_device *d) { (void)d; return NULL; }
+void *sd_device_stream(struct sd_device *d) { return d; }
 size_t sd_device_allocated(const struct sd_device *d) { return d->allocated; }
 void sd_device_launched(struct sd_device *d, const char *kernel) { (void)d; last_kernel = kernel; }
+
+/* 0: libraries are not asked; SD_EMULATE_CAPABILITY says otherwise, for those of tests/fake. */
+int
+sd_device_capability(const struct sd_device *d)
+{
+    const char *text = getenv("SD_EMULATE_CAPABILITY");
+
+    (void)d;
+    return text ? atoi(text) : 0;
+}
 
 size_t
 sd_device_free_bytes(const struct sd_device *d)
@@ -398,6 +424,7 @@ void
 sd_device_write(struct sd_device *d, void *to, const void *from, size_t bytes)
 {
     not_recording(d, "sd_device_write");
+    d->counts.written += bytes;
     if (!bytes)
         return;
     check_range("sd_device_write", to, bytes);
@@ -454,10 +481,46 @@ void
 sd_device_wait(struct sd_device *d)
 {
     not_recording(d, "sd_device_wait");
+    d->counts.waits++;
 
     door open;
 
     check_all_guards();
+}
+
+int
+sd_device_ask(struct sd_device *d, const void *from, size_t bytes)
+{
+    const unsigned char *p = static_cast<const unsigned char *>(from);
+    int i = 0;
+
+    not_recording(d, "sd_device_ask");
+    while (i < SD_ASKED && !d->asked[i].empty())
+        i++;
+    if (i == SD_ASKED || !bytes || bytes > SD_ASKED_BYTES)
+        sd_bug("emulate", "sd_device_ask: %zu bytes, %d of %d places are taken", bytes, i, SD_ASKED);
+    check_range("sd_device_ask", from, bytes);
+
+    door open;
+
+    d->asked[i].assign(p, p + bytes);
+    return i;
+}
+
+void
+sd_device_answer(struct sd_device *d, int number, void *to)
+{
+    if (number < 0 || number >= SD_ASKED || d->asked[number].empty())
+        sd_bug("emulate", "sd_device_answer: %d was not asked for", number);
+    check_host("sd_device_answer", to);
+    memcpy(to, d->asked[number].data(), d->asked[number].size());
+    d->asked[number].clear();
+}
+
+struct sd_device_counts
+sd_device_counts(const struct sd_device *d)
+{
+    return d->counts;
 }
 
 void

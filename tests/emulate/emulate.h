@@ -80,6 +80,7 @@ struct launch {
 };
 
 /* run_now or note it in d's recording; dies where no card would take it */
+void library_work(void *stream, void (*work)(void *), const void *argument, size_t bytes);     /* of tests/fake */
 void submit(struct sd_device *d, const launch &l, size_t argument_bytes, std::function<void()> check, std::function<void()> body);
 void check_launch(const launch &l);
 void run_blocks(const launch &l, const std::function<void()> &body);
