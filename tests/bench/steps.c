@@ -294,11 +294,8 @@ training(struct row *row, struct sd_model *m, bool lora)
     if (lora)
         sd_targets_start(&targets, adapters, NULL);
     must(step = sd_train_step_new(s, &tm, &shape, 0, 0), row->name);
-    time_plan(row, step->plan, (struct sd_tensor *[]){ step->latents, step->noise, step->noisy_latents_by,
-                                                       step->noisy_noise_by,
-                                                       step->target_latents_by, step->target_noise_by, step->timesteps,
-                                                           step->weight,
-                                                       step->input_ids, step->states }, 10);
+    time_plan(row, step->plan, (struct sd_tensor *[]){ step->latents, step->noise, step->values, step->input_ids,
+                                                       step->states }, 5);
     sd_train_step_free(step);
     sd_scope_close(s);
 }
