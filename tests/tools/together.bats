@@ -4,8 +4,6 @@
 load ../helper
 load ../training
 
-M=$BATS_TEST_DIRNAME/../../examples/miniature/model
-
 emulated() { PATH=$BUILD/emulate:$PATH SD_EMULATE_STRICT=0 "$@"; }
 apart() { SD_TOGETHER=0 emulated "$@"; }
 # near A B LIMIT: of two files of latents, |a - b| / |b|
