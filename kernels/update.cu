@@ -56,7 +56,8 @@ clip_kernel(struct sd_update_result *r, int groups, const double *loss, const st
     r->loss = loss && v->samples ? *loss / (double)v->samples : 0;
     factor = v->max_norm > 0 ? v->max_norm / plus(r->grad_norm, 1e-6) : 1;
     r->clip = factor < 1 ? factor : 1;
-    r->finite = finite(r->grad_norm) && finite(r->loss);
+    r->broken |= !(finite(r->grad_norm) && finite(r->loss));
+    r->finite = !r->broken;
 }
 
 __global__ void

@@ -30,10 +30,11 @@ struct sd_update_values {           /* written by the host before each step */
     double max_norm;                /* 0: no clipping */
     struct sd_update_group group[SD_UPDATE_GROUPS];
 };
-struct sd_update_result {           /* read by the host when it wants to */
+struct sd_update_result {           /* zeroed at first; read by the host when it wants to */
     double squares[SD_UPDATE_GROUPS], group_norm[SD_UPDATE_GROUPS];
     double loss, grad_norm, clip;
-    int64_t finite;                 /* loss and norm are: else nothing was moved */
+    int64_t finite;                 /* loss and norm are, and were at every step since this was zeroed: else nothing was moved */
+    int64_t broken;
 };
 
 /* sd_update_values_adamw - host memory: what sd_adamw_step makes of a (its grad_scale is not looked at). */

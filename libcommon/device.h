@@ -1,7 +1,7 @@
 /* device.h - where a plan's bytes lie and its kernels run.
  *
  * One rule: a device is a queue.  What is asked of it happens in the order asked, later; only sd_device_read and
- * sd_device_wait wait.  NULL is the CPU, and no function here takes it except sd_device_close.
+ * sd_device_wait wait for all of it, sd_device_answer for a part.  NULL is the CPU, and no function here takes it except sd_device_close.
  * Three implementations of this header: device_cuda.cu (a build with nvcc), device_none.c (without) and the emulator of
  * the tests, which runs the same kernels on the CPU. */
 #ifndef SD_DEVICE_H
@@ -44,6 +44,14 @@ void sd_device_write(struct sd_device *d, void *to, const void *from, size_t byt
 void sd_device_read(struct sd_device *d, void *to, const void *from, size_t bytes);
 void sd_device_copy(struct sd_device *d, void *to, const void *from, size_t bytes);
 void sd_device_fill(struct sd_device *d, void *to, int byte, size_t bytes);
+/* sd_device_ask - a read of at most SD_ASKED_BYTES that is asked for now and waited for later, by its number; at most SD_ASKED that
+ * were not answered.  sd_device_answer - waits for what was asked before that read, not for what was asked since. */
+enum { SD_ASKED = 8, SD_ASKED_BYTES = 256 };
+int  sd_device_ask(struct sd_device *d, const void *from, size_t bytes);
+void sd_device_answer(struct sd_device *d, int number, void *to);
+/* What the host did so far: bytes written, and how often it waited for all that was asked. */
+struct sd_device_counts { uint64_t written, waits; };
+struct sd_device_counts sd_device_counts(const struct sd_device *d);
 /* sd_device_wait - until all is done.  A fault of any kernel (an illegal address) ends the program here or in
  * sd_device_read with the driver's words. */
 void sd_device_wait(struct sd_device *d);

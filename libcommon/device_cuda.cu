@@ -2,7 +2,8 @@
  * runtime opens libcuda.so.1 when it is first asked for something.
  *
  * One stream does everything.  Writes go through a ring of pinned sectors: many small writes share a sector, whose event is
- * recorded when the next one is begun, so that the host waits only when it is a whole ring ahead. */
+ * recorded when the next one is begun, so that the host waits only when it is a whole ring ahead.  Where pinned memory is refused
+ * the driver copies from the caller's before it returns.  Answers have a pinned slot and an event each. */
 #include "device.h"
 
 #include <errno.h>
@@ -37,10 +38,15 @@ struct sd_device {
     const char *kernel;                 /* launched last */
     struct block *blocks;
     size_t block_count, block_room, allocated;
-    unsigned char *ring;                /* pinned */
+    unsigned char *ring;                /* pinned; NULL: refused */
     cudaEvent_t copied[SECTORS];
     int sector;
     size_t filled;                      /* of the sector */
+    unsigned char *answers;             /* SD_ASKED of SD_ASKED_BYTES */
+    bool answers_pinned;
+    cudaEvent_t answered[SD_ASKED];
+    size_t asked[SD_ASKED];             /* bytes; 0: free */
+    struct sd_device_counts counts;
     void *workspace;
     size_t workspace_bytes;
     struct { void *value; void (*close)(void *); } slots[SD_SLOTS];
@@ -228,6 +234,20 @@ take(int first, int last, int locks[LOCKS], struct cudaDeviceProp *p)
     }
 }
 
+/* Memory that copies go to and from by themselves, or NULL; that is said once. */
+static unsigned char *
+pinned(struct sd_device *d, size_t bytes)
+{
+    void *p = NULL;
+    cudaError_t e = cudaHostAlloc(&p, bytes, cudaHostAllocDefault);
+
+    if (e == cudaSuccess)
+        return (unsigned char *)p;
+    (void)cudaGetLastError();
+    sd_note(0, "%s: no pinned memory (%s): copies wait", d->name, cudaGetErrorName(e));
+    return NULL;
+}
+
 static void
 start(struct sd_device *d, const struct cudaDeviceProp *p)
 {
@@ -239,7 +259,14 @@ start(struct sd_device *d, const struct cudaDeviceProp *p)
     snprintf(d->name, sizeof d->name, "%s (sm_%d)", p->name, d->capability);
     CHECK(d, cudaSetDevice(d->index));
     CHECK(d, cudaStreamCreateWithFlags(&d->stream, cudaStreamNonBlocking));
-    CHECK(d, cudaHostAlloc((void **)&d->ring, (size_t)SECTORS * SECTOR_BYTES, cudaHostAllocDefault));
+    d->ring = pinned(d, (size_t)SECTORS * SECTOR_BYTES);
+    if (d->ring)
+        d->answers = pinned(d, SD_ASKED * SD_ASKED_BYTES);
+    d->answers_pinned = d->answers != NULL;
+    if (!d->answers && !(d->answers = (unsigned char *)malloc(SD_ASKED * SD_ASKED_BYTES)))
+        sd_die("memory", "no room for a device");
+    for (int i = 0; i < SD_ASKED; i++)
+        CHECK(d, cudaEventCreateWithFlags(&d->answered[i], cudaEventDisableTiming));
     for (int i = 0; i < SECTORS; i++)
         CHECK(d, cudaEventCreateWithFlags(&d->copied[i], cudaEventDisableTiming));
 }
@@ -296,7 +323,14 @@ sd_device_close(struct sd_device *d)
         CHECK(d, cudaFree(d->blocks[i].at));
     for (int i = 0; i < SECTORS; i++)
         CHECK(d, cudaEventDestroy(d->copied[i]));
-    CHECK(d, cudaFreeHost(d->ring));
+    for (int i = 0; i < SD_ASKED; i++)
+        CHECK(d, cudaEventDestroy(d->answered[i]));
+    if (d->ring)
+        CHECK(d, cudaFreeHost(d->ring));
+    if (d->answers_pinned)
+        CHECK(d, cudaFreeHost(d->answers));
+    else
+        free(d->answers);
     CHECK(d, cudaStreamDestroy(d->stream));
     for (int i = 0; i < LOCKS; i++)
         if (d->locks[i] >= 0)
@@ -397,6 +431,11 @@ sd_device_write(struct sd_device *d, void *to, const void *from, size_t bytes)
     const unsigned char *f = (const unsigned char *)from;
 
     check_not_recording(d, "a write");
+    d->counts.written += bytes;
+    if (!d->ring && bytes) {                    /* it has been taken from `from` when this returns */
+        CHECK(d, cudaMemcpyAsync(to, from, bytes, cudaMemcpyHostToDevice, d->stream));
+        return;
+    }
     while (bytes) {
         size_t n = SECTOR_BYTES - d->filled;
         unsigned char *pinned;
@@ -424,6 +463,7 @@ extern "C" void
 sd_device_read(struct sd_device *d, void *to, const void *from, size_t bytes)
 {
     check_not_recording(d, "a read");
+    d->counts.waits++;
     if (bytes)
         CHECK(d, cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToHost, d->stream));
     CHECK(d, cudaStreamSynchronize(d->stream));
@@ -447,7 +487,40 @@ extern "C" void
 sd_device_wait(struct sd_device *d)
 {
     check_not_recording(d, "a wait");
+    d->counts.waits++;
     CHECK(d, cudaStreamSynchronize(d->stream));
+}
+
+extern "C" int
+sd_device_ask(struct sd_device *d, const void *from, size_t bytes)
+{
+    int i = 0;
+
+    check_not_recording(d, "a read");
+    while (i < SD_ASKED && d->asked[i])
+        i++;
+    if (i == SD_ASKED || !bytes || bytes > SD_ASKED_BYTES)
+        sd_bug("device", "%zu bytes asked for, %d of %d places are taken", bytes, i, SD_ASKED);
+    CHECK(d, cudaMemcpyAsync(d->answers + (size_t)i * SD_ASKED_BYTES, from, bytes, cudaMemcpyDeviceToHost, d->stream));
+    CHECK(d, cudaEventRecord(d->answered[i], d->stream));
+    d->asked[i] = bytes;
+    return i;
+}
+
+extern "C" void
+sd_device_answer(struct sd_device *d, int number, void *to)
+{
+    if (number < 0 || number >= SD_ASKED || !d->asked[number])
+        sd_bug("device", "answer %d was not asked for", number);
+    CHECK(d, cudaEventSynchronize(d->answered[number]));
+    memcpy(to, d->answers + (size_t)number * SD_ASKED_BYTES, d->asked[number]);
+    d->asked[number] = 0;
+}
+
+extern "C" struct sd_device_counts
+sd_device_counts(const struct sd_device *d)
+{
+    return d->counts;
 }
 
 /* -- recording ------------------------------------------------------------------------------------------------------ */

@@ -62,6 +62,9 @@ sd_device_copy(struct sd_device *d, void *to, const void *from, size_t bytes)
 
 void sd_device_fill(struct sd_device *d, void *to, int byte, size_t bytes) { (void)d, (void)to, (void)byte, (void)bytes; NONE; }
 void sd_device_wait(struct sd_device *d) { (void)d; NONE; }
+int sd_device_ask(struct sd_device *d, const void *from, size_t bytes) { (void)d, (void)from, (void)bytes; NONE; }
+void sd_device_answer(struct sd_device *d, int number, void *to) { (void)d, (void)number, (void)to; NONE; }
+struct sd_device_counts sd_device_counts(const struct sd_device *d) { (void)d; NONE; }
 
 void sd_device_record(struct sd_device *d) { (void)d; NONE; }
 struct sd_recording *sd_device_recorded(struct sd_device *d) { (void)d; NONE; }

@@ -27,7 +27,12 @@ struct sd_mirror {
     struct sd_prodigy_state *state;
     struct sd_prodigy_work *work;
     struct sd_repeat end;           /* of a window */
-    int64_t last_samples;
+    struct asked {                  /* an update whose result was not waited for */
+        int number;
+        int64_t samples;
+        bool counted[SD_MAX_GROUPS];    /* AdamW's count of steps */
+    } asked[SD_MIRROR_AHEAD];       /* the oldest first */
+    int ahead;
 };
 
 static size_t
@@ -78,6 +83,7 @@ sd_mirror_open(struct sd_device *d, struct sd_optimizer *o, enum sd_dtype dtype)
         }
         at += p->numel;
     }
+    sd_device_fill(d, m->result, 0, sizeof *m->result);
     sd_mirror_clear(m);
     return m;
 }
@@ -209,7 +215,13 @@ write_values(struct sd_mirror *m, const struct sd_mirror_step *step)
 {
     const struct sd_optimizer_options *o = &m->o->options;
     struct sd_update_values v;
+    struct asked *asked;
 
+    if (m->ahead == SD_MIRROR_AHEAD)
+        sd_bug("mirror", "%d updates that were not waited for", m->ahead);
+    asked = &m->asked[m->ahead];
+    memset(asked, 0, sizeof *asked);
+    asked->samples = m->samples;
     memset(&v, 0, sizeof v);
     v.samples = m->samples;
     v.max_norm = step->max_norm;
@@ -221,9 +233,18 @@ write_values(struct sd_mirror *m, const struct sd_mirror_step *step)
         if (!step->moves[g] || o->kind == SD_PRODIGY)
             continue;
         a.step = (int64_t)++m->o->scalar[g][0];
+        asked->counted[g] = true;
         sd_update_values_adamw(&v.group[g], &a);
     }
     sd_device_write(m->device, m->values, &v, sizeof v);
+}
+
+/* The next update writes over the result: what this one wrote is fetched before it. */
+static void
+ask(struct sd_mirror *m)
+{
+    m->asked[m->ahead++].number = sd_device_ask(m->device, m->result, sizeof *m->result);
+    m->samples = 0;
 }
 
 void
@@ -242,9 +263,8 @@ sd_mirror_update(struct sd_mirror *m, const struct sd_mirror_step *step)
             first = false;
         }
     sd_repeat(d, &m->end, 0, end_of_window, m);
-    m->last_samples = m->samples;
     m->taken = 0;
-    m->samples = 0;
+    ask(m);
 }
 
 struct whole {
@@ -271,26 +291,35 @@ sd_mirror_whole(struct sd_mirror *m, const struct sd_mirror_step *step, struct s
     m->samples = w->batch;
     write_values(m, step);
     sd_repeat(m->device, repeat, sd_arena_moves(w->arena), whole, &(struct whole){ m, w });
-    m->last_samples = m->samples;
-    m->samples = 0;
+    ask(m);
 }
 
 void
 sd_mirror_wait(struct sd_mirror *m, struct sd_mirror_result *r)
 {
-    struct sd_update_result found;
+    struct sd_update_result found, dropped;
 
-    sd_device_read(m->device, &found, m->result, sizeof found);
-    r->samples = m->last_samples;
+    if (!m->ahead)
+        sd_bug("mirror", "there is no update to wait for");
+    sd_device_answer(m->device, m->asked[0].number, &found);
+    r->samples = m->asked[0].samples;
     r->loss = found.loss;
     r->grad_norm = found.grad_norm;
     memcpy(r->group_norm, found.group_norm, sizeof r->group_norm);
     r->finite = found.finite;
-    if (r->finite || m->o->options.kind == SD_PRODIGY)
+    if (r->finite) {
+        memmove(&m->asked[0], &m->asked[1], (size_t)--m->ahead * sizeof m->asked[0]);
         return;
-    for (int g = 0; g < m->o->t->groups; g++)   /* the step did not take place */
-        if (m->o->scalar[g][0] > 0)
-            m->o->scalar[g][0]--;
+    }
+    for (int i = 0; i < m->ahead; i++) {        /* none of these steps took place */
+        if (i)
+            sd_device_answer(m->device, m->asked[i].number, &dropped);
+        for (int g = 0; g < m->o->t->groups; g++)
+            if (m->asked[i].counted[g])
+                m->o->scalar[g][0]--;
+    }
+    m->ahead = 0;
+    sd_device_fill(m->device, m->result, 0, sizeof *m->result);
 }
 #else
 static SD_NORETURN void

@@ -37,8 +37,10 @@ struct sd_mirror_result {
     double loss, grad_norm, group_norm[SD_MAX_GROUPS];
     bool finite;                    /* else nothing was moved */
 };
-/* sd_mirror_update - ends the window: mean, norms, clipping, optimizer; asked for, not waited for.  sd_mirror_wait - for its
- * result. */
+/* sd_mirror_update - ends the window: mean, norms, clipping, optimizer; asked for, not waited for.  sd_mirror_wait - for the
+ * oldest result that was not waited for, of at most SD_MIRROR_AHEAD.  From the first that is not finite on nothing is moved; when
+ * it is met, those behind it are dropped. */
+enum { SD_MIRROR_AHEAD = 3 };
 void sd_mirror_update(struct sd_mirror *m, const struct sd_mirror_step *step);
 void sd_mirror_wait(struct sd_mirror *m, struct sd_mirror_result *r);
 /* sd_mirror_whole - a window of one micro-batch, accumulate and update in one: w->steps, over plans

@@ -1,6 +1,7 @@
 /* session_loop - updates, their log, their state; signals; what is published at the end. */
 #include "session_private.h"
 
+#include "device.h"
 #include "io.h"
 
 #include <errno.h>
@@ -15,8 +16,9 @@
 struct loop {
     struct sd_run *run;
     FILE *log;
-    double started;
+    double started, since;      /* since: of the update that is being waited for */
     int64_t first;              /* updates done when this process began */
+    int64_t done, asked;        /* updates */
     bool moved[SD_MAX_GROUPS];  /* its gradient was not zero once */
 };
 
@@ -209,6 +211,20 @@ report(struct loop *l, const struct sd_update *u, double seconds)
                 u->loss, u->lr[0], seconds);
 }
 
+/* What the steps cost beside the work: for -v, and for tests. */
+static void
+say_counts(const struct loop *l)
+{
+    const struct sd_device *d = l->run->m.compute.device;
+    struct sd_device_counts c;
+
+    if (!d)
+        return;
+    c = sd_device_counts(d);
+    sd_note(1, "device: %llu bytes written, %llu waits for all that was asked, %lld steps", (unsigned long long)c.written,
+            (unsigned long long)c.waits, (long long)(l->done - l->first));
+}
+
 static void
 end_progress(void)
 {
@@ -246,20 +262,67 @@ give_up(struct sd_run *x, int64_t done)
     sd_die(NULL, "%s%s", reason, sound ? "; the state before it is saved" : "");
 }
 
+/* Waits for the oldest update that was asked for. */
 static void
-update(struct loop *l, int64_t done)
+answer(struct loop *l)
 {
     struct sd_update u;
-    double start = now(), seconds;
+    double seconds, time;
 
-    if (sd_trainer_update(l->run->trainer, done, &u) < 0)
-        give_up(l->run, done);
-    seconds = now() - start;
-    if (done == l->first)
+    if (sd_trainer_answer(l->run->trainer, &u) < 0)
+        give_up(l->run, l->done);
+    time = now();
+    seconds = time - l->since;
+    l->since = time;
+    if (l->done++ == l->first)
         check_adapters(l->run);
     check_gradients(l, &u);
     report(l, &u, seconds);
     write_log(l, &u, seconds);
+}
+
+/* One that cannot be made is said when those before it are done. */
+static void
+ask(struct loop *l)
+{
+    const char *reason;
+
+    if (sd_trainer_ask(l->run->trainer, l->asked) == 0) {
+        l->asked++;
+        return;
+    }
+    reason = sd_strdup(l->run->scope, sd_reason());
+    while (l->done < l->asked)
+        answer(l);
+    sd_fail("%s", reason);
+    give_up(l->run, l->done);
+}
+
+/* Up to where updates may be asked for before all are answered: there something is saved or shown. */
+static int64_t
+next_halt(int64_t done)
+{
+    int64_t halt = S.max_train_steps, every[] = { S.checkpointing_steps, S.sample_every };
+
+    for (int i = 0; i < 2; i++)
+        if (every[i] > 0 && done / every[i] * every[i] + every[i] < halt)
+            halt = done / every[i] * every[i] + every[i];
+    return halt;
+}
+
+/* Asks and answers until nothing is left on the way: at a halt, or at a signal, which lets no more be asked for. */
+static void
+run_to_halt(struct loop *l)
+{
+    int64_t halt = next_halt(l->done), ahead = sd_trainer_ahead(l->run->trainer);
+
+    l->since = now();
+    ask(l);
+    while (l->done < l->asked) {
+        while (!stop_signal && l->asked < halt && l->asked - l->done < ahead)
+            ask(l);
+        answer(l);
+    }
 }
 
 static void
@@ -279,14 +342,17 @@ void
 sd_run_train(struct sd_run *x)
 {
     struct loop l = { .run = x, .first = take_up(x) };
-    int64_t done = l.first;
 
     open_log(&l);
     catch(SIGINT);
     catch(SIGTERM);
     l.started = now();
-    while (done < S.max_train_steps) {
-        update(&l, done++);
+    l.done = l.asked = l.first;
+    while (l.done < S.max_train_steps) {
+        int64_t done;
+
+        run_to_halt(&l);
+        done = l.done;
         if (stop_signal)
             stop(x, done);
         if (done % S.checkpointing_steps == 0 || done == S.max_train_steps)     /* the end too: publishing may fail */
@@ -299,5 +365,6 @@ sd_run_train(struct sd_run *x)
     end_progress();
     if (l.log && fclose(l.log) != 0)
         sd_die(S.log, "%s", strerror(errno));
-    publish(x, done);
+    say_counts(&l);
+    publish(x, l.done);
 }

@@ -178,13 +178,12 @@ whole_step(struct sd_trainer *x, int64_t index, const struct sd_mirror_step *val
     return step ? 0 : -1;
 }
 
-/* The same on a device: asked for, the next micro-batch made meanwhile, then waited for. */
+/* An update on a device, asked for. */
 static int
-update_on_device(struct sd_trainer *x, int64_t done, struct sd_update *u)
+ask_device(struct sd_trainer *x, int64_t done, double *lr)
 {
     int64_t accumulation = x->options.accumulation;
     struct sd_mirror_step step = { .max_norm = x->options.max_grad_norm };
-    struct sd_mirror_result r;
 
     if (!x->mirror) {
         x->mirror = sd_mirror_open(x->model.compute.device, x->optimizer, x->model.compute.activations);
@@ -192,43 +191,49 @@ update_on_device(struct sd_trainer *x, int64_t done, struct sd_update *u)
     }
     for (int g = 0; g < x->t->groups; g++)
         step.moves[g] = rate_of(x, g, done, &step.lr[g]);
-    if (accumulation == 1) {
-        if (whole_step(x, done, &step) < 0)
+    memcpy(lr, step.lr, sizeof step.lr);
+    if (accumulation == 1)
+        return whole_step(x, done, &step);
+    for (int64_t i = 0; i < accumulation; i++)
+        if (run_micro(x, done * accumulation + i) < 0)
             return -1;
-    } else {
-        for (int64_t i = 0; i < accumulation; i++)
-            if (run_micro(x, done * accumulation + i) < 0)
-                return -1;
-        sd_mirror_update(x->mirror, &step);
-    }
+    sd_mirror_update(x->mirror, &step);
+    return 0;
+}
+
+static int
+answer_device(struct sd_trainer *x, int64_t done, const double *lr, struct sd_update *u)
+{
+    struct sd_mirror_result r;
+
     sd_mirror_wait(x->mirror, &r);
     u->samples = r.samples;
     u->loss = r.loss;
     u->grad_norm = r.grad_norm;
     memcpy(u->group_norm, r.group_norm, sizeof u->group_norm);
-    if (!r.finite)
+    if (!r.finite) {
+        x->ahead = 0;
         return explain(x, done, u);
-    memcpy(u->lr, step.lr, sizeof u->lr);
+    }
+    memcpy(u->lr, lr, sizeof u->lr);
     return 0;
 }
 
 void
 sd_trainer_read(struct sd_trainer *x)
 {
+    if (x->ahead)
+        sd_bug("trainer", "%d updates that were not answered", x->ahead);
     if (x->mirror)
         sd_mirror_read(x->mirror);
 }
 
-int
-sd_trainer_update(struct sd_trainer *x, int64_t done, struct sd_update *u)
+static int
+update_on_cpu(struct sd_trainer *x, int64_t done, struct sd_update *u)
 {
     const struct sd_trainer_options *o = &x->options;
     double sum = 0, clip;
 
-    memset(u, 0, sizeof *u);
-    u->step = done + 1;
-    if (x->model.compute.device)
-        return update_on_device(x, done, u);
     for (int64_t i = 0; i < (int64_t)o->accumulation; i++)
         if (run_micro(x, done * o->accumulation + i) < 0)
             return -1;
@@ -246,4 +251,45 @@ sd_trainer_update(struct sd_trainer *x, int64_t done, struct sd_update *u)
             sd_optimizer_step(x->optimizer, g, u->lr[g], clip);
     memset(x->t->grad, 0, x->t->count * sizeof *x->t->grad);
     return 0;
+}
+
+int
+sd_trainer_ahead(const struct sd_trainer *x)
+{
+    return x->model.compute.device ? SD_MIRROR_AHEAD : 1;
+}
+
+int
+sd_trainer_ask(struct sd_trainer *x, int64_t done)
+{
+    if (x->ahead == sd_trainer_ahead(x))
+        sd_bug("trainer", "%d updates that were not answered", x->ahead);
+    memset(&x->asked[x->ahead], 0, sizeof x->asked[0]);
+    x->asked[x->ahead].done = done;
+    if (x->model.compute.device && ask_device(x, done, x->asked[x->ahead].lr) < 0)
+        return -1;
+    x->ahead++;
+    return 0;
+}
+
+int
+sd_trainer_answer(struct sd_trainer *x, struct sd_update *u)
+{
+    double lr[SD_MAX_GROUPS];
+    int64_t done;
+
+    if (!x->ahead)
+        sd_bug("trainer", "no update was asked for");
+    done = x->asked[0].done;
+    memcpy(lr, x->asked[0].lr, sizeof lr);
+    memmove(&x->asked[0], &x->asked[1], (size_t)--x->ahead * sizeof x->asked[0]);
+    memset(u, 0, sizeof *u);
+    u->step = done + 1;
+    return x->model.compute.device ? answer_device(x, done, lr, u) : update_on_cpu(x, done, u);
+}
+
+int
+sd_trainer_update(struct sd_trainer *x, int64_t done, struct sd_update *u)
+{
+    return sd_trainer_ask(x, done) < 0 ? -1 : sd_trainer_answer(x, u);
 }

@@ -77,11 +77,18 @@ struct sd_trainer_plan {
 };
 int sd_trainer_plan(struct sd_trainer *t, struct sd_trainer_plan *p);      /* needs the dataset or the replay */
 
-/* sd_trainer_update - the update after `done` (0: the first).  -1 with sd_fail when loss or gradient is not finite,
- * with the samples and the first bad module in the reason; the trainables are then untouched. */
+/* sd_trainer_ask - the update after `done` (0: the first) is asked for, in order; at most sd_trainer_ahead may be that were not
+ * answered: one on the CPU, more on a device, which is given its next step before the host looks at the last.  -1 with sd_fail
+ * when it cannot be made; those before it are to be answered still.
+ * sd_trainer_answer - what the oldest of them did.  -1 with sd_fail when loss or gradient is not finite, with the samples and
+ * the first bad module in the reason: neither it nor any that was asked for behind it took place, and none is left.
+ * sd_trainer_update - both at once. */
+int sd_trainer_ahead(const struct sd_trainer *t);
+int sd_trainer_ask(struct sd_trainer *t, int64_t done);
+int sd_trainer_answer(struct sd_trainer *t, struct sd_update *u);
 int sd_trainer_update(struct sd_trainer *t, int64_t done, struct sd_update *u);
 /* sd_trainer_read - what was learned so far comes back from the device, into trainables and optimizer: before they are saved
- * or looked at.  Nothing to do on the CPU. */
+ * or looked at; when no update is left unanswered.  Nothing to do on the CPU. */
 void sd_trainer_read(struct sd_trainer *t);
 
 #endif

@@ -38,6 +38,11 @@ struct sd_trainer {
     struct sd_optimizer *optimizer;
     struct sd_mirror *mirror;       /* on a device, from the first update on */
     struct sd_resident *resident;   /* samples on a device */
+    struct {                        /* an update that was asked for */
+        int64_t done;
+        double lr[SD_MAX_GROUPS];
+    } asked[SD_MIRROR_AHEAD];       /* the oldest first */
+    int ahead;
     const struct sd_dataset *data;
     const struct sd_replay *replay;
     struct sd_arena *arena;

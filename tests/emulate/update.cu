@@ -48,6 +48,17 @@ check_sums(struct sd_device *d, size_t n)
         sd_update_squares(d, dr, 0, dx, n, room);
         sd_update_clip(d, dr, 2, dtotal, dv);
         CHECK(down(d, dr, 1)[0].finite == 0, "%zu: the last number is NaN: not finite", n);
+        bad = 1;
+        sd_device_write(d, dx + n - 1, &bad, sizeof bad);
+        sd_update_squares(d, dr, 0, dx, n, room);
+        sd_update_clip(d, dr, 2, dtotal, dv);
+        r = down(d, dr, 1);
+        CHECK(r[0].finite == 0 && isfinite(r[0].grad_norm), "%zu: the next step, which is finite, moves nothing either", n);
+        sd_device_fill(d, dr, 0, sizeof *dr);
+        sd_update_squares(d, dr, 0, dx, n, room);
+        sd_update_squares(d, dr, 1, dy, n, room);
+        sd_update_clip(d, dr, 2, dtotal, dv);
+        CHECK(down(d, dr, 1)[0].finite == 1, "%zu: zeroed, it begins anew", n);
     }
     for (void *p : { (void *)dx, (void *)dy, (void *)dloss, (void *)dv, (void *)dr, (void *)room, (void *)dtotal })
         sd_device_free(d, p);
