@@ -14,6 +14,7 @@
 #include "vendor.h"
 
 struct dnn dnn;
+int64_t cudnn_workspace = 256 << 20;
 
 static bool
 find_all(void)

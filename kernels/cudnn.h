@@ -8,6 +8,9 @@
 
 enum { CUDNN_MOST_TENSORS = 40 };
 
+/* The most bytes of workspace that an engine may want; tests ask for less. */
+extern int64_t cudnn_workspace;
+
 /* A tensor of the graph as the library holds it: dimensions and strides in elements, read back. */
 struct cudnn_tensor {
     int64_t uid, dims[4], strides[4];

@@ -8,7 +8,7 @@
  *
  * k' and v' are given turned; turned p, ds and k are views, of the operands' type.  dq is made by one product that sees all of ds,
  * which lies in the library's workspace, [batch, heads, L, S] of 16 bits: the other form adds parts of dq in an order that depends
- * on time.  A call that wants more than WORKSPACE for it is made in parts, some heads or samples at a time.
+ * on time.  A call that wants more than cudnn_workspace for it is made in parts, some heads or samples at a time.
  *
  * Proven without a card: the graphs are finalized, engines are offered for sm_80 (d up to 128) and sm_90 (d up to 256), with the
  * workspace they name.  Not proven: what they compute, which is why they are compared with our own kernels before they are used. */
@@ -208,7 +208,7 @@ attention_graph(struct graph *g, const struct attention_call *c, void *handle)
 static struct attention_call
 part_of(const struct attention_call *c)
 {
-    const int64_t bytes = (c->L + 63) / 64 * 64 * ((c->S + 63) / 64 * 64) * 2, fit = (WORKSPACE - (1 << 20)) / bytes;
+    const int64_t bytes = (c->L + 63) / 64 * 64 * ((c->S + 63) / 64 * 64) * 2, fit = (cudnn_workspace - cudnn_workspace / 256) / bytes;
     struct attention_call part = *c;
 
     if (c->backward && c->batch * c->heads > fit) {

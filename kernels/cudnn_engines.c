@@ -72,7 +72,7 @@ dnn_build(void *handle, void *device, void *config, int64_t *workspace)
         dnn.unmake(exec);
         return NULL;
     }
-    if (*workspace > WORKSPACE) {
+    if (*workspace > cudnn_workspace) {
         dnn.unmake(exec);
         return NULL;
     }
@@ -124,7 +124,7 @@ count_engines(struct graph *g, const char *json, struct cudnn_asked *asked)
         asked->kept++;
         if (dnn.get(configs[i], ENGINECFG_WORKSPACE_SIZE, TYPE_INT64, 1, &n, &workspace))
             continue;
-        asked->within += workspace <= WORKSPACE;
+        asked->within += workspace <= cudnn_workspace;
         if (workspace > asked->wanted)
             asked->wanted = workspace;
     }
