@@ -189,7 +189,9 @@ if __name__ == "__main__":
     if a.output:
         os.makedirs(a.output, exist_ok=True)
         blank = np.full_like(pictures[0], 255)
-        rows_ = [shown_first + [blank] * 2, decoded + [blank] * 2, *shown, before, after]
+        wide = len(before)
+        in_rows = lambda p: [(p + [blank] * wide)[k:k + wide] for k in range(0, len(p), wide)]
+        rows_ = [*in_rows(shown_first), *in_rows(decoded), *shown, before, after]
         sheet = np.concatenate([np.concatenate(r, 1) for r in rows_], 0)
         Image.fromarray(sheet).resize((sheet.shape[1] * 2, sheet.shape[0] * 2), 0).save(
             os.path.join(a.output, "taught.png"), optimize=True)
