@@ -1,6 +1,7 @@
 /* session_loop - updates, their log, their state; signals; what is published at the end. */
 #include "session_private.h"
 
+#include "clock.h"
 #include "device.h"
 #include "io.h"
 
@@ -10,7 +11,6 @@
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 #include <unistd.h>
 
 struct loop {
@@ -39,39 +39,35 @@ catch(int number)
         sigaction(number, &action, NULL);
 }
 
-static double
-now(void)
-{
-    struct timespec t;
-
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
-
 /* -- log --------------------------------------------------------------------------------------------------------- */
 
 /* Keep the whole lines up to `step`; later ones belong to updates that will be made again. */
 static void
 cut_log(int64_t step)
 {
-    FILE *f = fopen(S.log, "r+");
+    int fd = sd_open(S.log, O_RDWR);
+    FILE *f;
     char *line = NULL;
     size_t room = 0;
     ssize_t n;
     off_t keep = 0;
 
-    if (!f)
+    if (fd < 0 && errno == ENOENT)
         return;
+    if (fd < 0)
+        sd_die(S.log, "%s", strerror(errno));
+    f = sd_stream(fd, "r");
     while ((n = getline(&line, &room, f)) > 0 && line[n - 1] == '\n') {
         const char *at = strstr(line, "\"step\": ");
 
         if (!at || strtoll(at + 8, NULL, 10) > step)
             break;
-        keep = ftello(f);
+        keep += n;
     }
     free(line);
-    if (ftruncate(fileno(f), keep) < 0)
-        sd_die(S.log, "cannot be cut: %s", strerror(errno));
+    while (ftruncate(fd, keep) < 0)
+        if (errno != EINTR)
+            sd_die(S.log, "cannot be cut: %s", strerror(errno));
     fclose(f);
 }
 
@@ -199,7 +195,7 @@ check_adapters(const struct sd_run *x)
 static void
 report(struct loop *l, const struct sd_update *u, double seconds)
 {
-    double mean = (now() - l->started) / (double)(u->step - l->first);
+    double mean = (sd_clock() - l->started) / (double)(u->step - l->first);
 
     if (u->step == l->first + 3 && u->step < S.max_train_steps)
         sd_note(0, "about %.0f s more at %.2f s a step", mean * (double)(S.max_train_steps - u->step), mean);
@@ -271,7 +267,7 @@ answer(struct loop *l)
 
     if (sd_trainer_answer(l->run->trainer, &u) < 0)
         give_up(l->run, l->done);
-    time = now();
+    time = sd_clock();
     seconds = time - l->since;
     l->since = time;
     if (l->done++ == l->first)
@@ -316,7 +312,7 @@ run_to_halt(struct loop *l)
 {
     int64_t halt = next_halt(l->done), ahead = sd_trainer_ahead(l->run->trainer);
 
-    l->since = now();
+    l->since = sd_clock();
     ask(l);
     while (l->done < l->asked) {
         while (!stop_signal && l->asked < halt && l->asked - l->done < ahead)
@@ -346,7 +342,7 @@ sd_run_train(struct sd_run *x)
     open_log(&l);
     catch(SIGINT);
     catch(SIGTERM);
-    l.started = now();
+    l.started = sd_clock();
     l.done = l.asked = l.first;
     while (l.done < S.max_train_steps) {
         int64_t done;
