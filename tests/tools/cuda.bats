@@ -81,6 +81,91 @@ difference() {
     [ $(($(planned 1000000) - $(planned 0))) = $((4 * 120 * 2 * 4 * 4)) ]
 }
 
+@test "training on a device: the steps between saves are asked for ahead, to the same bytes; with kills, stops and resumes" {
+    asked() {
+        emulated lora --overwrite --device cuda --max-train-steps 9 --learning-rate 1e-3 --log log "$@"
+    }
+    for more in "" "--gradient-accumulation-steps 3 --optimizer prodigy"; do
+        # shellcheck disable=SC2086
+        set -- $more
+        asked "$@" --checkpointing-steps 1              # one by one
+        mv log one.log
+        mv out.safetensors one
+        mv new.safetensors one.new
+        same() {
+            [ "$(losses log)" = "$(losses one.log)" ]
+            cmp one out.safetensors
+            cmp one.new new.safetensors
+            rm out.safetensors new.safetensors log
+        }
+        asked "$@" --checkpointing-steps 100
+        same
+        asked "$@" --checkpointing-steps 4              # a halt that the end is not at
+        same
+        for signal in TERM KILL; do
+            asked "$@" --checkpointing-steps 3 2> said &
+            for ((i = 0; i < 6000; i++)); do if [ -e log ] && [ "$(wc -l < log)" -ge 4 ]; then break; fi; sleep 0.01; done
+            pkill -$signal -P $! || kill -$signal $!
+            wait $! || true
+            step=$(metadata out.safetensors.state | jq -r .step)
+            [[ $step -ge 3 && $step -le 9 && $(head -n "$step" log | wc -l) = "$step" ]]
+            if [ $signal = TERM ]; then
+                grep -q "stopped after step $step and saved" said
+                [ "$(wc -l < log)" = "$step" ]          # as many as are in the state
+            fi
+            emulated lora -q --resume --device cuda --max-train-steps 9 --learning-rate 1e-3 --log log "$@" --checkpointing-steps 3
+            same
+        done
+    done
+}
+
+@test "training on a device: what is not finite is named as when every step is looked at, and none behind it took place" {
+    perl -0777 -pe 's/(latents_logvar.{1,60}?data...)..../$1\0\0\x48\x43/s' "$RECORDS/three.sd" > large.sd
+    for more in "" "--gradient-accumulation-steps 2"; do
+        asked() {
+            # shellcheck disable=SC2086
+            run -3 --separate-stderr emulated sd-train-lora -q --overwrite --model "$MODEL" --rank 2 --placeholder-token '<new>' --seed 2 $more \
+                --output-embedding new.safetensors --max-train-steps 20 --output out.safetensors --dtype f32 --log log "$@" large.sd "$RECORDS/two.sd"
+        }
+        asked --device cpu
+        [[ $stderr =~ (step [0-9]+): ]]
+        step=${BASH_REMATCH[1]}
+        asked --device cuda --checkpointing-steps 1
+        one=$stderr
+        [[ $one == *"$step: loss "*"first at "*", samples "*"rgb.png; the state before it is saved" ]]
+        mv log one.log
+        mv out.safetensors.state one
+        asked --device cuda
+        [ "$stderr" = "$one" ]
+        cmp one out.safetensors.state
+        rm one out.safetensors.state
+        [ "$(losses log)" = "$(losses one.log)" ]
+    done
+}
+
+@test "training on a device: a step writes some hundred bytes and the host waits for none" {
+    counted() { # STEPS OPTION...: bytes and waits
+        emulated "${of:-plain}" -v --overwrite --device cuda --checkpointing-steps 1000 --max-train-steps "$@" 2> said
+        sed -nE 's/.*device: ([0-9]+) bytes written, ([0-9]+) waits .*/\1 \2/p' said
+    }
+    for of in plain lora; do                # texts frozen, and read anew
+        more="--train-batch-size 2"
+        if [ $of = plain ]; then more+=" --gradient-accumulation-steps 2"; fi
+        # shellcheck disable=SC2086
+        read -r bytes waits < <(counted 5 $more)
+        # shellcheck disable=SC2086
+        read -r more_bytes more_waits < <(counted 9 $more)
+        echo "$of: $(((more_bytes - bytes) / 4)) bytes a step, $((more_waits - waits)) waits in 4"
+        [[ $bytes -gt 0 && $waits -gt 0 && $more_waits = "$waits" ]]
+        [ $((more_bytes - bytes)) -gt 0 ]
+        [ $(((more_bytes - bytes) / 4)) -lt 1600 ]
+    done
+    # samples that are not kept are sent: the counter counts
+    SD_TRAIN_RESIDENT=0 counted 2 > small
+    SD_TRAIN_RESIDENT=0 counted 4 > large
+    [ $(($(cut -d ' ' -f 1 large) - $(cut -d ' ' -f 1 small))) -ge $((2 * 120 * 2 * 4 * 4)) ]
+}
+
 @test "drawing: f32 as on the CPU, bf16 and f16 near it; the same bytes twice" {
     draw() { sd-sample -q --model "$M" --prompt "a red circle" --num-inference-steps 3 --output - "$@"; }
     draw --device cpu > cpu.sd
