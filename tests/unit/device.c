@@ -98,6 +98,28 @@ recordings(struct sd_device *d)
     sd_device_free(d, b);
 }
 
+/* Read behind each write, looked at later, in another order; places are used again. */
+static void
+answers(struct sd_device *d)
+{
+    uint64_t x, y, waits = sd_device_counts(d).waits, *a = sd_device_alloc(d, sizeof *a, "a");
+    int number[SD_ASKED], wrong = 0;
+
+    for (int round = 0; round < 3; round++) {
+        for (int i = 0; i < SD_ASKED; i++) {
+            x = (uint64_t)(100 * round + i);
+            sd_device_write(d, a, &x, sizeof x);
+            number[i] = sd_device_ask(d, a, sizeof *a);
+        }
+        for (int i = SD_ASKED; i--; ) {
+            sd_device_answer(d, number[i], &y);
+            wrong += y != (uint64_t)(100 * round + i);
+        }
+    }
+    CHECK(wrong == 0 && sd_device_counts(d).waits == waits, "answers: %d wrong", wrong);
+    sd_device_free(d, a);
+}
+
 static int closed;
 static void
 count_close(void *value)
@@ -128,6 +150,7 @@ main(void)
     before = sd_device_allocated(d);
     bytes(d);
     small_writes(d);
+    answers(d);
     recordings(d);
     CHECK(sd_device_allocated(d) == before, "all memory is given back: %zu bytes held, %zu before", sd_device_allocated(d), before);
     CHECK(sd_device_workspace(d, 100) == sd_device_workspace(d, 50), "a workspace that is large enough is kept");
