@@ -84,7 +84,8 @@ benches  := $(patsubst %.c,$(BUILD)/%,$(filter-out $(if $(nvcc),,tests/bench/cud
 bench_cuda := $(patsubst %,$(BUILD)/tests/bench/%,cuda full_model table)  # these know no oneDNN
 fuzzers  := $(patsubst tests/fuzz/%.c,$(BUILD)/fuzz/%,$(wildcard tests/fuzz/*.c))
 bats     := $(wildcard tests/tools/*.bats tests/pipelines/*.bats)
-fuzz_o   := $(patsubst %.c,$(BUILD)/fuzz/%.o,$(filter-out %/graph.c %/plan.c %/run.c,$(wildcard libcommon/*.c libcommon/model/*.c)))
+fuzz_o   := $(patsubst %.c,$(BUILD)/fuzz/%.o,$(filter-out %/graph.c %/plan.c %/run.c,$(wildcard libcommon/*.c libcommon/model/*.c))) \
+            $(BUILD)/fuzz/kernels/projections_layout.o
 first    := $(filter deps,$(MAKECMDGOALS))             # before anything is compiled, under -j too
 
 .PHONY: all deps check check-cuda check-long check-full demo bench bench-cuda device-bundle check-device-bundle emulate fuzz lint install uninstall clean clip-vocabulary tests
