@@ -56,7 +56,7 @@ alone(const char *name, size_t free_before)
     open_row(r);
     vendor_tf32 = r->tf32;
     if (r->trainer)
-        update(r);
+        updates(r, 1);
     else if (r->kind == GUIDED) {
         run_kernels(r, 1);
     } else

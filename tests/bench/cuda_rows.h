@@ -181,15 +181,22 @@ open_row(struct row *r)
         open_draw(r);
 }
 
+/* As sd-train-lora asks for them between two saves: some ahead. */
 static void
-update(struct row *r)
+updates(struct row *r, int count)
 {
+    int64_t end = r->done + count, asked = r->done, ahead = sd_trainer_ahead(r->trainer);
     struct sd_update u;
 
-    if (sd_trainer_update(r->trainer, r->done++, &u) < 0)
-        sd_die(r->name, "%s", sd_reason());
-    if (r->done == 1 && !(u.grad_norm > 0))
-        sd_die(r->name, "the gradient is zero");
+    while (r->done < end) {
+        while (asked < end && asked - r->done < ahead)
+            if (sd_trainer_ask(r->trainer, asked++) < 0)
+                sd_die(r->name, "%s", sd_reason());
+        if (sd_trainer_answer(r->trainer, &u) < 0)
+            sd_die(r->name, "%s", sd_reason());
+        if (r->done++ == 0 && !(u.grad_norm > 0))
+            sd_die(r->name, "the gradient is zero");
+    }
 }
 
 static void
@@ -242,7 +249,7 @@ run_row(struct row *r, int count)
         case TEXTS: encode(r); done++; break;
         case GUIDED: draw_picture(r); done += r->draw->o.sampler->calls; break;
         case PICTURE: decode(r); done++; break;
-        default: update(r); done++;
+        default: updates(r, count); done = count;
         }
     }
     sd_device_wait(device);
@@ -250,16 +257,18 @@ run_row(struct row *r, int count)
     return (sd_clock() - start) / done;
 }
 
-/* The same of the plan alone, fed as ever, nothing read back. */
+/* The same of the plan alone, fed as ever, nothing read back.  Keys and values of the text are there from the start. */
 static double
 run_kernels(struct row *r, int count)
 {
     struct sd_scope *s = sd_scope_open();
     struct sd_plan *plan = r->net ? r->net->plan : r->trainer->steps->plan;
-    float *in[3] = { NULL };
+    float *in[2] = { NULL };
     double start;
 
-    for (int i = 0; i < 3 && r->net && r->kind != TEXTS; i++)
+    if (r->kind == GUIDED)
+        sd_feed(plan, r->net->in[2], sd_alloc_array(s, r->net->in[2]->numel, sizeof(float)));
+    for (int i = 0; i < 2 && r->net && r->kind != TEXTS; i++)
         if (r->net->in[i]) {
             in[i] = sd_alloc_array(s, r->net->in[i]->numel, sizeof *in[i]);
             sd_random_normal(in[i], r->net->in[i]->numel, 6, SD_FOR_NOISE, (uint64_t)i, 0);
@@ -271,7 +280,7 @@ run_kernels(struct row *r, int count)
     for (int k = 0; k < count; k++) {
         if (r->kind == TEXTS)
             sd_feed(plan, r->net->in[0], r->prompt.input_ids);
-        for (int i = 0; i < 3; i++)
+        for (int i = 0; i < 2; i++)
             if (in[i])
                 sd_feed(plan, r->net->in[i], in[i]);
         sd_run(plan);
