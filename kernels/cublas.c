@@ -21,7 +21,7 @@ enum { LAYOUT_TYPE = 0, LAYOUT_ROWS = 2, LAYOUT_COLS = 3, LAYOUT_LD = 4, LAYOUT_
 enum { DESC_COMPUTE_TYPE = 0, DESC_TRANSA = 3, DESC_TRANSB = 4, DESC_EPILOGUE = 7, DESC_BIAS_POINTER = 8, DESC_BIAS_DATA_TYPE = 26 };
 enum { PREF_MAX_WORKSPACE = 1, PREF_REDUCTION_SCHEME_MASK = 3, PREF_MIN_ALIGNMENT_A = 5 };     /* then B, C, D */
 enum { REDUCTION_COMPUTE_TYPE = 2, REDUCTION_OUTPUT_TYPE = 4, EPILOGUE_DEFAULT = 1, EPILOGUE_BIAS = 4, MANY = 8 };
-enum { WORKSPACE = 32 << 20, ALIGNMENT = 16 };
+enum { ALIGNMENT = 16 };
 
 struct layout { uint64_t data[8]; };
 struct desc { uint64_t data[32]; };
@@ -321,7 +321,7 @@ use_kept(struct state *s, struct plan *p, const char *text)
         bytes[i] = (unsigned char)x;
     }
     memcpy(&p->algo, bytes, sizeof bytes);
-    if (lt.check(s->handle, &p->desc, &p->a, &p->b, &p->c, &p->d, &p->algo, &found) || found.workspace > WORKSPACE)
+    if (lt.check(s->handle, &p->desc, &p->a, &p->b, &p->c, &p->d, &p->algo, &found) || found.workspace > CUBLAS_WORKSPACE)
         return false;
     p->workspace = found.workspace;
     return true;
@@ -334,7 +334,7 @@ candidates(struct state *s, struct plan *p, struct found *found)
     const uint32_t align[] = { (uint32_t)q->align_a, (uint32_t)q->align_b, (uint32_t)q->align_c, (uint32_t)q->align_d };
     uint32_t schemes = REDUCTION_COMPUTE_TYPE | (q->d_type == R_32F ? REDUCTION_OUTPUT_TYPE : 0);
     struct preference preference;
-    uint64_t workspace = WORKSPACE;
+    uint64_t workspace = CUBLAS_WORKSPACE;
     int count = 0, kept = 0;
 
     if (lt.preference_init(&preference, sizeof preference)
@@ -517,7 +517,7 @@ cublas_gemm(struct sd_device *d, const struct gemm_call *g)
         if (!describe(p) || !set_bias(p, g))
             p->none = true;
         else {
-            sd_device_workspace(d, WORKSPACE);
+            sd_device_workspace(d, CUBLAS_WORKSPACE);
             choose(s, p, g);
         }
     }

@@ -18,6 +18,7 @@ extern "C" {
 /* "cublasLt 130100", "no cublasLt": part of what names an engine. */
 const char *cublas_version(void);
 const char *cudnn_version(void);
+enum { CUBLAS_WORKSPACE = 32 << 20 };       /* that it is given */
 
 /* product_cuda.h says what is asked. */
 bool cublas_gemm(struct sd_device *d, const struct gemm_call *call);

@@ -47,6 +47,8 @@ void sd_device_fill(struct sd_device *d, void *to, int byte, size_t bytes);
 /* sd_device_ask - a read of at most SD_ASKED_BYTES that is asked for now and waited for later, by its number; at most SD_ASKED that
  * were not answered.  sd_device_answer - waits for what was asked before that read, not for what was asked since. */
 enum { SD_ASKED = 8, SD_ASKED_BYTES = 256 };
+/* Of the host, by a card's device: the ring of writes and the answers. */
+enum { SD_PINNED_BYTES = (32 << 20) + SD_ASKED * SD_ASKED_BYTES };
 int  sd_device_ask(struct sd_device *d, const void *from, size_t bytes);
 void sd_device_answer(struct sd_device *d, int number, void *to);
 /* What the host did so far: bytes written, and how often it waited for all that was asked. */

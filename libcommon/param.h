@@ -78,6 +78,7 @@ void  sd_param_upload(struct sd_param *p, struct sd_device *d);
 void  sd_param_refresh(struct sd_param *p, struct sd_device *d);
 void  sd_param_forget(struct sd_param *p);      /* the forms on the device */
 size_t sd_param_device_bytes(void);             /* of all wanted forms of the program */
+size_t sd_param_device_scratch(void);           /* the most of the workspace that uploading one of them needs */
 
 #ifdef __cplusplus
 }

@@ -12,18 +12,48 @@ struct sd_param_form {
     struct sd_param_form *next;
     enum sd_dtype dtype;
     enum sd_param_layout layout;
-    size_t bytes;
+    size_t bytes, counted;          /* counted: 0 where it will be shared */
     void *data;                     /* NULL while only wanted */
     struct sd_device *device;
     bool shared;                    /* data is the trainable's device_shadow */
 };
 
-static size_t bytes_wanted;
+static size_t bytes_wanted, most_scratch;
 
 size_t
 sd_param_device_bytes(void)
 {
     return bytes_wanted;
+}
+
+size_t
+sd_param_device_scratch(void)
+{
+    return most_scratch;
+}
+
+static size_t
+raised(size_t bytes, const struct sd_param *p, bool convert)
+{
+    size_t more = !p || p->trainable ? 0 : p->numel * (sd_dtype_is_real(p->dtype) && !convert ? sd_dtype_size(p->dtype) : sizeof(float));
+
+    return more > bytes ? more : bytes;
+}
+
+/* Of the workspace, to upload this form. */
+static size_t
+scratch_of(const struct sd_param *p, const struct sd_param_form *f)
+{
+    size_t bytes = 0;
+
+    if (!p->joined)
+        return f->layout == SD_ROWS && f->dtype == p->dtype ? 0 : raised(0, p, false);
+    for (int i = 0; i < p->joined->parts; i++) {
+        const struct sd_projection *q = &p->joined->part[i];
+
+        bytes = raised(raised(raised(bytes, q->weight, false), q->down, true), q->up, true);
+    }
+    return bytes;
 }
 
 /* Is this form the trainable's own value? */
@@ -78,7 +108,11 @@ sd_param_want(struct sd_param *p, enum sd_dtype dtype, enum sd_param_layout layo
     f->bytes = bytes_of(p, dtype);
     f->next = p->forms;
     p->forms = f;
-    bytes_wanted += f->bytes;
+    /* in another dtype than its own, a trainable's rows are its shadow's, which the optimizer has */
+    f->counted = p->trainable && !p->joined && dtype != SD_F32 && layout == SD_ROWS ? 0 : f->bytes;
+    bytes_wanted += f->counted;
+    if (scratch_of(p, f) > most_scratch)
+        most_scratch = scratch_of(p, f);
 }
 
 void *
@@ -102,7 +136,7 @@ sd_param_forget(struct sd_param *p)
 
         if (p->forms->data && !p->forms->shared)
             sd_device_free(p->forms->device, p->forms->data);
-        bytes_wanted -= p->forms->bytes;
+        bytes_wanted -= p->forms->counted;
         free(p->forms);
         p->forms = next;
     }

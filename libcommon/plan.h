@@ -37,6 +37,7 @@ struct sd_plan_report sd_plan_report(const struct sd_plan *p);
 
 /* sd_plan_bind - allocate.  Plans that never run together may share one arena: pass the same struct sd_arena; it grows to the
  * largest (kept outputs of a plan are then valid until another plan runs).  NULL: an arena of its own. */
+enum { SD_ARENA_STEP = 2 << 20 };       /* an arena's bytes are a multiple */
 struct sd_arena;
 struct sd_arena *sd_arena_new(void);
 void sd_arena_free(struct sd_arena *a);

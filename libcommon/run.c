@@ -54,7 +54,7 @@ arena_grow(struct sd_arena *a, size_t bytes)
     if (bytes <= a->bytes)
         return;
     release(a);
-    bytes = (bytes + (2 << 20) - 1) / (2 << 20) * (2 << 20);
+    bytes = (bytes + SD_ARENA_STEP - 1) / SD_ARENA_STEP * SD_ARENA_STEP;
     a->bytes = bytes;
     a->moves++;
     if (a->device) {

@@ -2,6 +2,7 @@
  * and kept in a cache.  What is encoded and how it is named is in libcommon/diffusion/latents.c; here are the order of
  * the records and which are left out. */
 #include "compute.h"
+#include "device_bytes.h"
 #include "diffusion/latents.h"
 #include "model/model_tokenizer.h"
 #include "opt.h"
@@ -394,7 +395,9 @@ plan_sizes(struct sd_latents_plan *most, double *flops, size_t *pixels)
 static void
 print_plan(bool counted)
 {
+    struct sd_device *device = sd_shared_compute()->device;
     struct sd_latents_plan p, words = { 0 };
+    struct sd_device_bytes b;
     size_t weights = 0, pixels = 0, peak, encode;
     double flops = 0;
     json_t *o;
@@ -410,10 +413,16 @@ print_plan(bool counted)
     p.arena_bytes = p.arena_bytes > words.arena_bytes ? p.arena_bytes : words.arena_bytes;
     p.activations_bytes = p.activations_bytes > words.activations_bytes ? p.activations_bytes : words.activations_bytes;
     peak = p.arena_bytes + sd_param_bytes_reserved() + (LINE * (size_t)batch_size + 2) * pixels;
+    if (device)
+        sd_device_bytes_of(&b, device, p.arena_bytes);
     o = json_pack("{s:I, s:I, s:I, s:I, s:I, s:f, s:f}", "peak_bytes", (json_int_t)peak, "weights_bytes",
                   (json_int_t)weights, "packed_bytes", (json_int_t)sd_param_bytes_reserved(), "activations_bytes",
                   (json_int_t)p.activations_bytes, "arena_bytes", (json_int_t)p.arena_bytes, "flops", p.flops,
                   "total_flops", flops);
+    if (o && device) {
+        json_object_set_new(o, "peak_bytes", json_integer((json_int_t)sd_device_bytes_sum(&b)));
+        json_object_set_new(o, "device", json_loads(sd_device_bytes_json(run.scope, &b), 0, NULL));
+    }
     if (o && counted) {
         json_object_set_new(o, "records", json_integer((json_int_t)run.records));
         json_object_set_new(o, "to_encode", json_integer((json_int_t)encode));

@@ -364,7 +364,7 @@ plan_all(struct run *r)
         sd_die("--lora", "%s", sd_reason());
 }
 
-/* Anonymous memory: packed weights, the arena, texts, latents of a batch (x, two predictions, noise ...), pictures. */
+/* On a device, its memory.  Anonymous memory: packed weights, the arena, texts, latents of a batch (x, two predictions, noise ...), pictures. */
 static size_t
 peak_bytes(struct run *r)
 {
@@ -373,6 +373,11 @@ peak_bytes(struct run *r)
     size_t picture = (size_t)(width * height * 3),
            kept = sheet ? (size_t)r->pictures * (size_t)(sheet_scale * sheet_scale) * 2 : 0;
 
+    if (sd_shared_compute()->device) {
+        struct sd_draw_report p = sd_draw_report(r->draw);
+
+        return sd_device_bytes_sum(&p.device);
+    }
     for (size_t i = 0; i < r->count; i++)
         states += (size_t)r->jobs[i].text->tokens.chunks
                   + (r->jobs[i].negative_text && (!i || r->jobs[i].negative_text != r->jobs[i - 1].negative_text)
@@ -386,6 +391,7 @@ peak_bytes(struct run *r)
 static int
 print_plan(struct run *r)
 {
+    const struct sd_device *device = sd_shared_compute()->device;
     struct sd_draw_report p = sd_draw_report(r->draw);
     int64_t elements = sd_weights_elements(sd_model_unet(r->model)->weights)
                        + sd_weights_elements(sd_model_text_encoder(r->model)->weights)
@@ -393,9 +399,10 @@ print_plan(struct run *r)
 
     printf("{\"peak_bytes\": %zu, \"weights_bytes\": %zu, \"packed_bytes\": %zu, \"activations_bytes\": %zu, "
            "\"arena_bytes\": %zu, "
-           "\"flops\": %.0f, \"decode_flops\": %.0f, \"text_flops\": %.0f, \"model_calls\": %d, \"pictures\": %lld}\n",
+           "\"flops\": %.0f, \"decode_flops\": %.0f, \"text_flops\": %.0f, \"model_calls\": %d, \"pictures\": %lld%s%s}\n",
            peak_bytes(r), (size_t)elements * sizeof(float), sd_param_bytes_reserved(), p.activations_bytes,
-           p.arena_bytes, p.step_flops, p.decode_flops, p.text_flops, r->sampler->calls, (long long)r->pictures);
+           p.arena_bytes, p.step_flops, p.decode_flops, p.text_flops, r->sampler->calls, (long long)r->pictures,
+           device ? ", \"device\": " : "", device ? sd_device_bytes_json(r->scope, &p.device) : "");
     return SD_OK;
 }
 
@@ -408,8 +415,10 @@ check_memory(struct run *r)
     if (sd_shared.memory && peak * (1 << 20) > (double)sd_shared.memory)
         sd_die("--memory", "%.1f MiB are needed, %.1f MiB allowed (a smaller --batch-size or picture needs less)", peak,
                (double)sd_shared.memory / (1 << 20));
+    if (sd_shared_compute()->device)
+        all = (double)sd_device_free_bytes(sd_shared_compute()->device) / (1 << 20);
     if (peak > all)
-        sd_die("memory", "%.0f MiB are needed, this machine has %.0f MiB", peak, all);
+        sd_die("memory", "%.0f MiB are needed, %s has %.0f MiB", peak, sd_shared_compute()->device ? "the device" : "this machine", all);
 }
 
 /* -- drawing ------------------------------------------------------------------------------------------------------- */

@@ -171,6 +171,24 @@ sd_draw_plan_encode(struct sd_draw *d)
     return planned(d, ENCODE, 1, 1) ? 0 : -1;
 }
 
+/* A loop on a device, for each kind of batch once. */
+static void
+plan_loop(struct sd_draw *d, const struct sd_draw_batch *b, bool guided, struct net *const nets[2])
+{
+    struct sd_draw_batch k = { b->count, b->chunks, guided ? b->negative_chunks : 0 };
+    struct draw_batch_planned *p = d->batches;
+
+    while (p && (p->b.count != k.count || p->b.chunks != k.chunks || p->b.negative_chunks != k.negative_chunks))
+        p = p->next;
+    if (p)
+        return;
+    p = sd_alloc(d->scope, sizeof *p);
+    p->b = k;
+    p->next = d->batches;
+    d->batches = p;
+    d->device_bytes += draw_loop_bytes(d, k.count, guided, nets);
+}
+
 int
 sd_draw_plan_batch(struct sd_draw *d, const struct sd_draw_batch *b)
 {
@@ -189,6 +207,8 @@ sd_draw_plan_batch(struct sd_draw *d, const struct sd_draw_batch *b)
     if (!nets[0] || (guided && !together && !(nets[1] = planned(d, UNET, b->count, b->negative_chunks)))
         || !planned(d, DECODE, 1, 1))
         return -1;
+    if (d->o.compute.device)
+        plan_loop(d, b, guided, nets);
     for (int i = 0; i < 2; i++)
         flops += nets[i] ? sd_plan_report(nets[i]->plan).flops : 0;
     d->step_flops = flops > d->step_flops ? flops : d->step_flops;
@@ -216,6 +236,10 @@ sd_draw_report(const struct sd_draw *d)
             sum.decode_flops = r.flops;
     }
     sum.text_flops = text + kv;
+    if (d->o.compute.device) {
+        sd_device_bytes_of(&sum.device, d->o.compute.device, sum.arena_bytes);
+        sum.device.latents = d->device_bytes;
+    }
     return sum;
 }
 

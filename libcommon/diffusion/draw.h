@@ -5,6 +5,7 @@
 #ifndef SD_DRAW_H
 #define SD_DRAW_H
 
+#include "device_bytes.h"
 #include "image.h"
 #include "model/model.h"
 #include "model/prompt.h"
@@ -46,6 +47,7 @@ struct sd_draw_report {
     size_t arena_bytes, activations_bytes;      /* of the largest */
     size_t kv_bytes;                            /* beside them: keys and values of the texts of a batch */
     double text_flops, step_flops, decode_flops;
+    struct sd_device_bytes device;
 };
 int sd_draw_plan_text(struct sd_draw *d, int64_t chunks);
 int sd_draw_plan_batch(struct sd_draw *d, const struct sd_draw_batch *b);

@@ -84,6 +84,23 @@ kv_bytes(const struct net *n)
     return n->in[2]->numel / (size_t)n->batch * sd_element_size(n->in[2]->dtype);
 }
 
+size_t
+draw_loop_bytes(const struct sd_draw *d, int count, bool guided, struct net *const nets[2])
+{
+    const struct sd_sampler *sampler = d->o.sampler;
+    int64_t numel = d->h * d->w * d->channels;
+    size_t all = (size_t)(count * numel) * sizeof(float), calls = (size_t)sampler->calls;
+    const struct sd_denoise *n = NULL;
+    size_t bytes = all * (1 + (size_t)sampler->history + sampler->draws_noise) + sizeof *n->call
+                   + calls * (sizeof *n->calls + sizeof *n->bad);
+
+    if (sampler->clamp == SD_CLAMP_QUANTILE)
+        return 0;               /* the host's loop */
+    for (int i = 0; i < 2 && nets[i]; i++)
+        bytes += kv_bytes(nets[i]) * (size_t)nets[i]->batch + (nets[1] ? all : 0);
+    return bytes + (guided ? all + sd_denoise_room(count, numel) * sizeof(double) : 0);
+}
+
 static struct draw_loop *
 loop_new(struct sd_draw *d, int count, int64_t chunks, int64_t negative_chunks)
 {
@@ -292,6 +309,12 @@ draw_on_device(struct sd_draw *d SD_UNUSED, const struct sd_draw_picture *pictur
                void (*progress)(void *, int, int) SD_UNUSED, void *user SD_UNUSED, int *status SD_UNUSED)
 {
     return false;
+}
+
+size_t
+draw_loop_bytes(const struct sd_draw *d SD_UNUSED, int count SD_UNUSED, bool guided SD_UNUSED, struct net *const nets[2] SD_UNUSED)
+{
+    return 0;
 }
 
 void

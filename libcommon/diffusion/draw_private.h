@@ -28,6 +28,11 @@ struct sd_draw {
     struct net *nets;
     struct draw_loop *loops;        /* draw_device.c's */
     double step_flops;
+    struct draw_batch_planned {
+        struct sd_draw_batch b;
+        struct draw_batch_planned *next;
+    } *batches;                     /* on a device: each kind once */
+    size_t device_bytes;            /* theirs */
 };
 
 /* draw_ready - planned (now, or before) and bound.  NULL with sd_fail. */
@@ -47,6 +52,8 @@ struct net *draw_text_kv(struct sd_draw *d, const struct sd_draw_text *text, boo
 bool draw_on_device(struct sd_draw *d, const struct sd_draw_picture *pictures, int count,
                     void (*progress)(void *, int, int), void *user, int *status);
 void draw_loops_free(struct sd_draw *d);
+/* draw_loop_bytes - what a loop over these networks will take beside them; the second NULL where there is one. */
+size_t draw_loop_bytes(const struct sd_draw *d, int count, bool guided, struct net *const nets[2]);
 
 /* Latents of one picture: [channels, pixels] of files, [pixels, channels] in memory. */
 void draw_to_nhwc(float *to, const float *from, int64_t channels, int64_t pixels);

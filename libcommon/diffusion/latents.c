@@ -1,6 +1,7 @@
 /* latents - the VAE's posterior of pictures, through the cache. */
 #include "latents_private.h"
 #include "compute.h"
+#include "device_bytes.h"
 #include "image.h"
 #include "kernels/op.h"
 
@@ -46,10 +47,18 @@ check_memory(const struct sd_latents_nets *x, const struct sd_plan *p)
 {
     size_t packed = sd_param_bytes_reserved(), arena = sd_plan_report(p).arena_bytes;
 
+    if (x->compute.device) {
+        struct sd_device_bytes b;
+
+        sd_device_bytes_of(&b, x->compute.device, arena);
+        arena = b.activations;
+        packed = b.weights + sd_device_bytes_workspace(&b);
+    }
     if (!x->memory || packed + arena <= (size_t)x->memory)
         return 0;
-    return sd_fail("needs %.1f MiB for activations and %.1f MiB for weights, --memory is %.1f MiB",
-                   (double)arena / 0x1p20, (double)packed / 0x1p20, (double)x->memory / 0x1p20);
+    return sd_fail("needs %.1f MiB for activations and %.1f MiB for weights%s, --memory is %.1f MiB",
+                   (double)arena / 0x1p20, (double)packed / 0x1p20,
+                   x->compute.device ? " and workspace" : "", (double)x->memory / 0x1p20);
 }
 
 struct sd_latents_net *

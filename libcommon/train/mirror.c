@@ -41,13 +41,18 @@ bytes(const struct sd_mirror *m)
     return m->o->t->count * sizeof(float);
 }
 
-size_t
-sd_mirror_bytes(const struct sd_optimizer *o, enum sd_dtype dtype)
+void
+sd_mirror_bytes(const struct sd_optimizer *o, enum sd_dtype dtype, uint32_t accumulation, struct sd_device_bytes *b)
 {
-    size_t n = o->t->count;
+    size_t n = o->t->count, sums = accumulation > 1;
+    const struct sd_mirror *m = NULL;
 
-    return n * sizeof(float) * (2 + (size_t)o->buffers) + (dtype == SD_F32 ? 0 : n * sd_dtype_size(dtype))
-           + sd_update_room(n) * sizeof(double);
+    for (uint32_t k = accumulation; k > 1; k >>= 1)
+        sums++;
+    b->trained = n * sizeof(float) + (dtype == SD_F32 ? 0 : n * sd_dtype_size(dtype));
+    b->gradients = n * sizeof(float) * (1 + sums);
+    b->optimizer = n * sizeof(float) * (size_t)o->buffers + sd_update_room(n) * sizeof(double) + sizeof *m->loss + sizeof *m->values
+                   + sizeof *m->result + SD_MAX_GROUPS * (sizeof *m->state + sizeof *m->work);
 }
 
 struct sd_mirror *
@@ -328,7 +333,12 @@ none(void)
     sd_bug("mirror", "no devices in this build");
 }
 
-size_t sd_mirror_bytes(const struct sd_optimizer *o SD_UNUSED, enum sd_dtype dtype SD_UNUSED) { none(); }
+void
+sd_mirror_bytes(const struct sd_optimizer *o SD_UNUSED, enum sd_dtype dtype SD_UNUSED, uint32_t accumulation SD_UNUSED,
+                struct sd_device_bytes *b SD_UNUSED)
+{
+    none();
+}
 struct sd_mirror *
 sd_mirror_open(struct sd_device *d SD_UNUSED, struct sd_optimizer *o SD_UNUSED, enum sd_dtype dtype SD_UNUSED)
 {

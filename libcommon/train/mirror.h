@@ -7,6 +7,7 @@
 #ifndef SD_MIRROR_H
 #define SD_MIRROR_H
 
+#include "device_bytes.h"
 #include "optimizer.h"
 #include "plan.h"
 #include "repeat.h"
@@ -17,8 +18,8 @@ struct sd_mirror;
  * kernels read the parameters as. */
 struct sd_mirror *sd_mirror_open(struct sd_device *d, struct sd_optimizer *o, enum sd_dtype dtype);
 void sd_mirror_free(struct sd_mirror *m);
-/* sd_mirror_bytes - what it takes on the device, beside the sums of accumulation. */
-size_t sd_mirror_bytes(const struct sd_optimizer *o, enum sd_dtype dtype);
+/* sd_mirror_bytes - what it takes on the device, with the sums of so many micro-batches an update. */
+void sd_mirror_bytes(const struct sd_optimizer *o, enum sd_dtype dtype, uint32_t accumulation, struct sd_device_bytes *b);
 
 /* sd_mirror_write - value and state of the optimizer, host to device (start, resume).  sd_mirror_read - back (to save). */
 void sd_mirror_write(struct sd_mirror *m);

@@ -343,6 +343,7 @@ make_settings(struct sd_run *x)
 static int
 print_plan(struct sd_run *x)
 {
+    const struct sd_device *device = x->m.compute.device;
     struct sd_trainer_plan p;
     size_t weights;
 
@@ -352,9 +353,10 @@ print_plan(struct sd_run *x)
         sizeof(float) * (size_t)(sd_weights_elements(x->m.unet->weights) + sd_weights_elements(x->m.text->weights));
     printf("{\"peak_bytes\": %zu, \"weights_bytes\": %zu, \"packed_bytes\": %zu, \"activations_bytes\": %zu, "
            "\"arena_bytes\": %zu, "
-           "\"flops\": %.0f, \"updates\": %lld, \"samples\": %zu, \"buckets\": %d}\n",
+           "\"flops\": %.0f, \"updates\": %lld, \"samples\": %zu, \"buckets\": %d%s%s}\n",
            p.peak_bytes, weights, sd_param_bytes_reserved(), p.activations_bytes, p.arena_bytes, p.flops,
-           (long long)S.max_train_steps, x->data ? x->data->count : 0, p.buckets);
+           (long long)S.max_train_steps, x->data ? x->data->count : 0, p.buckets, device ? ", \"device\": " : "",
+           device ? sd_device_bytes_json(x->scope, &p.device) : "");
     return SD_OK;
 }
 

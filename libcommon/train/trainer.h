@@ -7,6 +7,7 @@
 #define SD_TRAINER_H
 
 #include "accumulate.h"
+#include "device_bytes.h"
 #include "dataset.h"
 #include "diffusion/losses.h"
 #include "lr_scheduler.h"
@@ -74,6 +75,7 @@ struct sd_trainer_plan {
     size_t states_bytes;                        /* states of frozen texts */
     double flops;                               /* of one update */
     int buckets;                                /* different shapes of a step */
+    struct sd_device_bytes device;              /* on a device, what peak_bytes is the sum of */
 };
 int sd_trainer_plan(struct sd_trainer *t, struct sd_trainer_plan *p);      /* needs the dataset or the replay */
 

@@ -3,22 +3,44 @@
 
 #include <string.h>
 
+/* What is kept of frozen texts' states: each caption once. */
+static size_t
+states_bytes(const struct sd_trainer *x)
+{
+    size_t bytes = 0;
+
+    for (int i = 0; i < SD_TEXT_SLOTS && !x->model.text_trains; i++)
+        for (const struct sd_text *e = x->texts[i]; e; e = e->next)
+            bytes += (size_t)(e->prompt.chunks * x->length * x->width) * sizeof(float);
+    return bytes < SD_STATES_BYTES ? bytes : SD_STATES_BYTES;
+}
+
+static void
+on_device(const struct sd_trainer *x, size_t arena, struct sd_device_bytes *b)
+{
+    sd_device_bytes_of(b, x->model.compute.device, arena);
+    sd_mirror_bytes(x->optimizer, x->model.compute.activations, x->options.accumulation, b);
+    b->samples = sd_trainer_resident_bytes(x);
+    b->states = states_bytes(x);
+    for (const struct sd_train_step *step = x->steps; step; step = step->next)
+        b->input += sd_trainer_sent_bytes(x, &step->shape);
+}
+
 /* What is there beside the step: packed weights, what is trained with its moments and sums, samples.  On a device: its memory. */
 static size_t
 held_bytes(const struct sd_trainer *x)
 {
-    size_t buffers = 3 + (size_t)x->optimizer->buffers, bytes, sums = 1;
+    size_t buffers = 3 + (size_t)x->optimizer->buffers, bytes;
 
-    for (uint32_t k = x->options.accumulation; k > 1; k >>= 1, sums++)
-        buffers++;
     if (x->model.compute.device) {
-        bytes = sd_param_bytes_reserved() + sd_mirror_bytes(x->optimizer, x->model.compute.activations)
-                + sd_trainer_resident_bytes(x) + sums * x->t->count * sizeof(float);
-        for (const struct sd_train_step *step = x->steps; step; step = step->next)
-            bytes += sd_trainer_sent_bytes(x, &step->shape);
-        return bytes;
+        struct sd_device_bytes b;
+
+        on_device(x, 0, &b);
+        return sd_device_bytes_sum(&b);
     }
-    bytes = sd_param_bytes_reserved() + x->t->count * buffers * sizeof(float);
+    for (uint32_t k = x->options.accumulation; k > 1; k >>= 1)
+        buffers++;
+    bytes = sd_param_bytes_reserved() + x->t->count * buffers * sizeof(float) + states_bytes(x);
     for (size_t i = 0; x->data && i < x->data->count; i++) {
         const struct sd_sample *k = &x->data->sample[i];
 
@@ -32,12 +54,23 @@ static struct sd_train_step *
 step_within(struct sd_trainer *x, const struct sd_step_shape *shape)
 {
     struct sd_train_step *step = sd_train_step_new(x->scope, &x->model, shape, x->options.clip_skip, 0);
-    size_t held, limit = (size_t)x->options.memory;
+    size_t held, arena, limit = (size_t)x->options.memory;
 
     if (!step || !limit)
         return step;
+    for (size_t i = 0; x->data && i < x->data->count; i++)      /* their states will be there too */
+        if (!sd_trainer_text(x, x->data->sample[i].caption)) {
+            sd_train_step_free(step);
+            return sd_fail_null("%s: %s", x->data->sample[i].source, sd_reason());
+        }
     held = held_bytes(x) + (x->model.compute.device ? sd_trainer_sent_bytes(x, shape) : 0);
-    if (held + sd_plan_report(step->plan).arena_bytes <= limit)
+    arena = sd_plan_report(step->plan).arena_bytes;
+    if (x->model.compute.device) {
+        arena = (arena + SD_ARENA_STEP - 1) / SD_ARENA_STEP * SD_ARENA_STEP;
+        if (held < limit)           /* whole steps of what is left */
+            limit -= (limit - held) % SD_ARENA_STEP;
+    }
+    if (held + arena <= limit)
         return step;
     sd_train_step_free(step);
     if (held >= limit)
@@ -122,17 +155,43 @@ plan_encoder(struct sd_trainer *x, int64_t chunks, int64_t length, struct sd_tra
     return 0;
 }
 
+struct lengths {
+    int64_t most;       /* chunks */
+    uint64_t met;       /* bit c: a text has c chunks */
+};
+
 /* Text that a bucket's samples meet: its own chunks, and padded to those of the longest beside it. */
 static int
-plan_text(struct sd_trainer *x, const char *caption, int64_t *most, struct sd_trainer_plan *p)
+plan_text(struct sd_trainer *x, const char *caption, struct lengths *l, struct sd_trainer_plan *p)
 {
     struct sd_text *e = sd_trainer_text(x, caption);
 
     if (!e)
         return -1;
-    if (e->prompt.chunks > *most)
-        *most = e->prompt.chunks;
+    if (e->prompt.chunks > l->most)
+        l->most = e->prompt.chunks;
+    if (e->prompt.chunks < 64)
+        l->met |= (uint64_t)1 << e->prompt.chunks;
     return plan_encoder(x, e->prompt.chunks, x->length, p);
+}
+
+/* The other steps that a bucket may have, each with its input: of shorter texts, and of the last samples of an epoch. */
+static size_t
+smaller_inputs(const struct sd_trainer *x, struct sd_step_shape shape, int64_t last, uint64_t met)
+{
+    int64_t most = shape.chunks, batch[2] = { shape.batch, last < shape.batch ? last : 0 };
+    size_t bytes = 0;
+
+    for (int i = 0; i < 2; i++)
+        for (int64_t c = 1; batch[i] && c <= most; c++) {
+            bool occurs = c == most || (c < 64 && met >> c & 1);
+
+            shape.batch = batch[i];
+            shape.chunks = c;
+            if (occurs && (i || c < most))
+                bytes += sd_trainer_sent_bytes(x, &shape);
+        }
+    return bytes;
 }
 
 static int
@@ -145,28 +204,20 @@ plan_bucket(struct sd_trainer *x, const struct sd_bucket *k, struct sd_trainer_p
                                    1,
                                    x->length,
                                    x->options.masked };
+    struct lengths l = { .most = 1 };
 
     for (uint32_t i = 0; i < k->count; i++) {
         const struct sd_sample *sample = &x->data->sample[k->sample[i]];
 
-        if (plan_text(x, sample->caption, &shape.chunks, p) < 0)
+        if (plan_text(x, sample->caption, &l, p) < 0)
             return sd_fail_prefix("%s", sample->source);
     }
-    if (x->options.caption_dropout > 0 && plan_text(x, x->options.dropped_caption, &shape.chunks, p) < 0)
+    if (x->options.caption_dropout > 0 && plan_text(x, x->options.dropped_caption, &l, p) < 0)
         return -1;
+    shape.chunks = l.most;
+    if (x->model.compute.device)
+        p->device.input += smaller_inputs(x, shape, k->count % x->options.batch_size, l.met);
     return plan_shape(x, &shape, p);
-}
-
-/* What is kept of frozen texts' states: each caption once. */
-static size_t
-states_bytes(const struct sd_trainer *x)
-{
-    size_t bytes = 0;
-
-    for (int i = 0; i < SD_TEXT_SLOTS && !x->model.text_trains; i++)
-        for (const struct sd_text *e = x->texts[i]; e; e = e->next)
-            bytes += (size_t)(e->prompt.chunks * x->length * x->width) * sizeof(float);
-    return bytes < SD_STATES_BYTES ? bytes : SD_STATES_BYTES;
 }
 
 int
@@ -189,6 +240,13 @@ sd_trainer_plan(struct sd_trainer *x, struct sd_trainer_plan *p)
     for (struct sd_train_step *step = x->steps; step; step = step->next)
         p->buckets++;
     p->states_bytes = states_bytes(x);
-    p->peak_bytes = held_bytes(x) + p->states_bytes + p->arena_bytes;
+    p->peak_bytes = held_bytes(x) + p->arena_bytes;
+    if (x->model.compute.device) {
+        size_t shorter = p->device.input;
+
+        on_device(x, p->arena_bytes, &p->device);
+        p->device.input += shorter;
+        p->peak_bytes = sd_device_bytes_sum(&p->device);
+    }
     return 0;
 }

@@ -342,6 +342,19 @@ not_recording(const struct sd_device *d, const char *what)
         sd_bug("emulate", "%s while the device records", what);
 }
 
+/* SD_EMULATE_ALLOCATIONS: a file that gets a line for each: all that is allocated now, this one's bytes, what it is. */
+static void
+note_allocation(const struct sd_device *d, size_t bytes, const char *what)
+{
+    const char *path = getenv("SD_EMULATE_ALLOCATIONS");
+    FILE *f = path ? fopen(path, "a") : NULL;
+
+    if (f) {
+        fprintf(f, "%zu %zu %s\n", d->allocated, bytes, what);
+        fclose(f);
+    }
+}
+
 void *
 sd_device_alloc(struct sd_device *d, size_t bytes, const char *what)
 {
@@ -374,6 +387,7 @@ sd_device_alloc(struct sd_device *d, size_t bytes, const char *what)
     ASAN_POISON_MEMORY_REGION(at + GUARD + bytes, room - GUARD - bytes);
     live.insert(place, { at + GUARD, bytes, room, what, d });
     d->allocated += bytes;
+    note_allocation(d, bytes, what);
     return at + GUARD;
 }
 

@@ -1,0 +1,76 @@
+#!/usr/bin/env bats
+# What --plan says a device will be asked for, against what the emulated one was asked for, to the byte.
+load ../helper
+load ../training
+
+M=$BATS_TEST_DIRNAME/../../examples/miniature/model
+
+emulated() { PATH=$BUILD/emulate:$PATH SD_EMULATE_STRICT=0 "$@"; }
+# agrees COMMAND...: the plan's sum is the most that was allocated at once; prints plan and allocations where not
+agrees() {
+    emulated "$@" --device cuda --plan > plan
+    rm -f taken
+    SD_EMULATE_ALLOCATIONS=taken emulated "$@" --device cuda > /dev/null
+    local most
+    most=$(sort -n taken | tail -n 1 | cut -d ' ' -f 1)
+    jq -e '.peak_bytes == .device.sum and ([.device | .activations, .weights, .trained, .gradients, .optimizer, .samples, .states,
+           .input, .latents, .workspace] | add) == .device.sum' plan
+    # a batch of some may never be of short texts alone: its input is counted, and not taken then
+    if [[ $* == *--train-batch-size* ]] && jq -e ".device.sum >= $most and .device.sum - $most < .device.input" plan; then return; fi
+    if [ "$(jq .device.sum plan)" != "$most" ]; then
+        cat plan
+        echo "taken: $most"
+        awk '{ n = $2; $1 = $2 = ""; sum[$0 ~ /[.]/ ? "weights" : $0] += n } END { for (k in sum) print k, sum[k] }' taken
+        return 1
+    fi
+}
+
+@test "training of layers: the plan's rows are what is taken" {
+    for more in "--dtype f32" "--dtype bf16" "--dtype bf16 --train-text-encoder" "--gradient-accumulation-steps 5 --optimizer prodigy" \
+        "--train-batch-size 2 --masked-loss" "--train-batch-size 2 --dtype f32 --caption-dropout 0.5"; do
+        # shellcheck disable=SC2086
+        agrees plain -q --overwrite --max-train-steps 10 --seed 1 $more
+        agrees lora -q --overwrite --max-train-steps 10 --seed 1 $more
+    done
+    SD_TRAIN_RESIDENT=9000 agrees plain -q --overwrite --max-train-steps 10
+}
+
+@test "training of tokens: the plan's rows are what is taken" {
+    for more in "--dtype f32" "--dtype bf16" "--gradient-accumulation-steps 2 --train-batch-size 2"; do
+        # shellcheck disable=SC2086
+        agrees ti -q --overwrite --max-train-steps 10 $more
+    done
+}
+
+@test "encoding: the plan's rows are what is taken" {
+    sd-crop -q --resolution 48x40 "$DATA/images/rgb.png" "$DATA/images/la.png" "$DATA/images/grey.png" | sd-caption -q --caption 'a {file}' > p.sd
+    for more in "--dtype f32" "--dtype bf16" "--dtype bf16 --batch-size 3 --text"; do
+        # shellcheck disable=SC2086
+        agrees sd-encode-latents -q --model "$MODEL" --salt "$more" $more p.sd
+    done
+}
+
+@test "drawing: the plan's rows are what is taken" {
+    for more in "--dtype f32" "--dtype bf16" "--num-images 3 --batch-size 2" "--guidance-scale 1 --sampler euler_a" "--sampler dpmpp_2m" \
+        "--negative-prompt $(printf 'word,%.0s' {1..90})"; do
+        # shellcheck disable=SC2086
+        agrees sd-sample -q --model "$M" --prompt "a red circle" --num-inference-steps 2 --output - $more
+    done
+}
+
+@test "--memory on a device holds against the sum, or says what does not fit" {
+    emulated plain --device cuda --plan > plan
+    most=$(jq .device.sum plan)
+    emulated plain -q --device cuda --max-train-steps 5 --memory "$most"
+    less=$(jq '.device.sum - .device.activations - 1' plan)
+    run -3 --separate-stderr emulated plain -q --overwrite --device cuda --max-train-steps 5 --memory "$less"
+    [[ $stderr == *"--memory"* ]]
+    draw() { emulated sd-sample -q --model "$M" --prompt x --num-inference-steps 1 --device cuda --output out.png "$@"; }
+    most=$(draw --plan | jq .device.sum)
+    run -3 --separate-stderr draw --memory $((most - 1))
+    [[ $stderr == *"are needed"* ]]
+    draw --memory "$most"
+    run -3 --separate-stderr env SD_EMULATE_MEMORY=$((most - 1)) "$BUILD/emulate/sd-sample" -q --overwrite --model "$M" --prompt x \
+        --num-inference-steps 1 --device cuda --output out.png
+    [[ $stderr == *"the device has"* ]]
+}
