@@ -22,6 +22,7 @@
 #include "vendor.h"
 
 enum { SECTORS = 32, SECTOR_BYTES = 1 << 20, LEAST_CAPABILITY = 80, LOCKS = 3 };
+static_assert(SECTORS * SECTOR_BYTES + SD_ASKED * SD_ASKED_BYTES == SD_PINNED_BYTES, "the pinned memory that --plan says");
 
 struct block {
     void *at;
