@@ -1,4 +1,5 @@
 #!/usr/bin/env bats
+# shellcheck disable=SC2086
 # What --plan says a device will be asked for, against what the emulated one was asked for, to the byte.
 load ../helper
 load ../training
@@ -28,7 +29,6 @@ agrees() {
 @test "training of layers: the plan's rows are what is taken" {
     for more in "--dtype f32" "--dtype bf16" "--dtype bf16 --train-text-encoder" "--gradient-accumulation-steps 5 --optimizer prodigy" \
         "--train-batch-size 2 --masked-loss" "--train-batch-size 2 --dtype f32 --caption-dropout 0.5"; do
-        # shellcheck disable=SC2086
         agrees plain -q --overwrite --max-train-steps 10 --seed 1 $more
         agrees lora -q --overwrite --max-train-steps 10 --seed 1 $more
     done
@@ -37,7 +37,6 @@ agrees() {
 
 @test "training of tokens: the plan's rows are what is taken" {
     for more in "--dtype f32" "--dtype bf16" "--gradient-accumulation-steps 2 --train-batch-size 2"; do
-        # shellcheck disable=SC2086
         agrees ti -q --overwrite --max-train-steps 10 $more
     done
 }
@@ -45,7 +44,6 @@ agrees() {
 @test "encoding: the plan's rows are what is taken" {
     sd-crop -q --resolution 48x40 "$DATA/images/rgb.png" "$DATA/images/la.png" "$DATA/images/grey.png" | sd-caption -q --caption 'a {file}' > p.sd
     for more in "--dtype f32" "--dtype bf16" "--dtype bf16 --batch-size 3 --text"; do
-        # shellcheck disable=SC2086
         agrees sd-encode-latents -q --model "$MODEL" --salt "$more" $more p.sd
     done
 }
@@ -53,7 +51,6 @@ agrees() {
 @test "drawing: the plan's rows are what is taken" {
     for more in "--dtype f32" "--dtype bf16" "--num-images 3 --batch-size 2" "--guidance-scale 1 --sampler euler_a" "--sampler dpmpp_2m" \
         "--negative-prompt $(printf 'word,%.0s' {1..90})"; do
-        # shellcheck disable=SC2086
         agrees sd-sample -q --model "$M" --prompt "a red circle" --num-inference-steps 2 --output - $more
     done
 }
@@ -73,4 +70,15 @@ agrees() {
     run -3 --separate-stderr env SD_EMULATE_MEMORY=$((most - 1)) "$BUILD/emulate/sd-sample" -q --overwrite --model "$M" --prompt x \
         --num-inference-steps 1 --device cuda --output out.png
     [[ $stderr == *"the device has"* ]]
+}
+
+@test "a library's workspace is counted where the library is, and only there" {
+    planned() { emulated sd-sample -q --model "$M" --prompt x --device cuda --plan | jq -c '.device | [.workspace_cublaslt, .workspace_cudnn]'; }
+    [ "$(planned)" = "[0,0]" ]                  # the emulated device's own kernels
+    mkdir libs
+    export SD_EMULATE_CAPABILITY=90 SD_CUDA_LIBS=$PWD/libs
+    ln -s "$BUILD/tests/fake/libcublasLt.so.13" libs
+    [ "$(planned | jq '.[0]')" = $((32 << 20)) ]
+    ln -s "$BUILD/tests/fake/libcudnn.so.9" libs
+    [ "$(planned)" = "[$((32 << 20)),$((256 << 20))]" ]
 }
