@@ -1,7 +1,8 @@
 /* device.h - where a plan's bytes lie and its kernels run.
  *
  * One rule: a device is a queue.  What is asked of it happens in the order asked, later; only sd_device_read and
- * sd_device_wait wait for all of it, sd_device_answer for a part.  NULL is the CPU, and no function here takes it except sd_device_close.
+ * sd_device_wait wait for all of it, sd_device_answer for a part.  One exception: sd_device_write_ahead has a queue of its own.
+ * NULL is the CPU, and no function here takes it except sd_device_close.
  * Three implementations of this header: device_cuda.cu (a build with nvcc), device_none.c (without) and the emulator of
  * the tests, which runs the same kernels on the CPU. */
 #ifndef SD_DEVICE_H
@@ -47,10 +48,20 @@ void sd_device_fill(struct sd_device *d, void *to, int byte, size_t bytes);
 /* sd_device_ask - a read of at most SD_ASKED_BYTES that is asked for now and waited for later, by its number; at most SD_ASKED that
  * were not answered.  sd_device_answer - waits for what was asked before that read, not for what was asked since. */
 enum { SD_ASKED = 8, SD_ASKED_BYTES = 256 };
-/* Of the host, by a card's device: the ring of writes and the answers. */
+/* Of the host, by a card's device: the rings of writes and the answers. */
 enum { SD_PINNED_BYTES = (32 << 20) + SD_ASKED * SD_ASKED_BYTES };
 int  sd_device_ask(struct sd_device *d, const void *from, size_t bytes);
 void sd_device_answer(struct sd_device *d, int number, void *to);
+/* sd_device_write_ahead - a write that waits for nothing that was asked before: a batch goes while the step before it is computed.
+ * Its memory is there twice, a side each, used in turn; nothing else writes to it.  `from` may be reused when it returns.
+ * sd_device_take - what is asked from here on sees all that was written to this side; nothing before it may look.
+ * sd_device_release - of a side that was taken: what was asked so far was the last to read it; from here on its bytes are
+ * undefined, and later writes to it wait for those readers alone.
+ * None of the three is recorded: a recorded step that is to read either side is told by the memory it reads which one. */
+enum { SD_SIDES = 2 };
+void sd_device_write_ahead(struct sd_device *d, int side, void *to, const void *from, size_t bytes);
+void sd_device_take(struct sd_device *d, int side);
+void sd_device_release(struct sd_device *d, int side);
 /* What the host did so far: bytes written, and how often it waited for all that was asked. */
 struct sd_device_counts { uint64_t written, waits; };
 struct sd_device_counts sd_device_counts(const struct sd_device *d);

@@ -1,10 +1,8 @@
 /* device_cuda.cu - device.h on the CUDA runtime, linked statically: a program starts without driver and CUDA libraries, and the
  * runtime opens libcuda.so.1 when it is first asked for something.
  *
- * One stream does everything.  Writes go through a ring of pinned sectors: many small writes share a sector, whose event is
- * recorded when the next one is begun, so that the host waits only when it is a whole ring ahead.  Where pinned memory is refused
- * the driver copies from the caller's before it returns.  Answers have a pinned slot and an event each. */
-#include "device.h"
+ * Here: which GPU and whose turn it is, recordings, what libraries keep.  Memory and copies: device_cuda_copy.cu. */
+#include "device_cuda.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -16,42 +14,9 @@
 #include <time.h>
 #include <unistd.h>
 
-#include <cuda_runtime.h>
-
-#include "diag.h"
 #include "vendor.h"
 
-enum { SECTORS = 32, SECTOR_BYTES = 1 << 20, LEAST_CAPABILITY = 80, LOCKS = 3 };
-static_assert(SECTORS * SECTOR_BYTES + SD_ASKED * SD_ASKED_BYTES == SD_PINNED_BYTES, "the pinned memory that --plan says");
-
-struct block {
-    void *at;
-    size_t bytes;
-};
-
-struct sd_device {
-    int index, capability, multiprocessors;
-    int locks[LOCKS];                   /* -1: none */
-    char name[300], engine[600];
-    cudaStream_t stream;
-    bool recording, check;              /* check: wait after every launch (SD_CUDA_CHECK=1) */
-    size_t recordings;                  /* that may be replayed */
-    const char *kernel;                 /* launched last */
-    struct block *blocks;
-    size_t block_count, block_room, allocated;
-    unsigned char *ring;                /* pinned; NULL: refused */
-    cudaEvent_t copied[SECTORS];
-    int sector;
-    size_t filled;                      /* of the sector */
-    unsigned char *answers;             /* SD_ASKED of SD_ASKED_BYTES */
-    bool answers_pinned;
-    cudaEvent_t answered[SD_ASKED];
-    size_t asked[SD_ASKED];             /* bytes; 0: free */
-    struct sd_device_counts counts;
-    void *workspace;
-    size_t workspace_bytes;
-    struct { void *value; void (*close)(void *); } slots[SD_SLOTS];
-};
+enum { LEAST_CAPABILITY = 80 };
 
 struct sd_recording {
     struct sd_device *device;
@@ -68,9 +33,8 @@ spoils_recording(const struct sd_device *d, cudaError_t e)
     return true;
 }
 
-/* A call that failed, or a fault of a kernel before it that this call is the first to be told of, ends the program. */
-static void
-check(const struct sd_device *d, cudaError_t e, const char *what)
+void
+sd_cuda_check(const struct sd_device *d, cudaError_t e, const char *what)
 {
     if (e == cudaSuccess || spoils_recording(d, e))
         return;
@@ -79,10 +43,9 @@ check(const struct sd_device *d, cudaError_t e, const char *what)
                d->check ? "" : "; SD_CUDA_CHECK=1 waits after each launch");
     sd_die("cuda", "%s: %s (%s)", what, cudaGetErrorString(e), cudaGetErrorName(e));
 }
-#define CHECK(d, call) check(d, call, #call)
 
-static void
-check_not_recording(const struct sd_device *d, const char *what)
+void
+sd_cuda_not_recording(const struct sd_device *d, const char *what)
 {
     if (d->recording)
         sd_bug("device", "%s while recording", what);
@@ -235,20 +198,6 @@ take(int first, int last, int locks[LOCKS], struct cudaDeviceProp *p)
     }
 }
 
-/* Memory that copies go to and from by themselves, or NULL; that is said once. */
-static unsigned char *
-pinned(struct sd_device *d, size_t bytes)
-{
-    void *p = NULL;
-    cudaError_t e = cudaHostAlloc(&p, bytes, cudaHostAllocDefault);
-
-    if (e == cudaSuccess)
-        return (unsigned char *)p;
-    (void)cudaGetLastError();
-    sd_note(0, "%s: no pinned memory (%s): copies wait", d->name, cudaGetErrorName(e));
-    return NULL;
-}
-
 static void
 start(struct sd_device *d, const struct cudaDeviceProp *p)
 {
@@ -259,17 +208,7 @@ start(struct sd_device *d, const struct cudaDeviceProp *p)
     d->multiprocessors = p->multiProcessorCount;
     snprintf(d->name, sizeof d->name, "%s (sm_%d)", p->name, d->capability);
     CHECK(d, cudaSetDevice(d->index));
-    CHECK(d, cudaStreamCreateWithFlags(&d->stream, cudaStreamNonBlocking));
-    d->ring = pinned(d, (size_t)SECTORS * SECTOR_BYTES);
-    if (d->ring)
-        d->answers = pinned(d, SD_ASKED * SD_ASKED_BYTES);
-    d->answers_pinned = d->answers != NULL;
-    if (!d->answers && !(d->answers = (unsigned char *)malloc(SD_ASKED * SD_ASKED_BYTES)))
-        sd_die("memory", "no room for a device");
-    for (int i = 0; i < SD_ASKED; i++)
-        CHECK(d, cudaEventCreateWithFlags(&d->answered[i], cudaEventDisableTiming));
-    for (int i = 0; i < SECTORS; i++)
-        CHECK(d, cudaEventCreateWithFlags(&d->copied[i], cudaEventDisableTiming));
+    sd_cuda_copies_open(d);
 }
 
 extern "C" int
@@ -316,23 +255,13 @@ sd_device_close(struct sd_device *d)
 {
     if (!d)
         return;
-    CHECK(d, cudaStreamSynchronize(d->stream));
+    sd_cuda_copies_wait(d);
     for (int i = SD_SLOTS; i--; )
         if (d->slots[i].close)
             d->slots[i].close(d->slots[i].value);
     for (size_t i = 0; i < d->block_count; i++)
         CHECK(d, cudaFree(d->blocks[i].at));
-    for (int i = 0; i < SECTORS; i++)
-        CHECK(d, cudaEventDestroy(d->copied[i]));
-    for (int i = 0; i < SD_ASKED; i++)
-        CHECK(d, cudaEventDestroy(d->answered[i]));
-    if (d->ring)
-        CHECK(d, cudaFreeHost(d->ring));
-    if (d->answers_pinned)
-        CHECK(d, cudaFreeHost(d->answers));
-    else
-        free(d->answers);
-    CHECK(d, cudaStreamDestroy(d->stream));
+    sd_cuda_copies_close(d);
     for (int i = 0; i < LOCKS; i++)
         if (d->locks[i] >= 0)
             close(d->locks[i]);
@@ -369,167 +298,12 @@ sd_device_free_bytes(const struct sd_device *d)
     return available;
 }
 
-/* -- memory --------------------------------------------------------------------------------------------------------- */
-
-extern "C" void *
-sd_device_alloc(struct sd_device *d, size_t bytes, const char *what)
-{
-    void *p = NULL;
-    cudaError_t e;
-
-    check_not_recording(d, "memory was asked for");
-    if (!bytes)
-        bytes = 1;
-    if (d->block_count == d->block_room) {
-        d->block_room = d->block_room ? 2 * d->block_room : 256;
-        d->blocks = (struct block *)realloc(d->blocks, d->block_room * sizeof *d->blocks);
-        if (!d->blocks)
-            sd_die("memory", "no room for %zu blocks", d->block_room);
-    }
-    e = cudaMalloc(&p, bytes);
-    if (e == cudaErrorMemoryAllocation) {
-        size_t available = 0, total = 0;
-
-        (void)cudaGetLastError();
-        CHECK(d, cudaMemGetInfo(&available, &total));
-        sd_die(d->name, "out of memory: %s: %.3f GiB, free %.3f of %.3f GiB, held by this process %.3f GiB", what,
-               (double)bytes / (1 << 30), (double)available / (1 << 30), (double)total / (1 << 30), (double)d->allocated / (1 << 30));
-    }
-    check(d, e, "cudaMalloc");
-    d->blocks[d->block_count].at = p;
-    d->blocks[d->block_count++].bytes = bytes;
-    d->allocated += bytes;
-    return p;
-}
-
-extern "C" void
-sd_device_free(struct sd_device *d, void *p)
-{
-    if (!p)
-        return;
-    check_not_recording(d, "memory was freed");
-    for (size_t i = d->block_count; i--; )
-        if (d->blocks[i].at == p) {
-            d->allocated -= d->blocks[i].bytes;
-            d->blocks[i] = d->blocks[--d->block_count];
-            CHECK(d, cudaStreamSynchronize(d->stream));
-            CHECK(d, cudaFree(p));
-            return;
-        }
-    sd_bug("device", "memory was freed that is not the device's");
-}
-
-extern "C" size_t
-sd_device_allocated(const struct sd_device *d)
-{
-    return d->allocated;
-}
-
-extern "C" void
-sd_device_write(struct sd_device *d, void *to, const void *from, size_t bytes)
-{
-    unsigned char *t = (unsigned char *)to;
-    const unsigned char *f = (const unsigned char *)from;
-
-    check_not_recording(d, "a write");
-    d->counts.written += bytes;
-    if (!d->ring && bytes) {                    /* it has been taken from `from` when this returns */
-        CHECK(d, cudaMemcpyAsync(to, from, bytes, cudaMemcpyHostToDevice, d->stream));
-        return;
-    }
-    while (bytes) {
-        size_t n = SECTOR_BYTES - d->filled;
-        unsigned char *pinned;
-
-        if (!n) {
-            CHECK(d, cudaEventRecord(d->copied[d->sector], d->stream));
-            d->sector = (d->sector + 1) % SECTORS;
-            d->filled = 0;
-            CHECK(d, cudaEventSynchronize(d->copied[d->sector]));      /* one never recorded is done */
-            continue;
-        }
-        if (n > bytes)
-            n = bytes;
-        pinned = d->ring + (size_t)d->sector * SECTOR_BYTES + d->filled;
-        memcpy(pinned, f, n);
-        CHECK(d, cudaMemcpyAsync(t, pinned, n, cudaMemcpyHostToDevice, d->stream));
-        d->filled += (n + 63) / 64 * 64;        /* SECTOR_BYTES is a multiple */
-        t += n;
-        f += n;
-        bytes -= n;
-    }
-}
-
-extern "C" void
-sd_device_read(struct sd_device *d, void *to, const void *from, size_t bytes)
-{
-    check_not_recording(d, "a read");
-    d->counts.waits++;
-    if (bytes)
-        CHECK(d, cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToHost, d->stream));
-    CHECK(d, cudaStreamSynchronize(d->stream));
-}
-
-extern "C" void
-sd_device_copy(struct sd_device *d, void *to, const void *from, size_t bytes)
-{
-    if (bytes)
-        CHECK(d, cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToDevice, d->stream));
-}
-
-extern "C" void
-sd_device_fill(struct sd_device *d, void *to, int byte, size_t bytes)
-{
-    if (bytes)
-        CHECK(d, cudaMemsetAsync(to, byte, bytes, d->stream));
-}
-
-extern "C" void
-sd_device_wait(struct sd_device *d)
-{
-    check_not_recording(d, "a wait");
-    d->counts.waits++;
-    CHECK(d, cudaStreamSynchronize(d->stream));
-}
-
-extern "C" int
-sd_device_ask(struct sd_device *d, const void *from, size_t bytes)
-{
-    int i = 0;
-
-    check_not_recording(d, "a read");
-    while (i < SD_ASKED && d->asked[i])
-        i++;
-    if (i == SD_ASKED || !bytes || bytes > SD_ASKED_BYTES)
-        sd_bug("device", "%zu bytes asked for, %d of %d places are taken", bytes, i, SD_ASKED);
-    CHECK(d, cudaMemcpyAsync(d->answers + (size_t)i * SD_ASKED_BYTES, from, bytes, cudaMemcpyDeviceToHost, d->stream));
-    CHECK(d, cudaEventRecord(d->answered[i], d->stream));
-    d->asked[i] = bytes;
-    return i;
-}
-
-extern "C" void
-sd_device_answer(struct sd_device *d, int number, void *to)
-{
-    if (number < 0 || number >= SD_ASKED || !d->asked[number])
-        sd_bug("device", "answer %d was not asked for", number);
-    CHECK(d, cudaEventSynchronize(d->answered[number]));
-    memcpy(to, d->answers + (size_t)number * SD_ASKED_BYTES, d->asked[number]);
-    d->asked[number] = 0;
-}
-
-extern "C" struct sd_device_counts
-sd_device_counts(const struct sd_device *d)
-{
-    return d->counts;
-}
-
 /* -- recording ------------------------------------------------------------------------------------------------------ */
 
 extern "C" void
 sd_device_record(struct sd_device *d)
 {
-    check_not_recording(d, "a second recording");
+    sd_cuda_not_recording(d, "a second recording");
     CHECK(d, cudaStreamBeginCapture(d->stream, cudaStreamCaptureModeThreadLocal));
     d->recording = true;
 }
@@ -565,7 +339,7 @@ sd_device_recorded(struct sd_device *d)
 extern "C" void
 sd_device_replay(struct sd_device *d, struct sd_recording *r)
 {
-    check_not_recording(d, "a replay");
+    sd_cuda_not_recording(d, "a replay");
     d->kernel = "a recording";
     CHECK(d, cudaGraphLaunch(r->exec, d->stream));
     if (d->check)
@@ -595,9 +369,9 @@ extern "C" void
 sd_device_launched(struct sd_device *d, const char *kernel)
 {
     d->kernel = kernel;
-    check(d, cudaPeekAtLastError(), kernel);
+    sd_cuda_check(d, cudaPeekAtLastError(), kernel);
     if (d->check && !d->recording)
-        check(d, cudaStreamSynchronize(d->stream), kernel);
+        sd_cuda_check(d, cudaStreamSynchronize(d->stream), kernel);
 }
 
 extern "C" void *
@@ -605,7 +379,7 @@ sd_device_workspace(struct sd_device *d, size_t bytes)
 {
     if (bytes <= d->workspace_bytes)
         return d->workspace;
-    check_not_recording(d, "a larger workspace");
+    sd_cuda_not_recording(d, "a larger workspace");
     if (!d->recordings)         /* a recording holds the old one's address */
         sd_device_free(d, d->workspace);
     d->workspace = sd_device_alloc(d, bytes, "workspace");

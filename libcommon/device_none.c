@@ -60,6 +60,15 @@ sd_device_copy(struct sd_device *d, void *to, const void *from, size_t bytes)
     NONE;
 }
 
+void
+sd_device_write_ahead(struct sd_device *d, int side, void *to, const void *from, size_t bytes)
+{
+    (void)d, (void)side, (void)to, (void)from, (void)bytes;
+    NONE;
+}
+
+void sd_device_take(struct sd_device *d, int side) { (void)d, (void)side; NONE; }
+void sd_device_release(struct sd_device *d, int side) { (void)d, (void)side; NONE; }
 void sd_device_fill(struct sd_device *d, void *to, int byte, size_t bytes) { (void)d, (void)to, (void)byte, (void)bytes; NONE; }
 void sd_device_wait(struct sd_device *d) { (void)d; NONE; }
 int sd_device_ask(struct sd_device *d, const void *from, size_t bytes) { (void)d, (void)from, (void)bytes; NONE; }

@@ -4,17 +4,15 @@
  * kernels only while they run: elsewhere it is PROT_NONE, and a fault names what was touched.  Allocations are poisoned with
  * 0xff (NaN) and lie between guards of 256 bytes, looked at after every launch while there are few, else on wait and free.
  * A process that links this runs the tests on the emulated device: SD_TEST_DEVICE is set to "cuda" unless it says otherwise. */
-#include "emulate.h"
+#include "device_emulate.h"
 
 #include <algorithm>
 #include <errno.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
-#include <string>
 #include <sys/mman.h>
 #include <unistd.h>
-#include <vector>
 
 #if defined(__SANITIZE_ADDRESS__)
 #include <sanitizer/asan_interface.h>
@@ -23,31 +21,16 @@
 #define ASAN_UNPOISON_MEMORY_REGION(p, n) ((void)(p), (void)(n))
 #endif
 
-using sd::emulate::launch;
+using namespace sd::emulate;
 
 enum { GUARD = 256, PAGE = 4096, FEW = 128, MULTIPROCESSORS = 132 };
-static const unsigned char FRESH = 0xff, GUARD_BYTE = 0x5a;
+static const unsigned char GUARD_BYTE = 0x5a;
 
 struct allocation {
     unsigned char *data;            /* GUARD bytes before and behind are ours */
     size_t bytes, room;             /* room: with guards, whole pages */
     std::string what;
     struct sd_device *device;
-};
-
-struct sd_recording {
-    std::vector<std::function<void()>> list;
-};
-
-struct sd_device {
-    struct sd_recording *recording;
-    size_t allocated;
-    void *workspace;
-    size_t workspace_bytes;
-    void *slot[SD_SLOTS];
-    void (*close_slot[SD_SLOTS])(void *);
-    std::vector<unsigned char> asked[SD_ASKED];
-    struct sd_device_counts counts;
 };
 
 static unsigned char *base, *high, *limit;          /* the range; the end of the last allocation; its end */
@@ -148,12 +131,8 @@ protect(int how)
         sd_die("emulate", "mprotect: %s", strerror(errno));
 }
 
-namespace {
-struct door {                       /* device memory can be touched while one lives */
-    door(void) { if (opened++ == 0 && strict()) protect(PROT_READ | PROT_WRITE); }
-    ~door(void) { if (--opened == 0 && strict()) protect(PROT_NONE); }
-};
-}
+sd::emulate::door::door(void) { if (opened++ == 0 && strict()) protect(PROT_READ | PROT_WRITE); }
+sd::emulate::door::~door(void) { if (--opened == 0 && strict()) protect(PROT_NONE); }
 
 static void
 check_guards(const struct allocation &a)
@@ -174,8 +153,8 @@ check_guards(const struct allocation &a)
     ASAN_POISON_MEMORY_REGION(a.data + a.bytes, a.room - GUARD - a.bytes);
 }
 
-static void
-check_all_guards(void)
+void
+sd::emulate::check_all_guards(void)
 {
     for (const struct allocation &a : live)
         check_guards(a);
@@ -219,8 +198,8 @@ sd::emulate::check_struct(const char *kernel, int argument, const void *words, s
     }
 }
 
-static void
-do_or_record(struct sd_device *d, std::function<void()> what)
+void
+sd::emulate::do_or_record(struct sd_device *d, std::function<void()> what)
 {
     if (d->recording)
         d->recording->list.push_back(std::move(what));
@@ -335,8 +314,8 @@ sd_device_free_bytes(const struct sd_device *d)
     return all > d->allocated ? all - d->allocated : 0;
 }
 
-static void
-not_recording(const struct sd_device *d, const char *what)
+void
+sd::emulate::not_recording(const struct sd_device *d, const char *what)
 {
     if (d->recording)
         sd_bug("emulate", "%s while the device records", what);
@@ -402,6 +381,10 @@ sd_device_free(struct sd_device *d, void *p)
     not_recording(d, "sd_device_free");
     if (!a || a->data != p)
         sd_bug("emulate", "sd_device_free: %p is not allocated", p);
+    for (struct side &side : d->side)       /* what was to be copied there is waited for, and gone */
+        for (auto *list : { &side.pending, &side.taken })
+            list->erase(std::remove_if(list->begin(), list->end(), [a](const side::write &w) {
+                return w.to >= a->data && w.to < a->data + a->bytes; }), list->end());
 
     door open;
 
@@ -416,8 +399,8 @@ sd_device_free(struct sd_device *d, void *p)
     high = end;
 }
 
-static void
-check_range(const char *what, const void *p, size_t bytes)
+void
+sd::emulate::check_range(const char *what, const void *p, size_t bytes)
 {
     const struct allocation *a = find(p);
 
@@ -428,108 +411,11 @@ check_range(const char *what, const void *p, size_t bytes)
                a->what.c_str(), a->bytes);
 }
 
-static void
-check_host(const char *what, const void *p)
+void
+sd::emulate::check_host(const char *what, const void *p)
 {
     if (is_device(p))
         sd_bug("emulate", "%s: %p is device memory, not the host's", what, p);
-}
-
-void
-sd_device_write(struct sd_device *d, void *to, const void *from, size_t bytes)
-{
-    not_recording(d, "sd_device_write");
-    d->counts.written += bytes;
-    if (!bytes)
-        return;
-    check_range("sd_device_write", to, bytes);
-    check_host("sd_device_write", from);
-
-    door open;
-
-    memcpy(to, from, bytes);
-}
-
-void
-sd_device_read(struct sd_device *d, void *to, const void *from, size_t bytes)
-{
-    not_recording(d, "sd_device_read");
-    sd_device_wait(d);
-    if (!bytes)
-        return;
-    check_range("sd_device_read", from, bytes);
-    check_host("sd_device_read", to);
-
-    door open;
-
-    memcpy(to, from, bytes);
-}
-
-void
-sd_device_copy(struct sd_device *d, void *to, const void *from, size_t bytes)
-{
-    if (bytes)
-        do_or_record(d, [to, from, bytes] {
-            check_range("sd_device_copy", to, bytes);
-            check_range("sd_device_copy", from, bytes);
-
-            door open;
-
-            memmove(to, from, bytes);
-        });
-}
-
-void
-sd_device_fill(struct sd_device *d, void *to, int byte, size_t bytes)
-{
-    if (bytes)
-        do_or_record(d, [to, byte, bytes] {
-            check_range("sd_device_fill", to, bytes);
-
-            door open;
-
-            memset(to, byte, bytes);
-        });
-}
-
-void
-sd_device_wait(struct sd_device *d)
-{
-    not_recording(d, "sd_device_wait");
-    d->counts.waits++;
-
-    door open;
-
-    check_all_guards();
-}
-
-int
-sd_device_ask(struct sd_device *d, const void *from, size_t bytes)
-{
-    const unsigned char *p = static_cast<const unsigned char *>(from);
-    int i = 0;
-
-    not_recording(d, "sd_device_ask");
-    while (i < SD_ASKED && !d->asked[i].empty())
-        i++;
-    if (i == SD_ASKED || !bytes || bytes > SD_ASKED_BYTES)
-        sd_bug("emulate", "sd_device_ask: %zu bytes, %d of %d places are taken", bytes, i, SD_ASKED);
-    check_range("sd_device_ask", from, bytes);
-
-    door open;
-
-    d->asked[i].assign(p, p + bytes);
-    return i;
-}
-
-void
-sd_device_answer(struct sd_device *d, int number, void *to)
-{
-    if (number < 0 || number >= SD_ASKED || d->asked[number].empty())
-        sd_bug("emulate", "sd_device_answer: %d was not asked for", number);
-    check_host("sd_device_answer", to);
-    memcpy(to, d->asked[number].data(), d->asked[number].size());
-    d->asked[number].clear();
 }
 
 struct sd_device_counts

@@ -494,6 +494,61 @@ check_recording(void)
     CHECK(sd_device_allocated(device) == 0, "allocations are counted: %zu bytes left", sd_device_allocated(device));
 }
 
+/* -- writes that go ahead: seen when their side is taken, not before and not longer ----------------------------------- */
+
+static void
+check_ahead(void)
+{
+    float x[50], y[50], *dx = on_device<float>(NULL, 50, "a side"), *dy = on_device<float>(NULL, 50, "y");
+    struct pair p = { 2, 1 };
+    int wrong = 0;
+
+    for (int i = 0; i < 50; i++)
+        x[i] = (float)i;
+
+    auto nans = [&] {
+        SD_LAUNCH(device, affine_kernel, 2, 32, 0, dy, dx, p, 50);
+        read_back(y, dy);
+        return count_nan(y, 50);
+    };
+
+    sd_device_write(device, dx, x, sizeof x);
+    sd_device_write_ahead(device, 1, dx, x, sizeof x / 2);
+    sd_device_write_ahead(device, 1, dx + 25, x + 25, sizeof x / 2);
+    CHECK(nans() == 50, "a kernel that does not wait for what is written ahead gets NaN: %d of 50", nans());
+    sd_device_take(device, 0);
+    sd_device_wait(device);
+    CHECK(nans() == 50, "nor does the other side, or a wait of the host, give it the bytes: %d NaN of 50", nans());
+    sd_device_take(device, 1);
+    CHECK(nans() == 0, "one that takes the side does not: %d of 50", nans());
+    for (int i = 0; i < 50; i++)
+        wrong += y[i] != 2 * x[i] + 1;
+    CHECK(wrong == 0, "it gets what was written: %d wrong", wrong);
+    sd_device_release(device, 0);
+    CHECK(nans() == 0, "the other side is released: %d NaN of 50", nans());
+    check_fault("a side that is written before it is released", "side 1 is taken, and was not released",
+                [&] { sd_device_write_ahead(device, 1, dx, x, sizeof x); });
+    sd_device_release(device, 1);
+    CHECK(nans() == 50, "a kernel behind the release gets NaN: %d of 50", nans());
+    check_fault("a side that is released twice", "side 1 was not taken", [] { sd_device_release(device, 1); });
+    check_fault("a write ahead while recording", "sd_device_write_ahead while the device records", [&] {
+        sd_device_record(device);
+        sd_device_write_ahead(device, 0, dx, x, sizeof x);
+    });
+    check_fault("a side that is taken in a recording", "sd_device_take while the device records", [] {
+        sd_device_record(device);
+        sd_device_take(device, 0);
+    });
+    check_fault("a write ahead that runs over", "from byte 100 of a side, which has 200",
+                [&] { sd_device_write_ahead(device, 0, dx + 25, x, sizeof x); });
+    sd_device_write_ahead(device, 0, dx, x, sizeof x);
+    sd_device_free(device, dx);
+    sd_device_free(device, dy);
+    sd_device_take(device, 0);                  /* what was written to memory that is gone by now is gone */
+    sd_device_release(device, 0);
+    CHECK(sd_device_allocated(device) == 0, "all memory is given back: %zu bytes left", sd_device_allocated(device));
+}
+
 int
 main(void)
 {
@@ -507,6 +562,7 @@ main(void)
     check_copies();
     check_races();
     check_recording();
+    check_ahead();
     check_faults();
     sd_device_close(device);
     return check_done();
