@@ -347,41 +347,57 @@ short_options(char **word, const char *synopsis, const char *purpose)
 
 /* ---- --config ----------------------------------------------------------------------------------------------- */
 
-static void
-set_from_json(struct sd_opt_entry *e, const char *subject, const json_t *value)
+/* The rule: a flag is true or false, a repeatable option may be an array, and whatever else is a text or a number means
+ * what it means on the command line. */
+static const char *
+json_word(struct sd_scope *s, const json_t *value)
 {
+    double x = json_number_value(value);
+    char text[32];
+
+    if (json_is_string(value))
+        return json_string_value(value);
+    if (json_is_integer(value))
+        return sd_sprintf(s, "%lld", (long long)json_integer_value(value));
+    if (!json_is_real(value))
+        return NULL;
+    if (x == floor(x) && fabs(x) <= 0x1p53)         /* 1e3 is an integer too */
+        return sd_sprintf(s, "%.0f", x);
+    for (int digits = 6; digits <= 17; digits++) {
+        snprintf(text, sizeof text, "%.*g", digits, x);
+        if (strtod(text, NULL) == x)
+            break;
+    }
+    return sd_strdup(s, text);
+}
+
+static void
+set_from_json(struct sd_scope *s, struct sd_opt_entry *e, const char *subject, const json_t *value)
+{
+    static const char *const kinds[] = { "", "true or false", "an integer", "a number", "a text",
+                                         "a text or an array of texts", "a text", "a size such as \"8G\"" };
     const struct sd_opt *o = e->opt;
+    bool several = o->kind == SD_OPT_LIST && json_is_array(value);
+    size_t count = several ? json_array_size(value) : 1;
 
-    if (o->kind == SD_OPT_FLAG && json_is_boolean(value) && o->value && o->value != &quiet) {
-        *(bool *)o->value = json_is_true(value);
-    } else if (o->kind == SD_OPT_FLAG && json_is_boolean(value)) {
-        set_flag(e, json_is_true(value));
-    } else if (o->kind == SD_OPT_INT && json_is_integer(value)) {
-        set_int(o, subject, json_integer_value(value));
-    } else if (o->kind == SD_OPT_SIZE && json_is_integer(value) && json_integer_value(value) >= 0) {
-        *(int64_t *)o->value = json_integer_value(value);
-    } else if (o->kind == SD_OPT_REAL && json_is_number(value)) {
-        set_real(o, subject, json_number_value(value));
-    } else if ((o->kind == SD_OPT_TEXT || o->kind == SD_OPT_CHOICE || o->kind == SD_OPT_SIZE)
-               && json_is_string(value)) {
-        set(e, subject, json_string_value(value));
-    } else if (o->kind == SD_OPT_LIST && json_is_string(value)) {
+    if (o->kind == SD_OPT_FLAG) {
+        if (!json_is_boolean(value))
+            sd_usage(subject, "expected true or false, found %s", sd_json_kind(value));
+        if (o->value && o->value != &quiet)
+            *(bool *)o->value = json_is_true(value);
+        else
+            set_flag(e, json_is_true(value));
+    } else if (o->kind == SD_OPT_LIST) {
         *(struct sd_list *)o->value = (struct sd_list){ 0, NULL };
-        append_list(o->value, json_string_value(value));
-    } else if (o->kind == SD_OPT_LIST && json_is_array(value)) {
-        *(struct sd_list *)o->value = (struct sd_list){ 0, NULL };
-        for (size_t i = 0; i < json_array_size(value); i++) {
-            const json_t *item = json_array_get(value, i);
+    }
+    for (size_t i = 0; i < count && o->kind != SD_OPT_FLAG; i++) {
+        const json_t *item = several ? json_array_get(value, i) : value;
+        const char *word = json_word(s, item);
 
-            if (!json_is_string(item))
-                sd_usage(subject, "expected an array of strings, found %s in it", sd_json_kind(item));
-            append_list(o->value, json_string_value(item));
-        }
-    } else {
-        static const char *const kinds[] = { "", "true or false", "an integer", "a number", "a string",
-                                             "a string or an array of strings", "a string", "a size such as \"8G\"" };
-
-        sd_usage(subject, "expected %s, found %s", kinds[o->kind], sd_json_kind(value));
+        if (!word)
+            sd_usage(subject, "expected %s, found %s%s", several ? "an array of texts" : kinds[o->kind],
+                     sd_json_kind(item), several ? " in it" : "");
+        set(e, subject, word);
     }
     e->origin = SD_OPT_BY_CONFIG;
 }
@@ -406,7 +422,7 @@ read_config(void)
         if (e->opt->value == &help || e->opt->value == &version || e->opt->value == (void *)&config)
             sd_usage(subject, "belongs on the command line");
         if (e->origin != SD_OPT_BY_USER)
-            set_from_json(e, subject, value);
+            set_from_json(s, e, subject, value);
     }
     sd_scope_close(s);
 }

@@ -56,7 +56,8 @@ extern struct sd_shared_options sd_shared;
 
 /* sd_options - parse, apply --config (JSON object of long names; flags win), check ranges; leave operands in argc, argv
  * (argv[0] stays the program).  Ends the program for -h, -V, --help=json (status 0) and for any fault (status 2).
- * `--` ends options; `--name=value` and `--name value` both work; abbreviations do not. */
+ * `--` ends options; `--name=value` and `--name value` both work; abbreviations do not.  In --config a flag is true or
+ * false, a repeatable option a value or an array of them, and a number or text is what it is on the command line. */
 void sd_options(int *argc, char ***argv, const struct sd_opt *table, unsigned shared, const char *synopsis,
                 const char *purpose);
 

@@ -94,10 +94,17 @@ static const struct { const char *words; int status; const char *expected;
     { "--config none", 2, "none: No such file or directory" },
     { "--config array.json", 2, "array.json: expected an object, found an array" },
     { "--config unknown.json", 2, "unknown.json: resolutions: unknown option, did you mean --resolution?" },
-    { "--config type.json", 2, "type.json: resolution: expected an integer, found a string" },
+    { "--config type.json", 2, "type.json: resolution: expected an integer, found true" },
+    { "--config natural.json", 0, "{\"prompt\":[\"5\",\"x\",\"0.1\"],\"rate\":0.25,\"resolution\":100,"
+                                  "\"sampler\":\"ddim\",\"seed\":0,\"upscale\":true} size 4096 memory 2048 verbosity 1"
+                                  " output 64 given 10 threads 2" },
+    { "--config number.json", 2, "number.json: resolution: expected an integer, found \"100.5\"" },
+    { "--config flag.json", 2, "flag.json: upscale: expected true or false, found an integer" },
+    { "--config null.json", 2, "null.json: output: expected a text, found null" },
+    { "--config size.json", 2, "size.json: memory: expected a size such as 8G, found \"-1\"" },
     { "--config range.json", 2, "range.json: resolution: expected 64 to 4096, found 5" },
     { "--config choice.json", 2, "choice.json: sampler: expected ddim|euler|euler_a, found \"x\"" },
-    { "--config list.json", 2, "list.json: prompt: expected an array of strings, found an integer in it" },
+    { "--config list.json", 2, "list.json: prompt: expected an array of texts, found true in it" },
     { "--config one.json", 0, "{\"prompt\":[\"alone\"]," SETTINGS REST },
     { "--config help.json", 2, "help.json: help: belongs on the command line" },
     { "--config twice.json", 2, "twice.json: line 1: duplicate object key near '\"seed\"'" },
@@ -125,10 +132,16 @@ main(void)
                      "file\"],\"upscale\":false,\"memory\":\"1M\"}");
     put("array.json", "[]");
     put("unknown.json", "{\"resolutions\":100}");
-    put("type.json", "{\"resolution\":\"100\"}");
+    put("type.json", "{\"resolution\":true}");
+    put("natural.json", "{\"resolution\":\"100\",\"rate\":\".25\",\"prompt\":[5,\"x\",0.1],\"output\":64,\"chunk\":4096,"
+                        "\"memory\":\"2k\",\"threads\":2e0,\"verbose\":true}");
+    put("number.json", "{\"resolution\":100.5}");
+    put("flag.json", "{\"upscale\":1}");
+    put("null.json", "{\"output\":null}");
+    put("size.json", "{\"memory\":-1}");
     put("range.json", "{\"resolution\":5}");
     put("choice.json", "{\"sampler\":\"x\"}");
-    put("list.json", "{\"prompt\":[5]}");
+    put("list.json", "{\"prompt\":[\"a\",true]}");
     put("one.json", "{\"prompt\":\"alone\"}");
     put("help.json", "{\"help\":true}");
     put("twice.json", "{\"seed\":1,\"seed\":2}");
