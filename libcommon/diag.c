@@ -258,6 +258,25 @@ on_pipe(int number)
     (void)number;
 }
 
+static bool deaf;               /* SIGPIPE was ignored when the program began: the parent wants a message */
+
+void
+sd_die_stdout(int error)
+{
+    sigset_t pipe_signal;
+
+    sd_outputs_remove();
+    if (error == EPIPE && !deaf) {
+        sigemptyset(&pipe_signal);
+        sigaddset(&pipe_signal, SIGPIPE);
+        signal(SIGPIPE, SIG_DFL);
+        raise(SIGPIPE);
+        pthread_sigmask(SIG_UNBLOCK, &pipe_signal, NULL);       /* where it was blocked, it ends the program here */
+    }
+    sd_error("standard output", "%s", error ? strerror(error) : "cannot be written");
+    exit(SD_FAILED);
+}
+
 void
 sd_catch_signals(void)
 {
@@ -268,10 +287,12 @@ sd_catch_signals(void)
     for (size_t i = 0; i < sizeof ends / sizeof *ends; i++)
         if (!sigaction(ends[i], NULL, &old) && old.sa_handler != SIG_IGN)       /* nohup stays nohup */
             sigaction(ends[i], &action, NULL);
-    /* A dead reader or a size limit is a failed write with a message.  Not SIG_IGN, which children would inherit. */
+    /* A dead reader or a size limit is a failed write: of standard output it ends the program (sd_die_stdout), of
+     * another pipe it is that one's trouble.  Not SIG_IGN, which children would inherit. */
     action.sa_handler = on_pipe;
     action.sa_flags = SA_RESTART;
-    sigaction(SIGPIPE, &action, NULL);
+    if (!sigaction(SIGPIPE, &action, &old) && old.sa_handler != on_pipe)
+        deaf = old.sa_handler == SIG_IGN;
     sigaction(SIGXFSZ, &action, NULL);
     action.sa_handler = on_bus_error;
     sigaction(SIGBUS, &action, NULL);
@@ -290,9 +311,7 @@ sd_finish(int status)
     sd_root_close();
     sd_outputs_remove();
     errno = 0;
-    if ((fclose(stdout) && (pending || errno != EBADF)) || failed) {
-        sd_error("standard output", "%s", errno ? strerror(errno) : "cannot be written");
-        return SD_FAILED;
-    }
+    if ((fclose(stdout) && (pending || errno != EBADF)) || failed)
+        sd_die_stdout(errno ? errno : sd_stdout_error);
     return status;
 }

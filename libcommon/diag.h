@@ -59,6 +59,9 @@ int  sd_error_count(void);
 
 /* sd_die - the run cannot go on (device, memory, output): message, status 3, partial outputs removed. */
 void sd_die(const char *subject, const char *format, ...) SD_PRINTF(2, 3) SD_NORETURN;
+/* sd_die_stdout - standard output cannot be written, for this errno (0: unknown).  A reader that has gone ends the
+ * program by SIGPIPE, without a word, unless the parent ignores that signal; else as sd_die. */
+void sd_die_stdout(int error) SD_NORETURN;
 /* sd_usage - wrong options: message, status 2. */
 void sd_usage(const char *subject, const char *format, ...) SD_PRINTF(2, 3) SD_NORETURN;
 /* sd_bug - the program is wrong: message and abort(). */
@@ -89,11 +92,11 @@ void  sd_output_abandon(struct sd_output *o);
 void  sd_output_refuse(const char *path, bool overwrite);
 
 /* sd_catch_signals - SIGINT, SIGTERM, SIGHUP remove partial outputs, then end the program by the signal; SIGPIPE and
- * SIGXFSZ become failed writes; closed standard descriptors are filled.  sd_options calls it; a program that catches
+ * SIGXFSZ become failed writes (sd_die_stdout); closed standard descriptors are filled.  sd_options calls it; a program that catches
  * SIGINT or SIGTERM itself installs its handler afterwards. */
 void sd_catch_signals(void);
 
-/* sd_finish - flush and check stdout (a full disk is status 3), return the status for main to return. */
+/* sd_finish - flush and check stdout (sd_die_stdout), return the status for main to return. */
 int sd_finish(int status);
 
 #ifdef __cplusplus

@@ -60,6 +60,8 @@ read_some(void *cookie, char *buffer, size_t n)
     return got;
 }
 
+int sd_stdout_error;
+
 /* What a stream counts as written: fewer than n, and errno, on an error. */
 static ssize_t
 write_all(void *cookie, const char *buffer, size_t n)
@@ -74,6 +76,8 @@ write_all(void *cookie, const char *buffer, size_t n)
         else if (put == 0 || errno != EINTR)
             break;
     }
+    if (at < n && (intptr_t)cookie == STDOUT_FILENO)
+        sd_stdout_error = errno;
     return (ssize_t)at;
 }
 

@@ -16,5 +16,7 @@ int sd_fsync(int fd);
 FILE *sd_stream(int fd, const char *mode);
 /* sd_stream_stdout - standard output becomes such a stream; called once, before anything is printed. */
 void sd_stream_stdout(void);
+/* Why a write to it failed last; 0: none did. */
+extern int sd_stdout_error;
 
 #endif

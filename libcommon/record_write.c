@@ -15,7 +15,7 @@ static void
 check_stdout(void)
 {
     if (ferror(stdout))
-        sd_die("standard output", "%s", strerror(errno ? errno : EIO));
+        sd_die_stdout(errno);
 }
 
 static int

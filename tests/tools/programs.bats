@@ -77,6 +77,49 @@ programs() { for f in "$ROOT"/tools/*.c; do basename "$f" .c; done; }
     done
 }
 
+@test "a reader that has gone ends a program by SIGPIPE, without a word; where that is ignored: a line, and status 3" {
+    # PROGRAM ARGUMENT...: into a pipe that nobody reads
+    # shellcheck disable=SC2016
+    into='exec 3> >(exec true); wait $!; exec "$@" >&3'
+    for p in $(programs); do
+        for o in --help --help=json --version; do
+            run -141 --separate-stderr bash -c "$into" - "$p" $o
+            [ -z "$stderr" ]
+        done
+        run -3 --separate-stderr bash -c "trap '' PIPE; $into" - "$p" --help
+        is_line "$p: standard output: Broken pipe"
+    done
+    model=$ROOT/examples/miniature/model
+    sd-crop -q --resolution 64 "$DATA/images/rgb.png" 2> /dev/null | sd-caption -q --caption x > records
+    for words in "sd-crop -q --resolution 64 $DATA/images/rgb.png" "sd-caption -q --caption y records" \
+        "sd-encode-latents -q --model $model --cache cache records" "sd-encode-latents --model $model --plan records" \
+        "sd-caption --tokens --model $model a" "sd-sample -q --model $model --num-inference-steps 1 --prompt a --output -" \
+        "sd-sample -q -j --model $model --num-inference-steps 1 --prompt a --output-dir d"; do
+        # shellcheck disable=SC2086
+        run -141 --separate-stderr bash -c "$into" - $words
+        [ "${stderr//*warning: */}" = "" ]
+        nothing_left
+    done
+    # a reader that takes a little first
+    run --separate-stderr bash -c 'sd-crop -q --resolution 512 "$1" 2> err | head -c 10 > /dev/null; exit ${PIPESTATUS[0]}' - "$DATA/images/rgb.png"
+    ((status == 141))
+}
+
+@test "--config takes numbers, texts, flags and arrays as JSON has them" {
+    echo '{"resolution": 64, "bucket-step": "8", "buckets": true, "threads": 1.0, "quiet": true, "report": 7}' > c.json
+    sd-crop --config c.json "$DATA/images/rgb.png" > a 2> err
+    sd-crop --resolution 64 --buckets --bucket-step 8 "$DATA/images/rgb.png" > b 2> /dev/null
+    cmp a b
+    [ ! -s err ]
+    [ "$(jq -c .resolution 7)" = "[64,64]" ]
+    echo '{"resolution": true}' > c.json
+    run -2 --separate-stderr sd-crop --config c.json "$DATA/images/rgb.png"
+    is_line "sd-crop: c.json: resolution: expected a text, found true"
+    echo '{"caption": 5, "tokens": "yes"}' > c.json
+    run -2 --separate-stderr sd-caption --config c.json "$DATA/images/rgb.png"
+    is_line "sd-caption: c.json: tokens: expected true or false, found a string"
+}
+
 @test "records do not go to a terminal, and are not awaited from one" {
     run script -qec 'sd-caption --caption x < /dev/null; echo status $?' /dev/null
     [[ $output == *"sd-caption: standard output: records are binary, and this is a terminal (use a pipe, a file, or -j)"* ]]
