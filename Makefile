@@ -78,7 +78,7 @@ ops64    := $(patsubst %.c,$(BUILD)/f64/%,$(wildcard tests/ops/*.c))
 emulated := $(patsubst %.c,$(BUILD)/emulate/%,$(wildcard tests/ops/*.c)) \
             $(patsubst %.cu,$(BUILD)/%,$(wildcard tests/emulate/*.cu)) $(BUILD)/emulate/tests/models/reference
 # of these what runs on a card too, built by nvcc: all but the emulator's own tests
-on_card  := $(if $(nvcc),$(patsubst %.cu,$(BUILD)/card/%,$(filter-out %/faults.cu %/vendors.cu,$(wildcard tests/emulate/*.cu))))
+on_card  := $(if $(nvcc),$(patsubst %.cu,$(BUILD)/card/%,$(filter-out %/faults.cu %/streams.cu %/vendors.cu,$(wildcard tests/emulate/*.cu))))
 on_card_o := $(on_card:$(BUILD)/card/%=$(BUILD)/%.cu.o)
 benches  := $(patsubst %.c,$(BUILD)/%,$(filter-out $(if $(nvcc),,tests/bench/cuda.c),$(wildcard tests/bench/*.c)))
 bench_cuda := $(patsubst %,$(BUILD)/tests/bench/%,cuda full_model table)  # these know no oneDNN

@@ -5,7 +5,9 @@
 
 #include "device.h"
 
+#if !SD_EMULATE         /* tests/emulate/streams.cu has one of its own */
 #include <cuda_runtime.h>
+#endif
 
 #include "diag.h"
 
