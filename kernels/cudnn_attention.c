@@ -25,7 +25,7 @@ static bool
 takes_attention(const struct attention_call *c)
 {
     uintptr_t all = (uintptr_t)c->q | (uintptr_t)c->k | (uintptr_t)c->v | (uintptr_t)c->o | (uintptr_t)c->o_gradient
-                    | (uintptr_t)c->q_gradient | (uintptr_t)c->k_gradient | (uintptr_t)c->v_gradient;
+                    | (uintptr_t)c->q_gradient | (uintptr_t)c->k_gradient | (uintptr_t)c->v_gradient | (uintptr_t)c->lse;
     int64_t pitches = c->q_pitch | c->k_pitch | c->v_pitch | c->o_pitch | c->o_gradient_pitch | c->q_gradient_pitch
                       | c->k_gradient_pitch | c->v_gradient_pitch;
 
@@ -347,6 +347,8 @@ cudnn_attention(struct sd_device *d, const struct attention_call *c)
     part = part_of(c);
     if (part.batch == c->batch && part.heads == c->heads)
         return one_part(d, s, c);
+    if (part.batch * part.heads * c->L * (int64_t)sizeof *c->lse % ALIGNED)        /* where the next part's statistics begin */
+        return false;
     for (int64_t b = 0; b < c->batch; b += part.batch)
         for (int64_t h = 0; h < c->heads; h += part.heads) {
             const int64_t at = h * c->d;

@@ -276,6 +276,9 @@ not_taken(void)
     a.causal = false;
     a.k_pitch = 12;
     CHECK(!cudnn_ask_attention(&a, NULL, &q, &why) && !why, "rows that are not aligned: not for the library");
+    a.k_pitch = 8;
+    a.lse = (float *)bytes + 1;
+    CHECK(!cudnn_ask_attention(&a, NULL, &q, &why) && !why, "statistics that are not aligned: not for the library");
 }
 
 int
