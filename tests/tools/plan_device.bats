@@ -33,6 +33,7 @@ agrees() {
         agrees lora -q --overwrite --max-train-steps 10 --seed 1 $more
     done
     SD_TRAIN_RESIDENT=9000 agrees plain -q --overwrite --max-train-steps 10
+    SD_TRAIN_RESIDENT=0 agrees lora -q --overwrite --max-train-steps 10 --masked-loss
 }
 
 @test "training of tokens: the plan's rows are what is taken" {
