@@ -20,12 +20,12 @@ enum cudaMemcpyKind { cudaMemcpyHostToDevice, cudaMemcpyDeviceToHost, cudaMemcpy
 
 struct event { uint64_t recorded, done; };
 typedef struct event *cudaEvent_t;
-struct work {
+struct task {
     std::function<void()> run;
     cudaEvent_t until;                  /* not before it was recorded so often; NULL: at once */
     uint64_t ticket;
 };
-struct stream { std::deque<struct work> list; };
+struct stream { std::deque<struct task> list; };
 typedef struct stream *cudaStream_t;
 
 enum pace { QUEUE_FIRST, AHEAD_FIRST, DRAWN, PACES };
@@ -52,7 +52,7 @@ go_on(cudaStream_t s)
     if (s->list.empty() || (s->list.front().until && s->list.front().until->done < s->list.front().ticket))
         return false;
 
-    struct work w = std::move(s->list.front());
+    struct task w = std::move(s->list.front());
     s->list.pop_front();
     if (w.run)
         w.run();
