@@ -184,13 +184,12 @@ pick(struct state *s, void *const *configs, int count, const struct pack *pack, 
 static bool
 use_kept(struct state *s, struct plan *p, void *const *configs, int count, const char *kept)
 {
-    long long number;
-    int chosen;
+    long long chosen, number;
 
-    if (sscanf(kept, "%d %lld", &chosen, &number) != 2 || chosen >= count)
+    if (sscanf(kept, "%lld %lld", &chosen, &number) != 2 || chosen < -1 || chosen >= count)
         return false;
-    return chosen < 0 || (dnn_engine(configs[chosen]) == number
-                          && (p->exec = dnn_build(s->handle, NULL, configs[chosen], &p->workspace)));
+    return chosen < 0 ? number == -1 : dnn_engine(configs[chosen]) == number
+                                       && (p->exec = dnn_build(s->handle, NULL, configs[chosen], &p->workspace));
 }
 
 /* Sets p->exec; leaves it NULL where there is no engine, or no memory to compare what one makes. */
