@@ -382,9 +382,11 @@ distance(struct attempt *t, const void *expected, void *found, size_t bytes)
     return tuning_distance(found, expected, t->call->d_dtype, bytes / sd_dtype_size(t->call->d_dtype));
 }
 
-/* Of the candidates, the fastest that is right, into memory of their own (else every attempt would add once more); -1: none. */
+/* Of the candidates, the fastest that is right, or not timed the first that is, into memory of their own (else every attempt would
+ * add once more); -1: none. */
 static int
-fastest(struct state *s, struct plan *p, const struct gemm_call *g, const struct found *candidate, int count, size_t bytes, const char *key)
+fastest(struct state *s, struct plan *p, const struct gemm_call *g, const struct found *candidate, int count, size_t bytes,
+        const char *key, bool timed)
 {
     struct attempt t = { s, p, g, NULL };
     void *expected = expect(s, g, bytes), *found = malloc(bytes);
@@ -394,7 +396,7 @@ fastest(struct state *s, struct plan *p, const struct gemm_call *g, const struct
     if (!expected || !found)
         sd_die("memory", "no room for %zu bytes twice", bytes);
     t.d = sd_device_alloc(s->device, bytes, "tuning");
-    for (int i = 0; i < count; i++) {
+    for (int i = 0; i < count && (timed || chosen < 0); i++) {
         double seconds, apart;
 
         p->algo = candidate[i].algo;
@@ -406,7 +408,7 @@ fastest(struct state *s, struct plan *p, const struct gemm_call *g, const struct
             sd_warn("cublasLt", "gemm %s: choice %d is left out: %.1e from our own", key, i, apart);
             continue;
         }
-        seconds = tuning_time(s->device, multiply, &t);
+        seconds = timed ? tuning_time(s->device, multiply, &t) : 0;
         if (seconds >= 0 && (best < 0 || seconds < best)) {
             best = seconds;
             chosen = i;
@@ -417,7 +419,7 @@ fastest(struct state *s, struct plan *p, const struct gemm_call *g, const struct
     free(found);
     if (chosen < 0)
         sd_note(2, "gemm %s: none of %d choices", key, count);
-    else
+    else if (timed)
         sd_note(2, "gemm %s: choice %d of %d, %.1f us, %.1f TFLOP/s", key, chosen, count, best * 1e6,
                 2e-12 * (double)g->rows * (double)g->columns * (double)g->depth * (double)p->shape.batch / best);
     return chosen;
@@ -432,7 +434,7 @@ choose(struct state *s, struct plan *p, const struct gemm_call *g)
     size_t bytes = ((size_t)(p->shape.batch - 1) * (size_t)p->shape.d_apart + (size_t)(g->rows - 1) * (size_t)g->d_pitch
                     + (size_t)g->columns) * sd_dtype_size(g->d_dtype);
     int count, chosen = 0;
-    bool timed;
+    bool compared, timed;
 
     if (kept && strcmp(kept, "none") == 0)
         p->none = true;
@@ -441,9 +443,10 @@ choose(struct state *s, struct plan *p, const struct gemm_call *g)
     if (kept)
         sd_warn("cublasLt", "the algorithm that was chosen before is refused now, another is taken: %s", key);
     count = candidates(s, p, found);
-    timed = count > 0 && !kept && tuning_wanted() && sd_device_free_bytes(s->device) > 2 * bytes + bytes / 2;
-    if (timed)
-        chosen = fastest(s, p, g, found, count, bytes, key);
+    compared = count > 0 && sd_device_free_bytes(s->device) > 2 * bytes + bytes / 2;
+    timed = compared && !kept && tuning_wanted();
+    if (compared)
+        chosen = fastest(s, p, g, found, count, bytes, key, timed);
     p->none = count == 0 || chosen < 0;
     if (!p->none) {
         p->algo = found[chosen].algo;

@@ -2,7 +2,7 @@
  *
  * One rule: a function that returns bool returns false where the library is absent or does not take the call; nothing was
  * done then, and the caller computes it itself.  Of what a library offers, only what gives the same bits every time is used, and
- * what was timed has given the results of our own kernels, but for rounding. */
+ * what is chosen has given the results of our own kernels, but for rounding. */
 #ifndef SD_VENDOR_H
 #define SD_VENDOR_H
 

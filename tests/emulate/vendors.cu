@@ -170,9 +170,9 @@ kept(enum fake_refusal refusal)
     sd_device_close(d);
 }
 
-/* Each file of the tuning folder gets this text. */
-int
-damage(const std::string &cache, const char *text)
+/* Each file of the tuning folder, changed so. */
+template <class F> int
+damage(const std::string &cache, F change)
 {
     std::string at = cache + "/sd-tools/tuning";
     DIR *list = opendir(at.c_str());
@@ -180,15 +180,44 @@ damage(const std::string &cache, const char *text)
 
     for (struct dirent *e; list && (e = readdir(list)); )
         if (*e->d_name != '.' && !strstr(e->d_name, ".lock")) {
-            FILE *file = fopen((at + "/" + e->d_name).c_str(), "w");
+            std::string path = at + "/" + e->d_name, text;
+            FILE *file = fopen(path.c_str(), "r+");
 
-            fputs(text, file);
+            for (int c; (c = fgetc(file)) != EOF; )
+                text += (char)c;
+            text = change(text);
+            if (freopen(path.c_str(), "w", file))
+                fputs(text.c_str(), file);
             fclose(file);
             count++;
         }
     if (list)
         closedir(list);
     return count;
+}
+
+/* Whatever was chosen, here it is this. */
+std::string
+all_chose(std::string text, const char *choice)
+{
+    for (size_t at = 0; (at = text.find('\t', at)) != std::string::npos; at++)
+        text.replace(at + 1, text.find('\n', at) - at - 1, choice);
+    return text;
+}
+
+/* With what a file says that was kept for this card, whatever it says. */
+void
+kept_products(enum fake_refusal)
+{
+    struct fake *f = fake_of("libcublasLt.so.13");
+    struct sd_device *d = open_device();
+    bool taken;
+
+    expect(same_product<float, float>(d, 3, &taken), "as our own");
+    expect(taken == (f->runs > 0), "taken, if anything ran");
+    expect(runs_wanted == f->runs, "how often it ran");
+    printf("# %d runs\n", f->runs);
+    sd_device_close(d);
 }
 
 /* -- cuDNN ---------------------------------------------------------------------------------------------------------- */
@@ -337,6 +366,19 @@ heads(struct sd_device *d, bool good, int64_t batch, int64_t h, int64_t L, int64
 }
 
 void
+kept_graphs(enum fake_refusal)
+{
+    struct fake *f = fake_of("libcudnn.so.9");
+    struct sd_device *d = open_device();
+
+    heads<bf16>(d, runs_wanted >= 0, 1, 1, 4, 8, true);
+    expect(runs_wanted < 0 ? f->runs == 0 : runs_wanted ? f->runs >= 2 && f->runs <= runs_wanted : f->runs > 30, "how often it ran");
+    printf("# %d runs\n", f->runs);
+    sd_device_close(d);
+    expect(f->descriptors == 0, "no descriptor is left");
+}
+
+void
 graphs(enum fake_refusal refusal)
 {
     struct fake *f = fake_of("libcudnn.so.9");
@@ -410,13 +452,44 @@ main(void)
     runs_wanted = 1;
     in_child("a second run takes it as it is", kept, FAKE_NOTHING);
     version = 130200;
-    in_child("another version of the library refuses it: the next is taken, untimed", kept, FAKE_NOTHING);
+    runs_wanted = 2;
+    in_child("another version of the library refuses it: the next is compared and taken, untimed", kept, FAKE_NOTHING);
     version = 130100;
-    CHECK(damage(std::string(cache) + "/kept", "sd-tuning 1: em") == 1, "a file of choices is cut");
+    CHECK(damage(std::string(cache) + "/kept", [](std::string text) { return text.substr(0, 15); }) == 1, "a file of choices is cut");
     runs_wanted = 0;
     in_child("what is cut is chosen anew", kept, FAKE_NOTHING);
     runs_wanted = 1;
     in_child("and kept again", kept, FAKE_NOTHING);
+    setenv("SD_TUNE", "0", 1);
+    setenv("XDG_CACHE_HOME", (std::string(cache) + "/untimed").c_str(), 1);
+    runs_wanted = 2;
+    in_child("SD_TUNE=0: the first that is right", kept, FAKE_NOTHING);
+    in_child("SD_TUNE=0: cuBLASLt computes wrongly", products, FAKE_WRONG);
+    unsetenv("SD_TUNE");
+    for (const char *was : { "", "zz", "none ", "6b6d", "\001\377" }) {
+        damage(std::string(cache) + "/kept", [=](std::string text) { return all_chose(text, was); });
+        setenv("XDG_CACHE_HOME", (std::string(cache) + "/kept").c_str(), 1);
+        snprintf(name, sizeof name, "no choice of cuBLASLt's: %zu bytes", strlen(was));
+        in_child(name, kept_products, FAKE_NOTHING);
+    }
+    damage(std::string(cache) + "/kept", [](std::string text) { return all_chose(text, std::string(128, 'f').c_str()); });
+    in_child("an algorithm that the library does not know", kept_products, FAKE_NOTHING);
+    damage(std::string(cache) + "/kept", [](std::string text) { return all_chose(text, "none"); });
+    runs_wanted = 0;
+    in_child("none was right before: none is asked", kept_products, FAKE_NOTHING);
+    setenv("XDG_CACHE_HOME", (std::string(cache) + "/graphs").c_str(), 1);
+    in_child("cuDNN's engines are chosen by trial", kept_graphs, FAKE_NOTHING);
+    runs_wanted = 2;
+    in_child("a second run takes them as they are", kept_graphs, FAKE_NOTHING);
+    runs_wanted = 30;                   /* the next is compared, untimed */
+    for (const char *was : { "", "x", "1", "64 1", "2147483648 1", "1 7777", "-", "0 300" }) {
+        damage(std::string(cache) + "/graphs", [=](std::string text) { return all_chose(text, was); });
+        snprintf(name, sizeof name, "no engine of cuDNN's: '%s'", was);
+        in_child(name, kept_graphs, FAKE_NOTHING);
+    }
+    damage(std::string(cache) + "/graphs", [](std::string text) { return all_chose(text, "-1 -1"); });
+    runs_wanted = -1;
+    in_child("no engine was right before: none is asked", kept_graphs, FAKE_NOTHING);
     if (system(("rm -rf '" + std::string(cache) + "'").c_str()))
         sd_warn(cache, "is left");
     return check_done();
