@@ -12,7 +12,7 @@
 #include "tests/check.h"
 
 struct sd_device {
-    const char *name;
+    const char *name, *engine;          /* engine NULL: "engine 1" */
     void *value;
     void (*close)(void *);
     int recorded, replayed;
@@ -23,7 +23,7 @@ static struct sd_recording one_recording;
 static bool recordable = true;
 
 const char *sd_device_name(const struct sd_device *d) { return d->name; }
-const char *sd_device_engine(const struct sd_device *d) { (void)d; return "engine 1"; }
+const char *sd_device_engine(const struct sd_device *d) { return d->engine ? d->engine : "engine 1"; }
 void *sd_device_slot(const struct sd_device *d, enum sd_device_slot slot) { return slot == SD_SLOT_TUNING ? d->value : NULL; }
 void sd_device_wait(struct sd_device *d) { (void)d; }
 void sd_device_record(struct sd_device *d) { d->recorded++; }
@@ -59,6 +59,7 @@ static void
 kept(void)
 {
     struct sd_device a = { .name = "card A" }, b = { .name = "card B" }, again = { .name = "card A" };
+    struct sd_device other = { .name = "card A", .engine = "engine 2" }, back = { .name = "card A" };
 
     CHECK(!tuning_find(&a, "gemm", "1x2"), "nothing is there at first");
     CHECK(strcmp(tuning_store(&a, "gemm", "1x2", "seven"), "seven") == 0, "a choice is kept");
@@ -71,9 +72,14 @@ kept(void)
     CHECK(!tuning_find(&a, "gemm", "1x"), "a part of a call is not it");
     CHECK(!tuning_find(&b, "gemm", "1x2"), "another card has choices of its own");
     CHECK(strcmp(tuning_find(&again, "gemm", "1x2 bias"), "ten") == 0, "a later run reads them");
+    CHECK(!tuning_find(&other, "gemm", "1x2"), "other versions of the libraries have choices of their own");
+    tuning_store(&other, "gemm", "1x2", "eleven");
+    CHECK(strcmp(tuning_find(&back, "gemm", "1x2"), "seven") == 0, "which leave those of this one as they were");
     end(&a);
     end(&b);
     end(&again);
+    end(&other);
+    end(&back);
 }
 
 /* Processes that have all looked before any has chosen. */
@@ -114,23 +120,127 @@ together(void)
     CHECK(same == MANY, "%d processes choose at once: %d go with '%c'", MANY, same, first);
 }
 
-static void
-damaged(const char *folder)
+/* The file of a card, NULL where there is none. */
+static const char *
+file_of(struct sd_scope *s, const char *folder, const char *card)
 {
-    struct sd_device d = { .name = "card D" }, again = { .name = "card D" }, third = { .name = "card D" };
-    struct sd_scope *s = sd_scope_open();
     const char **names, *path = NULL;
     size_t count;
 
-    tuning_store(&d, "gemm", "p", "first");
     sd_folder_list(s, folder, &names, &count);
     for (size_t i = 0; i < count; i++) {
         size_t length;
         char *text = sd_file_read(s, sd_sprintf(s, "%s/%s", folder, names[i]), 1 << 20, &length);
 
-        if (text && strstr(text, "card D"))
+        if (text && strstr(text, card))
             path = sd_sprintf(s, "%s/%s", folder, names[i]);
     }
+    return path;
+}
+
+static void
+put(const char *path, const char *text, size_t length)
+{
+    FILE *f = fopen(path, "w");
+
+    if (!f || fwrite(text, 1, length, f) != length || fclose(f))
+        sd_die(path, "cannot be written");
+}
+
+/* A file that says `text`: are "p" and "q" what is expected (NULL: not there), and is what is then chosen kept? */
+static void
+found_in(const char *what, const char *path, const char *card, const char *text, size_t length, const char *p, const char *q)
+{
+    struct sd_device d = { .name = card }, again = { .name = card };
+    const char *a, *b;
+
+    put(path, text, length);
+    a = tuning_find(&d, "gemm", "p");
+    b = tuning_find(&d, "gemm", "q");
+    CHECK(!a == !p && (!a || strcmp(a, p) == 0) && !b == !q && (!b || strcmp(b, q) == 0), "%s: p is %s, q is %s", what,
+          a ? a : "not there", b ? b : "not there");
+    tuning_store(&d, "gemm", "r", "new");
+    CHECK(strcmp(tuning_find(&d, "gemm", "r"), "new") == 0 && tuning_find(&again, "gemm", "r"), "%s: what is chosen then is kept", what);
+    a = tuning_find(&again, "gemm", "p");
+    CHECK(!a == !p && (!a || strcmp(a, p) == 0), "%s: and what was right with it", what);
+    end(&d);
+    end(&again);
+}
+
+static void
+strange(const char *folder)
+{
+    struct sd_device d = { .name = "card F" };
+    struct sd_scope *s = sd_scope_open();
+    static const char title[] = "sd-tuning 1: card F, engine 1\n";
+    char noise[4096];
+    const char *path, *text;
+
+    tuning_store(&d, "gemm", "p", "first");
+    end(&d);
+    path = file_of(s, folder, "card F");
+    CHECK(path && (text = sd_file_read(s, path, 1 << 20, &(size_t){ 0 })) && strncmp(text, title, sizeof title - 1) == 0,
+          "the first line names the card and the libraries");
+    if (!path)
+        return;
+#define IN(what, text, p, q) found_in(what, path, "card F", text, sizeof(text) - 1, p, q)
+    IN("another card's file", "sd-tuning 1: card G, engine 1\ngemm p\tone\n", NULL, NULL);
+    IN("another version's file", "sd-tuning 1: card F, engine 12\ngemm p\tone\n", NULL, NULL);
+    IN("another form of file", "sd-tuning 2: card F, engine 1\ngemm p\tone\n", NULL, NULL);
+    IN("an empty file", "", NULL, NULL);
+    IN("a title alone, cut", "sd-tuning 1: card F, engine 1", NULL, NULL);
+    IN("the last line is cut", "sd-tuning 1: card F, engine 1\ngemm p\tone\ngemm q\ttw", "one", NULL);
+    IN("lines that say nothing", "sd-tuning 1: card F, engine 1\n\nnothing\n\t\ngemm q\n\tx\ngemm p\tone\n", "one", NULL);
+    IN("one call twice", "sd-tuning 1: card F, engine 1\ngemm p\tone\ngemm p\ttwo\ngemm q\t\n", "one", "");
+    IN("a zero inside", "sd-tuning 1: card F, engine 1\ngemm p\tone\n\0gemm q\ttwo\n", NULL, NULL);
+    for (size_t i = 0; i < sizeof noise; i++)
+        noise[i] = (char)(i * 2654435761u >> 13);
+    found_in("noise", path, "card F", noise, sizeof noise, NULL, NULL);
+    memcpy(noise, title, sizeof title - 1);
+    found_in("noise behind the title", path, "card F", noise, sizeof noise, NULL, NULL);
+    sd_scope_close(s);
+}
+
+/* Where nothing can be kept, the run goes on with what it chose. */
+static void
+unwritable(const char *root)
+{
+    struct sd_scope *s = sd_scope_open();
+    const char *where[] = { sd_sprintf(s, "%s/a file", root), sd_sprintf(s, "%s/half", root) };
+
+    put(where[0], "x", 1);              /* in the place of the folder; of the file itself, a folder */
+    for (int i = 0; i < 2; i++) {
+        struct sd_device d = { .name = "card H" }, again = { .name = "card H" };
+        const char *path;
+
+        setenv("XDG_CACHE_HOME", where[i], 1);
+        if (i) {
+            tuning_store(&d, "gemm", "p", "first");
+            end(&d);
+            path = file_of(s, sd_sprintf(s, "%s/sd-tools/tuning", where[i]), "card H");
+            if (!path || remove(path) || mkdir(path, 0777))
+                sd_die(where[i], "no file to put a folder in the place of");
+        }
+        CHECK(!tuning_find(&d, "gemm", "p"), "nothing can be read");
+        CHECK(strcmp(tuning_store(&d, "gemm", "p", "one"), "one") == 0 && strcmp(tuning_store(&d, "gemm", "q", "two"), "two") == 0
+                  && strcmp(tuning_store(&d, "gemm", "p", "three"), "one") == 0 && strcmp(tuning_find(&d, "gemm", "q"), "two") == 0,
+              "nothing can be kept: this run goes on with its choices");
+        CHECK(!tuning_find(&again, "gemm", "p"), "the next one chooses anew");
+        end(&d);
+        end(&again);
+    }
+    sd_scope_close(s);
+}
+
+static void
+damaged(const char *folder)
+{
+    struct sd_device d = { .name = "card D" }, again = { .name = "card D" }, third = { .name = "card D" };
+    struct sd_scope *s = sd_scope_open();
+    const char *path;
+
+    tuning_store(&d, "gemm", "p", "first");
+    path = file_of(s, folder, "card D");
     CHECK(path != NULL, "the file names its card");
     if (path && truncate(path, 5))
         path = NULL;
@@ -182,6 +292,9 @@ main(void)
     kept();
     together();
     damaged(sd_sprintf(NULL, "%s/sd-tools/tuning", root));
+    strange(sd_sprintf(NULL, "%s/sd-tools/tuning", root));
+    unwritable(root);
+    setenv("XDG_CACHE_HOME", root, 1);
     t = tuning_time(&d, run, &enough);
     CHECK(t >= 0 && d.recorded == 1 && d.replayed > 1 && calls > 2, "timed: %d calls, %d replays, %.1e s", calls, d.replayed, t);
     calls = 0;
