@@ -17,7 +17,8 @@ takes_conv(const struct conv_call *c)
     int64_t size = (int64_t)sd_dtype_size(c->dtype);
 
     return type && c->upsample < 2 && all % ALIGNED == 0 && c->in * size % ALIGNED == 0 && c->out * size % ALIGNED == 0
-           && c->batch * c->height * c->width * c->in * c->out_height * c->out_width * c->out > 0 && (!c->bias_d || c->bias);
+           && c->batch > 0 && c->height > 0 && c->width > 0 && c->in > 0 && c->out_height > 0 && c->out_width > 0 && c->out > 0
+           && (!c->bias_d || c->bias);
 }
 
 /* [n, c, h, w] in NHWC; of weights [out, in, kh, kw] in [out, kh, kw, in] */

@@ -129,6 +129,11 @@ gradients(void)
     dy = find(&q, 3);
     CHECK(to && same(to->dims, 2, 32, 16, 24) && to->type == 9 && dy && same(dy->dims, 2, 64, 8, 12) && find(&q, 2) && !find(&q, 1),
           "gradient of x: from dy and w");
+    c.batch = 64;
+    c.in = c.out = 512;
+    c.height = c.width = c.out_height = c.out_width = 1024;
+    c.stride = c.top = c.left = 1;
+    asked(cudnn_ask_conv2d(&c, NULL, &q, &why), "2^35 numbers from as many", &why);
     c = a_call(CONV_WEIGHT);
     if (!asked(cudnn_ask_conv2d(&c, H100, &q, &why), "gradient of w", &why))
         return;
