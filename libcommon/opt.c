@@ -219,6 +219,9 @@ edits(const char *a, size_t n, const char *b)
     return row[m];
 }
 
+static const struct sd_opt vaes[] = { { 0, "vae", SD_OPT_TEXT, NULL, 0, 0, NULL, NULL }, { 0 } },
+    tokenizers[] = { { 0, "tokenizer", SD_OPT_TEXT, NULL, 0, 0, NULL, NULL }, { 0 } };
+
 /* Shared options of other programs, and why this one has none. */
 static const struct {
     const struct sd_opt *table;
@@ -227,6 +230,8 @@ static const struct {
                   { threads, "is for arithmetic on many cores; this program has none" },
                   { compute, "is for models; this program runs none" },
                   { seeds, "is for random numbers; this program draws none" },
+                  { vaes, "is for encoding and drawing pictures; this program does neither" },
+                  { tokenizers, "is for prompts and captions; this program reads none" },
                   { overwrites,
                    "is for files written by name; this program writes to standard output, and adds to its cache" } };
 

@@ -7,6 +7,7 @@
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 /* -- the model's identity ---------------------------------------------------------------------------------------- */
@@ -61,7 +62,9 @@ needs_tokenizer(void)
 static void
 open_model(struct sd_run *x)
 {
-    if (!(x->model = sd_model_open(x->scope, S.model, NULL)) || !(x->m.unet = sd_model_unet(x->model))
+    const struct sd_model_options with = { .vae = S.vae };
+
+    if (!(x->model = sd_model_open(x->scope, S.model, &with)) || !(x->m.unet = sd_model_unet(x->model))
         || !(x->m.text = sd_model_text_encoder(x->model)))
         sd_die(S.model, "%s", sd_reason());
     if (needs_tokenizer() && !(x->m.tokenizer = sd_model_tokenizer(x->model, S.tokenizer)))
@@ -373,13 +376,50 @@ check_place(struct sd_scope *s, const char *path)
         sd_die(path, "cannot be written: %s", strerror(errno));
 }
 
+static bool
+same_file(const char *a, const char *b)
+{
+    struct stat p, q;
+    bool is_a = !stat(a, &p), is_b = !stat(b, &q);
+
+    if (is_a && !S_ISREG(p.st_mode) && !S_ISDIR(p.st_mode))
+        return false;                   /* a device takes all */
+    return !strcmp(a, b) || (is_a && is_b && p.st_dev == q.st_dev && p.st_ino == q.st_ino);
+}
+
+/* What is written must not be written over, neither by another output nor by the state, nor replace what is read. */
+static void
+check_apart(struct sd_scope *s, const struct sd_outputs *to, int argc, char **argv)
+{
+    struct written { const char *what, *path; } *w = sd_alloc_array(s, to->tokens + 3, sizeof *w);
+    const char *embedding = to->lora ? "--output-embedding" : "--output";
+    size_t n = 0;
+
+    for (size_t i = 0; i < to->tokens; i++)
+        w[n++] = (struct written){ embedding, to->token[i] };
+    if (to->lora)
+        w[n++] = (struct written){ "--output", to->lora };
+    w[n++] = (struct written){ "--state", S.state };
+    if (S.log)
+        w[n++] = (struct written){ "--log", S.log };
+    for (size_t i = 0; i < n; i++) {
+        for (size_t j = 0; j < i; j++)
+            if (same_file(w[i].path, w[j].path))
+                sd_usage(w[i].what, "%s: %s writes to it too", w[i].path, w[j].what);
+        for (int j = 1; j < argc; j++)
+            if (same_file(w[i].path, argv[j]))
+                sd_usage(w[i].what, "%s: the records are read from it", w[i].path);
+    }
+}
+
 /* Refuse before anything is loaded; with --resume, outputs that are all there, and no state, are a finished run. */
 static bool
-already_done(struct sd_run *x)
+already_done(struct sd_run *x, int argc, char **argv)
 {
     struct sd_outputs to = sd_run_outputs(x->scope, x->kind);
     size_t count = to.tokens + (to.lora != NULL), there = 0;
 
+    check_apart(x->scope, &to, argc, argv);
     for (size_t i = 0; i < count; i++)
         there += sd_is_kept(i < to.tokens ? to.token[i] : to.lora);
     if (S.resume && !sd_shared.overwrite && there == count && !sd_is_kept(S.state)) {
@@ -404,7 +444,7 @@ sd_session_main(int argc, char **argv, enum sd_session_kind kind)
     int status;
 
     sd_session_options_read(&argc, &argv, kind);
-    if (!sd_shared.plan && already_done(&x))
+    if (!sd_shared.plan && already_done(&x, argc, argv))
         return sd_finish(SD_OK);
     open_model(&x);
     x.t = sd_trainables_new(x.scope);

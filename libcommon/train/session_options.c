@@ -18,6 +18,7 @@ struct sd_session_options sd_session = {
 #define COMMON_OPTIONS \
     { 0, "model", SD_OPT_TEXT, &S.model, 0, 0, "MODEL", \
       "diffusers directory, checkpoint file, or org/name in the Hub's cache" }, \
+    { 0, "vae", SD_OPT_TEXT, &S.vae, 0, 0, "PATH", "VAE in place of the model's" }, \
     { 0, "tokenizer", SD_OPT_TEXT, &S.tokenizer, 0, 0, "PATH", "tokenizer folder, tokenizer.json or merge list" }, \
     { 0, "output", SD_OPT_TEXT, &S.output, 0, 0, "FILE", "what was learned, safetensors" }, \
     { 0, "name", SD_OPT_TEXT, &S.name, 0, 0, "TEXT", "name in the metadata (the output's stem)" }, \
@@ -127,6 +128,16 @@ all_idle(const char *const *options, const char *because)
         sd_session_idle(options[i], because);
 }
 
+/* Programs that read embeddings take these names for pickles, whatever is in the file. */
+static void
+check_pickle(const char *option, const char *path)
+{
+    const char *dot = path ? strrchr(path, '.') : NULL;
+
+    if (dot && (!strcmp(dot, ".pt") || !strcmp(dot, ".bin")))
+        sd_usage(option, "%s: the name of a pickle; what is written is safetensors", path);
+}
+
 static void
 check_outputs(enum sd_session_kind kind)
 {
@@ -142,6 +153,8 @@ check_outputs(enum sd_session_kind kind)
         sd_usage("--output-embedding", "where should the learned tokens go?");
     if (kind == SD_SESSION_LORA && several && S.output_embedding && !strstr(S.output_embedding, "%s"))
         sd_usage("--output-embedding", "%zu tokens: the name needs a %%s for the token", S.tokens.count);
+    check_pickle("--output", kind == SD_SESSION_TI ? S.output : NULL);
+    check_pickle("--output-embedding", S.output_embedding);
     if (!*S.format)
         S.format = kind == SD_SESSION_LORA ? "kohya" : "diffusers";
     if (!*S.save_dtype)

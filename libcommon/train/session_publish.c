@@ -305,6 +305,8 @@ draw(struct sd_run *x, struct sd_scope *s, const struct sd_outputs *from, int64_
 
     say(&w, sampler(s), NULL);
     say(&w, "--model", S.model);
+    if (S.vae)
+        say(&w, "--vae", S.vae);
     if (S.tokenizer)
         say(&w, "--tokenizer", S.tokenizer);
     for (size_t i = 0; i < S.validation_prompts.count; i++)

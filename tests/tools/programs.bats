@@ -41,14 +41,16 @@ programs() { for f in "$ROOT"/tools/*.c; do basename "$f" .c; done; }
     for o in -j --json -k --keep-going; do refused sd-merge $o "$records"; done
     for p in sd-train-lora sd-train-ti; do refused $p -j "$records"; done
     refused sd-encode-latents --overwrite "is for files written by name; this program writes to standard output, and adds to its cache"
+    for p in sd-crop sd-caption sd-merge; do refused $p --vae "is for encoding and drawing pictures; this program does neither"; done
+    for p in sd-crop sd-merge; do refused $p --tokenizer "is for prompts and captions; this program reads none"; done
     refused sd-caption --threads "is for arithmetic on many cores; this program has none"
     echo '{"seed": 1}' > config.json
     run -2 --separate-stderr sd-crop --config config.json
     is_line "sd-crop: config.json: seed: $random"
-    # each of the fourteen is one or the other
+    # each of the seventeen is one or the other
     for p in $(programs); do
         "$p" --help=json | jq -r '.options[] |  .name' > taken
-        for o in help version quiet verbose config json keep-going threads device dtype seed memory overwrite plan; do
+        for o in help version quiet verbose config json keep-going threads device dtype seed memory overwrite plan model vae tokenizer; do
             if ! grep -qx $o taken; then
                 run -2 --separate-stderr "$p" --$o
                 [[ $stderr == "$p: --$o: is for "* ]]

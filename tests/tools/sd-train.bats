@@ -481,3 +481,42 @@ END
     run -0 --separate-stderr ti --overwrite --max-train-steps 1 --validation-prompt '<new>'
     [ -s new.safetensors.step000001.png ]
 }
+
+@test "outputs, state, log and records are files apart" {
+    cp "$RECORDS/three.sd" three.sd
+    asked() { run -2 --separate-stderr sd-train-lora -q --threads 1 --model "$MODEL" --rank 1 --max-train-steps 1 "$@"; }
+    asked --state out.safetensors --output out.safetensors three.sd
+    is_line "sd-train-lora: --state: out.safetensors: --output writes to it too"
+    asked --log out.safetensors --output out.safetensors three.sd
+    is_line "sd-train-lora: --log: out.safetensors: --output writes to it too"
+    asked --placeholder-token '<new>' --output-embedding out.safetensors --output out.safetensors three.sd
+    is_line "sd-train-lora: --output: out.safetensors: --output-embedding writes to it too"
+    asked --state s --log s --output out.safetensors three.sd
+    is_line "sd-train-lora: --log: s: --state writes to it too"
+    for o in --output --log --state; do
+        asked --overwrite --output out.safetensors $o ./three.sd three.sd
+        is_line "sd-train-lora: $o: ./three.sd: the records are read from it"
+    done
+    cmp three.sd "$RECORDS/three.sd"
+    [ ! -e out.safetensors ]
+}
+
+@test "an embedding does not get a pickle's name" {
+    run -2 --separate-stderr ti -q --max-train-steps 1 --output new.pt
+    is_line "sd-train-ti: --output: new.pt: the name of a pickle; what is written is safetensors"
+    run -2 --separate-stderr lora -q --max-train-steps 1 --output-embedding new.bin
+    is_line "sd-train-lora: --output-embedding: new.bin: the name of a pickle; what is written is safetensors"
+    nothing_left
+}
+
+@test "--vae: the scale trained with, the one that encoded the records, and the one that decodes validation pictures" {
+    cp -r "$MODEL/vae" vae
+    jq '.scaling_factor *= 2' "$MODEL/vae/config.json" > vae/config.json
+    plain -q --max-train-steps 1 --log a.log --validation-prompt a
+    mv out.safetensors.step000001.png a.png
+    plain -q --max-train-steps 1 --log b.log --validation-prompt a --overwrite --vae vae
+    [ "$(jq .loss a.log)" != "$(jq .loss b.log)" ]
+    run ! cmp -s a.png out.safetensors.step000001.png
+    run -3 --separate-stderr plain -q --max-train-steps 1 --overwrite --vae none
+    is_line "sd-train-lora: $MODEL: none: no such file or folder, nor a name of the form org/name[@revision]"
+}
