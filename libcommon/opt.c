@@ -29,7 +29,7 @@ static const struct sd_opt everywhere[] = {
     { 'k', "keep-going", SD_OPT_FLAG, &sd_shared.keep_going, 0, 0, NULL, "bad inputs only warn: status 0, not 1" },
     { 0 }
 }, threads[] = {
-    { 0, "threads", SD_OPT_INT, &sd_shared.threads, 0, 1024, "N", "threads (OMP_NUM_THREADS, else the cores allowed)" },
+    { 0, "threads", SD_OPT_INT, &sd_shared.threads, 0, 1024, "N", "threads (0: OMP_NUM_THREADS, else the cores allowed)" },
     { 0 }
 }, compute[] = {
     { 0, "device", SD_OPT_TEXT, &sd_shared.device, 0, 0, "auto|cpu|cuda[:N]", "where to compute (auto)" },

@@ -14,7 +14,7 @@ enum { CHUNK = 65536 };
 
 struct sd_reader {
     int fd;
-    bool ended, broken;
+    bool ended, broken, unreadable;
     unsigned char *buffer;      /* of malloc; handed to the scope with a whole record */
     size_t length, room;        /* bytes in it */
     uint64_t count, offset;     /* records read; bytes before the buffer */
@@ -48,8 +48,10 @@ read_more(struct sd_reader *r, uint64_t need)
     do
         n = read(r->fd, r->buffer + r->length, r->room - r->length < want ? r->room - r->length : want);
     while (n < 0 && errno == EINTR);
-    if (n < 0)
-        return sd_fail_errno("cannot be read");
+    if (n < 0) {
+        r->unreadable = true;
+        return r->fd == 0 && errno == EBADF ? sd_fail("it is closed") : sd_fail_errno("cannot be read");
+    }
     r->length += (size_t)n;
     return n > 0;
 }
@@ -170,6 +172,8 @@ read_head(struct sd_reader *r)
 
     if (status == 0)
         status = sd_fail("not a record stream: it is empty (did the program before it fail?)");
+    else if (r->unreadable)
+        status = sd_fail_prefix("not a record stream");
     else if (status < 0 || !sd_walk_is_map(*r->buffer) || !(record = split(s, hand_over(r, s, length), length))
              || sd_record_ints(record, "sd", &version, 1) != 1)
         status = sd_fail("not a record stream");

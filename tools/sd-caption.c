@@ -411,6 +411,8 @@ open_tokenizer(struct sd_scope *s)
             sd_die(model, "%s", sd_reason());
         tokenizer = sd_model_tokenizer(m, tokenizer_path);
     }
+    if (!tokenizer && !subject)
+        sd_usage("--tokens", "whose? give --model or --tokenizer, or run `make clip-vocabulary` once");
     if (!tokenizer)
         sd_die(subject, "%s", sd_reason());
 }

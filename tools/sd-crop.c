@@ -470,6 +470,16 @@ parse_resolution(const char *text)
     return (struct sd_size){ (int)w, (int)h };
 }
 
+/* Other sides are a data set too, but not for every model. */
+static void
+say_odd_sides(struct sd_size r)
+{
+    if (use_buckets && bucket_step % 8)
+        sd_note(1, "--bucket-step: %lld: no multiple of 8, which most VAEs need", (long long)bucket_step);
+    else if (!use_buckets && (r.width % 8 || r.height % 8))
+        sd_note(1, "--resolution: %dx%d: no multiples of 8, which most VAEs need", r.width, r.height);
+}
+
 static struct sd_size
 choose_resolution(void)
 {
@@ -535,6 +545,8 @@ main(int argc, char **argv)
                "[options] [photo | folder | records ...]", "photos to pictures of one size, or of a few");
     check_options();
     crop.resolution = choose_resolution();
+    if (!model_name || resolution_text)
+        say_odd_sides(crop.resolution);
     crop.buckets = choose_buckets(crop.resolution);
     crop.filter = (enum sd_filter)sd_filter_named(resample);
     crop.items = json_array();

@@ -131,6 +131,19 @@ programs() { for f in "$ROOT"/tools/*.c; do basename "$f" .c; done; }
     [ ! -s out ]
 }
 
+@test "standard input that is closed is said to be" {
+    for words in sd-crop "sd-caption --caption x" "sd-encode-latents --model $ROOT/examples/miniature/model" \
+        "sd-train-lora --model $ROOT/examples/miniature/model --output l" "sd-sample --model $ROOT/examples/miniature/model --output-dir d"; do
+        # shellcheck disable=SC2086
+        run --separate-stderr bash -c 'exec "$@" <&-' - $words
+        echo "$words: $status $stderr"
+        if [[ $words == sd-sample* ]]; then ((status == 2)); continue; fi
+        ((status == 3))
+        is_line "${words%% *}: standard input: not a record stream: it is closed"
+    done
+    [ ! -e l ] && [ ! -e d ]
+}
+
 @test "no code of ours makes connections (the CUDA runtime's has some; reliability.bats sees that none is made)" {
     nm -u "$BUILD/libsd.a" "$BUILD"/tools/*.o > wanted
     [ "$(grep -c ' U ' wanted)" -gt 1000 ]

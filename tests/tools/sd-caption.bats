@@ -316,3 +316,9 @@ captions() { jq -rs 'map(.caption // empty) | join("|")' <<< "$output"; }
     run -3 bash -c 'sd-caption photos > /dev/full'
     run -3 bash -c 'sd-caption --tokens --tokenizer "$1" in > /dev/full' - "$TINY"
 }
+
+@test "--tokens of nobody's tokenizer is status 2" {
+    run -2 --separate-stderr env HF_HOME=none SD_DATADIR=none sd-caption --tokens a
+    # shellcheck disable=SC2016
+    [[ $stderr == 'sd-caption: --tokens: whose? give --model or --tokenizer, or run `make clip-vocabulary` once' ]]
+}

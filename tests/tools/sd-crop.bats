@@ -305,3 +305,12 @@ sd-crop: lie.png: truncated PNG" ]
     run -1 --separate-stderr sd-crop -q -j "$SD_TEST_DATA/odd"
     [ "$stderr" = "sd-crop: $SD_TEST_DATA/odd/truncated.jpg: truncated JPEG" ]
 }
+
+@test "a resolution that most VAEs do not take is said with -v, and taken" {
+    run -0 --separate-stderr sd-crop -jv --resolution 68x65 "$cat"
+    [[ $stderr == *"sd-crop: --resolution: 68x65: no multiples of 8, which most VAEs need"* ]]
+    run -0 --separate-stderr sd-crop -jv --resolution 72x64 "$cat"
+    [[ $stderr != *"multiples of 8"* ]]
+    run -0 --separate-stderr sd-crop -jv --resolution 64 --buckets --bucket-step 12 "$cat"
+    [[ $stderr == *"sd-crop: --bucket-step: 12: no multiple of 8, which most VAEs need"* ]]
+}
