@@ -35,7 +35,7 @@ THREADS ?= $(shell echo $$(( ($$(nproc) + $(JOBS) - 1) / $(JOBS) )))
 threads := --threads $(THREADS)
 config  := $(patsubst --config=%,%,$(filter --config=%,$(subst --config ,--config=,$(TRAIN))))
 tokens  := $(or $(TOKEN),$(findstring --placeholder-token,$(TRAIN)),$(if $(config),$(shell jq -r '."placeholder-token" // empty | tostring' $(config))))
-photos  := $(sort $(wildcard $(PHOTOS)/*))
+q        = '$(subst ','\'',$1)'
 quiet   ?= -q
 
 .PHONY: all records latents train pictures clean FORCE
@@ -45,43 +45,52 @@ latents:  $(RUN)/latents.sd
 train:    $(RUN)/lora.safetensors
 pictures: $(RUN)/sheet.png
 
+# keep FILE: what was made beside it as FILE.new becomes it, unless it is the same; the file then keeps its date
+keep = if cmp -s $1.new $1; then rm $1.new; else mv $1.new $1; fi
+
 # settings STAGE: NAME=VALUE words as a JSON object; the file keeps its date while its text stays
 define settings
 $(RUN)/$(1).json: FORCE
 	@mkdir -p $$(@D)
 	@jq -n -S --args '[$$$$ARGS.positional[] | capture("^(?<key>[^=]*)=(?<value>.*)$$$$"; "m")] | from_entries' -- $(2) > $$@.new
-	@if cmp -s $$@.new $$@; then rm $$@.new; else mv $$@.new $$@; fi
+	@$$(call keep,$$@)
 endef
-$(eval $(call settings,crop,'photos=$(notdir $(photos))' 'options=$(CROP)'))
-$(eval $(call settings,caption,'caption=$(CAPTION)' 'trigger=$(TRIGGER)'))
-$(eval $(call settings,encode,'model=$(MODEL)' 'options=$(ENCODE)'))
-$(eval $(call settings,train,'model=$(MODEL)' 'trigger=$(TRIGGER)' 'token=$(TOKEN)' 'options=$(TRAIN)'))
-$(eval $(call settings,sample,'model=$(MODEL)' 'prompts=$(PROMPTS)' 'prompt=$(BASE_PROMPT)' 'options=$(SAMPLE)'))
+$(eval $(call settings,crop,$(call q,options=$(CROP))))
+$(eval $(call settings,caption,$(call q,caption=$(CAPTION)) $(call q,trigger=$(TRIGGER))))
+$(eval $(call settings,encode,$(call q,model=$(MODEL)) $(call q,options=$(ENCODE))))
+$(eval $(call settings,train,$(call q,model=$(MODEL)) $(call q,trigger=$(TRIGGER)) $(call q,token=$(TOKEN)) $(call q,options=$(TRAIN))))
+$(eval $(call settings,sample,$(call q,model=$(MODEL)) $(call q,prompts=$(PROMPTS)) $(call q,prompt=$(BASE_PROMPT)) $(call q,options=$(SAMPLE))))
 
-$(RUN)/cropped.sd: $(photos) $(RUN)/crop.json
-	sd-crop $(quiet) $(CROP) --overwrite --report $(RUN)/crop-report.json $(PHOTOS) > $@.part
+# A list, for make knows no names with spaces. That a folder is missing is for sd-crop to say.
+$(RUN)/photos.txt: FORCE
+	@mkdir -p $(@D)
+	@{ find -L $(call q,$(PHOTOS)) -maxdepth 1 -type f ! -name '.*' -printf '%f %s %T@\n' 2> /dev/null || true; } | LC_ALL=C sort > $@.new
+	@$(call keep,$@)
+
+$(RUN)/cropped.sd: $(RUN)/photos.txt $(RUN)/crop.json
+	sd-crop $(quiet) $(CROP) --overwrite --report $(RUN)/crop-report.json $(call q,$(PHOTOS)) > $@.part
 	mv $@.part $@
 
 $(RUN)/captioned.sd: $(RUN)/cropped.sd $(RUN)/caption.json
-	sd-caption $(quiet) $(if $(findstring {trigger},$(CAPTION)),--trigger '$(TRIGGER)') --caption '$(CAPTION)' < $< > $@.part
+	sd-caption $(quiet) $(if $(findstring {trigger},$(CAPTION)),--trigger $(call q,$(TRIGGER))) --caption $(call q,$(CAPTION)) < $< > $@.part
 	mv $@.part $@
 
 $(RUN)/latents.sd: $(RUN)/captioned.sd $(RUN)/encode.json
-	sd-encode-latents $(quiet) $(threads) --model '$(MODEL)' $(if $(CACHE),--cache '$(CACHE)') $(ENCODE) < $< > $@.part
+	sd-encode-latents $(quiet) $(threads) --model $(call q,$(MODEL)) $(if $(CACHE),--cache $(call q,$(CACHE))) $(ENCODE) < $< > $@.part
 	mv $@.part $@
 
 # A state older than its settings belongs to another run.
 $(RUN)/lora.safetensors: $(RUN)/latents.sd $(RUN)/train.json $(config)
 	for f in $^; do if [ $$f -nt $@.state ]; then rm -f $@.state; fi; done
-	sd-train-lora $(threads) --model '$(MODEL)' $(if $(TOKEN),--placeholder-token '$(TOKEN)') \
+	sd-train-lora $(threads) --model $(call q,$(MODEL)) $(if $(TOKEN),--placeholder-token $(call q,$(TOKEN))) \
 	  --output $@ $(if $(tokens),--output-embedding $(RUN)/embedding.safetensors) --overwrite --resume --log $(RUN)/train.log $(TRAIN) $<
 
 $(RUN)/prompts.txt: $(PROMPTS) $(RUN)/sample.json
-	$(if $(PROMPTS),cp '$(PROMPTS)' $@.part,printf '%s\n' '$(BASE_PROMPT)' > $@.part)
+	$(if $(PROMPTS),cp $(call q,$(PROMPTS)) $@.part,printf '%s\n' $(call q,$(BASE_PROMPT)) > $@.part)
 	mv $@.part $@
 
 $(RUN)/sheet.png: $(RUN)/lora.safetensors $(RUN)/prompts.txt $(RUN)/sample.json
-	sd-sample $(quiet) $(threads) --model '$(MODEL)' --lora $< $(if $(tokens),--embedding '$(RUN)/embedding.safetensors') \
+	sd-sample $(quiet) $(threads) --model $(call q,$(MODEL)) --lora $< $(if $(tokens),--embedding '$(RUN)/embedding.safetensors') \
 	  --output-dir $(RUN)/pictures --sheet $@ --overwrite $(SAMPLE) $(RUN)/prompts.txt
 
 clean:

@@ -126,3 +126,22 @@ END
     run -0 --separate-stderr pipeline TOKEN= RUN=named train
     [ -s named/lora.safetensors ] && [ -s named/embedding.safetensors ]
 }
+
+@test "photos and words as people have them: spaces and apostrophes; a photo that goes is noticed" {
+    mv rex/creature1.png "rex/Rex's first day.png"
+    words=(TRIGGER="<rex's>" CAPTION="a picture of {trigger}, the dog's friend" BASE_PROMPT="the dog's <rex's>")
+    run -0 --separate-stderr pipeline "${words[@]}"
+    [ "$(jq '.pictures | length' run/crop-report.json)" = 3 ]
+    [ "$(cat run/prompts.txt)" = "the dog's <rex's>" ]
+    [ "$(jq -r .trigger run/caption.json)" = "<rex's>" ]
+    mark
+    run -0 --separate-stderr pipeline "${words[@]}"
+    made run
+    rm "rex/Rex's first day.png"
+    run -0 --separate-stderr pipeline "${words[@]}"
+    made run cropped.sd captioned.sd latents.sd lora.safetensors sheet.png
+    [ "$(jq '.pictures | length' run/crop-report.json)" = 2 ]
+    # a folder that is not there is named by the program that reads it
+    run -2 --separate-stderr pipeline PHOTOS=none RUN=other
+    [[ $stderr == "sd-crop: none: No such file or directory"* ]]
+}
