@@ -1,8 +1,8 @@
 /* cudnn.c - cuDNN 9 by its backend API, without its headers: the library, and graphs of tensors and operations.
  *
  * A call becomes such a graph (cudnn_conv.c, cudnn_attention.c); the library lists engines for it, of which those are kept that
- * add in a fixed order and lose no precision (cudnn_engines.c).  Each is timed, and run twice into fresh memory: one whose bits
- * differ, or whose results are not those of our own kernel, is left out, whatever the library says of it.  The choice is kept
+ * add in a fixed order and lose no precision (cudnn_engines.c).  Each is timed, and run twice into fresh memory, the second time
+ * from a recording: one whose bits differ, or whose results are not those of our own kernel, is left out, whatever the library says of it.  The choice is kept
  * (cudnn_plans.c, vendor.h).
  *
  * Pictures: dimensions are counted [batch, channels, height, width], memory is NHWC.  Heads: [batch, heads, rows, d]. */

@@ -338,6 +338,22 @@ tuning_time(struct sd_device *d, bool (*run)(void *), void *argument)
     return best;
 }
 
+bool
+tuning_replay(struct sd_device *d, bool (*run)(void *), void *argument)
+{
+    struct sd_recording *r;
+    bool ok;
+
+    sd_device_record(d);
+    ok = run(argument);
+    if (!(r = sd_device_recorded(d)))
+        return false;
+    if (ok)
+        sd_device_replay(d, r);
+    sd_recording_free(r);
+    return ok;
+}
+
 static double
 element(const void *p, enum sd_dtype dtype, size_t i)
 {

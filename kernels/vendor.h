@@ -42,6 +42,8 @@ const char *tuning_store(struct sd_device *d, const char *library, const char *c
 bool tuning_wanted(void);
 /* tuning_time - seconds of run(argument), called several times into one recording; -1 where it cannot be recorded. */
 double tuning_time(struct sd_device *d, bool (*run)(void *argument), void *argument);
+/* tuning_replay - run(argument) by way of a recording, as steps are; false where it cannot be recorded. */
+bool tuning_replay(struct sd_device *d, bool (*run)(void *argument), void *argument);
 double tuning_clock(void);          /* seconds, from some moment on */
 /* tuning_distance - ||found - expected|| / ||expected|| of `count` elements in the host's memory; 0 where what is expected is not
  * finite, which says nothing.  tuning_bound - what of it is rounding, of results of that type. */

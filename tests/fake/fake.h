@@ -12,13 +12,14 @@
 
 enum fake_refusal {
     FAKE_NOTHING, FAKE_CREATE, FAKE_DESCRIBE, FAKE_HEURISTIC, FAKE_PLAN, FAKE_RUN,
-    FAKE_WRONG, FAKE_UNSTEADY, FAKE_HUNGRY      /* results are wrong, or other ones each time; all want too much workspace */
+    FAKE_WRONG, FAKE_UNSTEADY, FAKE_HUNGRY,     /* results are wrong, or other ones each time; all want too much workspace */
+    FAKE_REPLAYED                               /* results are wrong when a recording is replayed */
 };
 struct fake {
     enum fake_refusal refuses;
     size_t version, workspace;          /* workspace: what every choice wants, less than we give */
     int handles, descriptors;           /* made and not ended */
-    int runs;
+    int runs, inside;                   /* inside: of a call; else what works is a recording */
     /* Work of the device: of `stream`, with a copy of its argument, now or when a recording is replayed. */
     void (*queue)(void *stream, void (*work)(void *argument), const void *argument, size_t bytes);
 };
@@ -74,7 +75,7 @@ fake_store(void *at, int type, int64_t i, double value)
 static inline double
 fake_result(const struct fake *f, double value)
 {
-    return f->refuses == FAKE_WRONG ? 1.5 * value : f->refuses == FAKE_UNSTEADY ? value * (1 + 1e-2 * (f->runs % 2)) : value;
+    return f->refuses == FAKE_WRONG || (f->refuses == FAKE_REPLAYED && !f->inside) ? 1.5 * value : f->refuses == FAKE_UNSTEADY ? value * (1 + 1e-2 * (f->runs % 2)) : value;
 }
 
 #endif

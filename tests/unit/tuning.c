@@ -299,8 +299,12 @@ main(void)
     CHECK(t >= 0 && d.recorded == 1 && d.replayed > 1 && calls > 2, "timed: %d calls, %d replays, %.1e s", calls, d.replayed, t);
     calls = 0;
     CHECK(tuning_time(&d, run, &few) < 0 && calls == 4, "one that fails has no time");
+    calls = d.replayed = 0;
+    CHECK(tuning_replay(&d, run, &enough) && calls == 1 && d.replayed == 1, "replayed once");
+    CHECK(!tuning_replay(&d, run, &(int){ 1 }) && d.replayed == 1, "one that fails is not replayed");
     calls = 0;
     recordable = false;
+    CHECK(!tuning_replay(&d, run, &enough) && d.replayed == 1, "one that cannot be recorded is not replayed");
     CHECK(tuning_time(&d, run, &enough) < 0, "one that cannot be recorded has no time");
     distances();
     setenv("SD_TUNE", "0", 1);
