@@ -149,7 +149,7 @@ pick(struct state *s, void *const *configs, int count, const struct pack *pack, 
             continue;
         tried++;
         t.apart = 0;
-        if (sd_device_free_bytes(s->device) > (size_t)t.workspace && attempt(&t) && repeats(&t)) {
+        if (sd_device_free_bytes(s->device) / 5 * 4 > (size_t)t.workspace && attempt(&t) && repeats(&t)) {
             if (timed)
                 seconds = tuning_time(s->device, attempt, &t);
             if (seconds >= 0 && (best < 0 || seconds < best)) {
@@ -208,7 +208,7 @@ choose(struct state *s, struct plan *p, struct graph *g, const struct pack *pack
         return;
     if (kept)
         sd_warn("cudnn", "the engine that was chosen before is not offered now, another is taken: %s: %s", p->key, kept);
-    if (count == 0 || sd_device_free_bytes(s->device) <= bytes + bytes / 4)
+    if (count == 0 || sd_device_free_bytes(s->device) <= 2 * bytes + bytes / 4)      /* own_conv() has them twice */
         return;
     chosen = pick(s, configs, count, pack, p->key, !kept && tuning_wanted());
     if (!kept && tuning_wanted()) {
