@@ -405,6 +405,26 @@ find(const struct sd_lora *lora, const char *path)
 
 /* Concatenate what every file has for one path:  sum_i w_i s_i U_i D_i = [w_0 s_0 U_0, w_1 s_1 U_1, ...] [D_0; D_1;
  * ...] */
+static double
+largest(const float *x, int64_t n, double factor)
+{
+    double most = 0;
+
+    for (int64_t i = 0; i < n; i++)
+        most = fmax(most, fabs(factor * x[i]));
+    return most;
+}
+
+/* The power of two that makes up times it and down over it equally large. */
+static double
+balance(const struct sd_lora_layer *l, double weight)
+{
+    double up = largest(l->up, l->out * l->rank, weight * l->scale),
+           down = largest(l->down, l->rank * l->in * l->kh * l->kw, 1);
+
+    return up > 0 && down > 0 && isfinite(down / up) && down / up > 0 ? exp2(round(log2(down / up) / 2)) : 1;
+}
+
 static int
 join_layer(struct sd_lora *out, struct sd_lora *const *lora, const double *weight, size_t count, const char *path,
            struct sd_lora_layer *x)
@@ -439,13 +459,16 @@ join_layer(struct sd_lora *out, struct sd_lora *const *lora, const double *weigh
     out->held += (size_t)(x->rank * row + x->out * x->rank) * sizeof *up;
     for (size_t i = 0; i < count; i++) {
         const struct sd_lora_layer *l = find(lora[i], path);
+        double by;
 
         if (!l)
             continue;
-        memcpy(down + at * row, l->down, (size_t)(l->rank * row) * sizeof *down);
+        by = balance(l, weight[i]);
+        for (int64_t k = 0; k < l->rank * row; k++)
+            down[at * row + k] = (float)(l->down[k] / by);
         for (int64_t o = 0; o < x->out; o++)
             for (int64_t r = 0; r < l->rank; r++)
-                up[o * x->rank + at + r] = (float)(weight[i] * l->scale * l->up[o * l->rank + r]);
+                up[o * x->rank + at + r] = (float)(weight[i] * l->scale * by * l->up[o * l->rank + r]);
         at += l->rank;
     }
     x->down = down;

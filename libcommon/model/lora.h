@@ -39,8 +39,9 @@ enum sd_lora_format sd_lora_format(const char *word);
  * partner, ranks that differ, DoRA and other kinds by name. */
 struct sd_lora *sd_lora_load(struct sd_scope *s, const char *path);
 
-/* sd_lora_join - weight[i] * lora[i] summed by exact concatenation of factors: rank is the sum, scale 1.  A layer that
- * one file alone has keeps its factors, and weight * scale.  NULL with sd_fail where shapes differ. */
+/* sd_lora_join - weight[i] * lora[i] summed by exact concatenation of factors: rank is the sum, scale 1; each file's
+ * two factors are brought to one size by a power of two, so that f16 holds a small share too.  A layer that one file
+ * alone has keeps its factors, and weight * scale.  NULL with sd_fail where shapes differ. */
 struct sd_lora *sd_lora_join(struct sd_scope *s, struct sd_lora *const *lora, const double *weight, size_t count);
 
 /* sd_lora_save - metadata: pairs of key and value, ended by NULL (kohya's ss_ and modelspec keys come from
@@ -60,7 +61,8 @@ int sd_lora_size(const struct sd_lora *lora, enum sd_lora_format format, enum sd
  * and the alpha that sd_lora_save writes for it. */
 void sd_lora_dim(const struct sd_lora *lora, enum sd_dtype dtype, int64_t *rank, double *alpha);
 /* sd_lora_verify - read path again and compare effective weights (scale * up down) with lora's, by layer: the largest
- * relative difference in *worst; -1 with sd_fail when layers are missing or differ in shape. */
+ * relative difference in *worst.  -1 with sd_fail when layers are missing or differ in shape, or when a factor is not
+ * lora's, rounded once to the file's dtype. */
 int sd_lora_verify(const struct sd_lora *lora, const char *path, double *worst);
 
 /* sd_lora_adapters - put every layer into adapters, with strengths for the UNet and the text encoder. */

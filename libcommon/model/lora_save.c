@@ -398,6 +398,33 @@ same_size(const struct sd_lora_layer *a, const struct sd_lora_layer *b)
     return a->in == b->in && a->out == b->out && a->kh == b->kh && a->kw == b->kw;
 }
 
+/* Is x what a file of that dtype holds of y?  The last bits of f32 are left to the arithmetic of scales. */
+static bool
+holds(double x, double y, double scale, enum sd_dtype dtype)
+{
+    int bits = dtype == SD_F16 ? 11 : dtype == SD_BF16 ? 8 : 24, least = dtype == SD_F16 ? -14 : -126;
+    int e = x == 0 ? least : ilogb(x);
+
+    return fabs(scale * x - y) <= fabs(scale) * ldexp(1, (e > least ? e : least) - bits) + 1e-6 * fabs(y);
+}
+
+/* Is every factor the expected one, rounded once? */
+static bool
+same_factors(const struct sd_lora_layer *a, const struct sd_lora_layer *b, enum sd_dtype dtype)
+{
+    int64_t wrong = 0, down = b->rank * b->in * b->kh * b->kw, up = b->out * b->rank;
+
+    if (a->rank != b->rank)
+        return false;
+#pragma omp parallel for schedule(static) reduction(+ : wrong) if (down > 1 << 16)
+    for (int64_t i = 0; i < down; i++)
+        wrong += !holds(a->down[i], b->down[i], 1, dtype);
+#pragma omp parallel for schedule(static) reduction(+ : wrong) if (up > 1 << 16)
+    for (int64_t i = 0; i < up; i++)
+        wrong += !holds(a->up[i], b->scale * b->up[i], a->scale, dtype);
+    return wrong == 0;
+}
+
 int
 sd_lora_verify(const struct sd_lora *lora, const char *path, double *worst)
 {
@@ -410,7 +437,7 @@ sd_lora_verify(const struct sd_lora *lora, const char *path, double *worst)
         status = sd_fail("%zu layers, expected %zu", read->count, lora->count);
     for (size_t i = 0; i < lora->count && status == 0; i++) {
         const struct sd_lora_layer *a = &read->layer[i], *b = &lora->layer[i];
-        double d;
+        double d = 0;
 
         if (strcmp(a->path, b->path) != 0)
             status = sd_fail("%s: expected %s", a->path, b->path);
@@ -420,6 +447,9 @@ sd_lora_verify(const struct sd_lora *lora, const char *path, double *worst)
                              (long long)b->in, (long long)b->kh, (long long)b->kw);
         else if (d = difference(a, b), !isnan(*worst) && !(d <= *worst))
             *worst = d;
+        if (status == 0 && !same_factors(a, b, read->dtype))
+            status = sd_fail("%s: its factors are not those that were to be written (its change differs by %.2g)",
+                             a->path, d);
     }
     sd_scope_close(s);
     return status;
