@@ -75,6 +75,7 @@ struct job {                        /* one prompt */
     const char *prompt, *negative;  /* as given */
     const char *words;              /* without <lora:...> */
     const struct sd_record *record; /* it came in; NULL */
+    const struct sd_concept_set *set;
     struct text *text, *negative_text;
 };
 
@@ -156,38 +157,29 @@ check_options(void)
 
 /* -- loading ------------------------------------------------------------------------------------------------------- */
 
-/* Networks named in prompts belong to the whole run: every prompt must ask for the same. */
+/* The adapters of each prompt: --lora's, and those it names. */
 static void
 prompt_networks(struct run *r)
 {
-    struct sd_prompt_network *first = NULL, *n;
-    size_t first_count = 0, count;
-    const char *rest;
+    bool named = strcmp(syntax, "a1111") == 0;
 
     for (size_t i = 0; i < r->count; i++) {
         struct job *job = &r->jobs[i];
+        struct sd_prompt_network *n = NULL;
+        const char *rest;
+        size_t count = 0;
 
         job->words = job->prompt;
-        if (strcmp(syntax, "a1111") != 0)
-            continue;
-        if (sd_prompt_networks(r->scope, job->prompt, &job->words, &n, &count) < 0)
+        if (named && sd_prompt_networks(r->scope, job->prompt, &job->words, &n, &count) < 0)
             sd_die(job->prompt, "%s", sd_reason());
         for (size_t k = 0; k < count; k++)
             if (strcmp(n[k].kind, "lora") != 0)
                 sd_warn(job->prompt, "<%s:%s> is not known here, left out", n[k].kind, n[k].name);
             else if (!lora_dir)
                 sd_usage("--lora-dir", "a prompt asks for <lora:%s>: say where adapters are", n[k].name);
-            else if (i == 0 && sd_concepts_named(r->concepts, lora_dir, &n[k]) < 0)
-                sd_die(job->prompt, "%s", sd_reason());
-        if (i == 0) {
-            first = n;
-            first_count = count;
-        }
-        for (size_t k = 0; k < count || k < first_count; k++)
-            if (count != first_count || strcmp(n[k].kind, first[k].kind) != 0 || strcmp(n[k].name, first[k].name) != 0
-                || n[k].unet != first[k].unet || n[k].te != first[k].te)
-                sd_usage(job->prompt, "prompts with different <lora:...> need runs of their own");
-        if (guidance_scale > 1 && sd_prompt_networks(r->scope, job->negative, &rest, &n, &count) == 0 && count)
+        if (!(job->set = sd_concepts_set(r->concepts, lora_dir, n, count)))
+            sd_die(job->prompt, "%s", sd_reason());
+        if (named && guidance_scale > 1 && sd_prompt_networks(r->scope, job->negative, &rest, &n, &count) == 0 && count)
             sd_warn(job->negative, "<%s:%s> means nothing in a negative prompt, and is read as words", n[0].kind,
                     n[0].name);
     }
@@ -279,7 +271,7 @@ load(struct run *r)
     load_sizes(r);
     load_concepts(r);
     if (!(r->draw = sd_draw_new(
-              r->scope, &(struct sd_draw_model){ r->model, r->tokenizer, r->concepts->adapters, r->concepts->rows },
+              r->scope, &(struct sd_draw_model){ r->model, r->tokenizer, NULL, r->concepts->rows },
               &(struct sd_draw_options){ .width = width,
                                          .height = height,
                                          .sampler = r->sampler,
@@ -318,18 +310,19 @@ tokenize_all(struct run *r)
     for (size_t i = 0; i < r->count; i++) {
         struct job *job = &r->jobs[i], *before = i ? job - 1 : job;
 
+        sd_draw_with(r->draw, job->set->adapters);
         job->text = tokenize(r, job->prompt, job->words);
         if (guidance_scale > 1)
-            job->negative_text = i && strcmp(job->negative, before->negative) == 0
+            job->negative_text = i && strcmp(job->negative, before->negative) == 0 && job->set == before->set
                                      ? before->negative_text
                                      : tokenize(r, job->negative, job->negative);
     }
     for (size_t i = 0; i < r->concepts->count; i++)
-        if (r->concepts->concept[i].token && !r->concepts->concept[i].used)
-            sd_warn("--embedding", "no prompt says %s", r->concepts->concept[i].name);
+        if (!r->concepts->concept[i].used)
+            sd_warn("--embedding", "no prompt says %s", r->concepts->concept[i].token);
 }
 
-/* The pictures from `at` on that are drawn together: --batch-size, cut where the lengths of texts change. */
+/* The pictures from `at` on that are drawn together: --batch-size, cut where adapters or the lengths of texts change. */
 static struct sd_draw_batch
 batch_at(const struct run *r, int64_t at)
 {
@@ -340,7 +333,7 @@ batch_at(const struct run *r, int64_t at)
     for (b.count = 1; b.count < batch_size && at + b.count < r->pictures; b.count++) {
         const struct job *job = &r->jobs[(at + b.count) / num_images];
 
-        if (job->text->tokens.chunks != b.chunks
+        if (job->set != first->set || job->text->tokens.chunks != b.chunks
             || (job->negative_text && job->negative_text->tokens.chunks != b.negative_chunks))
             break;
     }
@@ -356,6 +349,7 @@ plan_all(struct run *r)
     for (int64_t at = 0; at < r->pictures; ) {
         struct sd_draw_batch b = batch_at(r, at);
 
+        sd_draw_with(r->draw, r->jobs[at / num_images].set->adapters);
         if (sd_draw_plan_batch(r->draw, &b) < 0)
             sd_die(sd_concepts_blame(r->concepts, model_name), "%s", sd_reason());
         at += b.count;
@@ -485,7 +479,8 @@ settings(struct run *r, struct sd_scope *s, int64_t i)
                                                  .height = height,
                                                  .torch = r->start.torch,
                                                  .model_hash = r->model_hash,
-                                                 .concepts = r->concepts });
+                                                 .concepts = r->concepts,
+                                                 .set = job->set });
 }
 
 static void
@@ -533,6 +528,7 @@ draw_batch(struct run *r, int64_t at, int count)
     struct progress p = { at, count, r->pictures };
     bool shown = sd_verbosity >= 0 && isatty(STDERR_FILENO);
 
+    sd_draw_with(r->draw, r->jobs[at / num_images].set->adapters);
     for (int i = 0; i < count; i++) {
         struct job *job = &r->jobs[(at + i) / num_images];
         float *start = sd_alloc_array(s, r->start.numel, sizeof *start);

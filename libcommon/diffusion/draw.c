@@ -57,6 +57,12 @@ sd_draw_new(struct sd_scope *s, const struct sd_draw_model *m, const struct sd_d
     return d;
 }
 
+void
+sd_draw_with(struct sd_draw *d, const struct sd_adapters *adapters)
+{
+    d->m.adapters = adapters;
+}
+
 /* -- networks ------------------------------------------------------------------------------------------------------ */
 
 static int
@@ -111,13 +117,15 @@ describe(struct sd_draw *d, struct net *n)
 static struct net *
 planned(struct sd_draw *d, enum net_kind kind, int64_t batch, int64_t chunks)
 {
+    const struct sd_adapters *adapters = kind == DECODE || kind == ENCODE ? NULL : d->m.adapters;
     struct net *n;
 
     for (n = d->nets; n; n = n->next)
-        if (n->kind == kind && n->batch == batch && n->chunks == chunks)
+        if (n->kind == kind && n->batch == batch && n->chunks == chunks && n->adapters == adapters)
             return n;
     n = sd_alloc(d->scope, sizeof *n);
     n->kind = kind;
+    n->adapters = adapters;
     n->batch = batch;
     n->chunks = chunks;
     n->graph = sd_graph_new();
@@ -178,12 +186,14 @@ plan_loop(struct sd_draw *d, const struct sd_draw_batch *b, bool guided, struct 
     struct sd_draw_batch k = { b->count, b->chunks, guided ? b->negative_chunks : 0 };
     struct draw_batch_planned *p = d->batches;
 
-    while (p && (p->b.count != k.count || p->b.chunks != k.chunks || p->b.negative_chunks != k.negative_chunks))
+    while (p && (p->b.count != k.count || p->b.chunks != k.chunks || p->b.negative_chunks != k.negative_chunks
+                 || p->adapters != d->m.adapters))
         p = p->next;
     if (p)
         return;
     p = sd_alloc(d->scope, sizeof *p);
     p->b = k;
+    p->adapters = d->m.adapters;
     p->next = d->batches;
     d->batches = p;
     d->device_bytes += draw_loop_bytes(d, k.count, guided, nets);

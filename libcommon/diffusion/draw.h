@@ -15,7 +15,7 @@
 struct sd_draw_model {
     struct sd_model *model;
     struct sd_tokenizer *tokenizer;             /* new tokens already added */
-    const struct sd_adapters *adapters;         /* or NULL */
+    const struct sd_adapters *adapters;         /* or NULL: sd_draw_with */
     struct sd_param *rows;                      /* learned tokens, or NULL */
 };
 
@@ -34,6 +34,10 @@ int sd_draw_size(const struct sd_model *m, int64_t width, int64_t height);
 struct sd_draw;
 /* NULL with sd_fail: such a size, components that do not fit. */
 struct sd_draw *sd_draw_new(struct sd_scope *s, const struct sd_draw_model *m, const struct sd_draw_options *o);
+
+/* sd_draw_with - what is planned and run from here on has these adapters; NULL: none.  Texts too: their states are those
+ * of the adapters that they were made with. */
+void sd_draw_with(struct sd_draw *d, const struct sd_adapters *adapters);
 
 /* sd_draw_plan - plan what is to be run, before anything is: the text encoder for prompts of so many chunks, the UNet
  * for batches of `count` pictures with prompts and negative prompts of so many chunks, the decoder (count > 0), the

@@ -7,11 +7,12 @@
 #include "denoise.h"
 #include "repeat.h"
 
-/* One shape of batch: its memory and its recording, kept for the next batch of that shape. */
+/* One kind of batch, a shape with adapters: its memory and its recording, kept for the next batch of that kind. */
 struct draw_loop {
     struct sd_draw *d;
     int count;
     int64_t chunks, negative_chunks;    /* of the texts; negative_chunks 0 without guidance */
+    const struct sd_adapters *adapters;
     bool together;                      /* both texts in one batch */
     struct net *net[2];                 /* of the prompts, or of both; of the negative ones */
     char *kv[2];                        /* keys and values of the texts, which each is fed */
@@ -112,6 +113,7 @@ loop_new(struct sd_draw *d, int count, int64_t chunks, int64_t negative_chunks)
     l->count = count;
     l->chunks = chunks;
     l->negative_chunks = negative_chunks;
+    l->adapters = d->m.adapters;
     l->together = negative_chunks == chunks;
     if (!(l->net[0] = draw_ready(d, UNET, l->together ? 2 * count : count, chunks))
         || (negative_chunks && !l->together && !(l->net[1] = draw_ready(d, UNET, count, negative_chunks))))
@@ -143,7 +145,8 @@ static struct draw_loop *
 loop_for(struct sd_draw *d, int count, int64_t chunks, int64_t negative_chunks)
 {
     for (struct draw_loop *l = d->loops; l; l = l->next)
-        if (l->count == count && l->chunks == chunks && l->negative_chunks == negative_chunks)
+        if (l->count == count && l->chunks == chunks && l->negative_chunks == negative_chunks
+            && l->adapters == d->m.adapters)
             return l;
     return loop_new(d, count, chunks, negative_chunks);
 }

@@ -10,6 +10,7 @@ enum net_kind { TEXT, TEXT_KV, UNET, DECODE, ENCODE };
 struct net {
     enum net_kind kind;
     int64_t batch, chunks;
+    const struct sd_adapters *adapters;     /* NULL where the kind has none */
     struct sd_graph *graph;
     struct sd_plan *plan;
     struct sd_tensor *in[3], *out;
@@ -30,12 +31,13 @@ struct sd_draw {
     double step_flops;
     struct draw_batch_planned {
         struct sd_draw_batch b;
+        const struct sd_adapters *adapters;
         struct draw_batch_planned *next;
     } *batches;                     /* on a device: each kind once */
     size_t device_bytes;            /* theirs */
 };
 
-/* draw_ready - planned (now, or before) and bound.  NULL with sd_fail. */
+/* draw_ready - planned (now, or before), with the adapters of now, and bound.  NULL with sd_fail. */
 struct net *draw_ready(struct sd_draw *d, enum net_kind kind, int64_t batch, int64_t chunks);
 
 /* draw_not_finite - run it again, its inputs filled anew, and fail with the name of the first module that is not

@@ -30,22 +30,28 @@ escaped(struct sd_scope *s, const char *name)
     return to;
 }
 
-/* , KEY: "name: hash, name: hash" */
+/* list, "name: hash" */
 static const char *
-hashes(struct sd_scope *s, const char *text, const char *key, const struct sd_concepts *c, bool tokens)
+listed(struct sd_scope *s, const char *list, const char *name, int digits, const char *hash)
 {
-    bool any = false;
+    return sd_sprintf(s, "%s%s%s: %.*s", list, *list ? ", " : "", escaped(s, name), digits, hash);
+}
 
-    for (size_t i = 0; c && i < c->count; i++) {
-        const struct sd_concept *k = &c->concept[i];
+/* text, KEY: "LIST" */
+static const char *
+with_hashes(struct sd_scope *s, const char *text, const struct sd_infotext *info)
+{
+    const char *loras = "", *tokens = "";
 
-        if (k->token != tokens || !k->hash || (tokens && !k->used))
-            continue;
-        text = any ? sd_sprintf(s, "%s, ", text) : sd_sprintf(s, "%s, %s: \"", text, key);
-        text = sd_sprintf(s, "%s%s: %.*s", text, escaped(s, k->name), tokens ? 10 : 12, k->hash);
-        any = true;
-    }
-    return any ? sd_sprintf(s, "%s\"", text) : text;
+    for (size_t i = 0; info->set && i < info->set->count; i++)
+        if (info->set->use[i].file->hash)
+            loras = listed(s, loras, info->set->use[i].file->name, 12, info->set->use[i].file->hash);
+    for (size_t i = 0; info->concepts && i < info->concepts->count; i++)
+        if (info->concepts->concept[i].used)
+            tokens = listed(s, tokens, info->concepts->concept[i].token, 10, info->concepts->concept[i].hash);
+    if (*loras)
+        text = sd_sprintf(s, "%s, Lora hashes: \"%s\"", text, loras);
+    return *tokens ? sd_sprintf(s, "%s, TI hashes: \"%s\"", text, tokens) : text;
 }
 
 const char *
@@ -68,7 +74,6 @@ sd_infotext(struct sd_scope *s, const struct sd_infotext *i)
         text = sd_sprintf(s, "%s, CFG Rescale: %g", text, i->guidance_rescale);
     if (i->torch)
         text = sd_sprintf(s, "%s, RNG: CPU", text);
-    text = hashes(s, text, "Lora hashes", i->concepts, false);
-    text = hashes(s, text, "TI hashes", i->concepts, true);
+    text = with_hashes(s, text, i);
     return sd_sprintf(s, "%s, Version: sd-tools %s", text, SD_VERSION);
 }

@@ -15,6 +15,7 @@ struct sd_infotext {
     bool torch;                         /* PyTorch's generator on the CPU */
     const char *model_hash;             /* SHA-256, or NULL */
     const struct sd_concepts *concepts; /* or NULL */
+    const struct sd_concept_set *set;   /* its adapters, or NULL */
 };
 /* sd_infotext - in scope s. */
 const char *sd_infotext(struct sd_scope *s, const struct sd_infotext *i);

@@ -201,6 +201,20 @@ difference() {
     same --num-images 3 --batch-size 2 --sampler euler_a
 }
 
+@test "prompts with adapters of their own: each picture is that of a run of its own" {
+    plain -q --max-train-steps 2 --learning-rate 1e-2 --save-dtype f32
+    draw() {
+        emulated sd-sample -q --overwrite --device cuda --model "$MODEL" --num-inference-steps 3 --width 32 --height 40 --lora-dir . "$@"
+    }
+    printf '%s\n' 'a photo' 'a photo<lora:out>' 'a photo in<lora:out>' 'a photo<lora:out:1:0.5>' 'a photo' > lines
+    draw --dtype bf16 --save-latents all lines
+    for k in 0 1 2 3 4; do draw --dtype bf16 --seed "$k" --prompt "$(sed -n "$((k + 1))p" lines)" --save-latents "one.$k"; done
+    perl -e 'for (@ARGV) { open F, "<:raw", $_; local $/; $s = <F>; push @x, substr $s, 8 + unpack "Q<", $s }
+        exit !(length $x[0] > 4000 && $x[0] eq join "", @x[1 .. 5])' all one.[0-4]
+    draw --dtype bf16 --seed 1 --prompt 'a photo' --save-latents plain
+    run -1 cmp -s plain one.1
+}
+
 @test "steps that cannot be recorded run one by one, to the same bytes, and say so" {
     draw() { emulated sd-sample --model "$M" --prompt "a red circle" --num-inference-steps 3 --device cuda --output - "$@"; }
     draw -q > recorded.sd

@@ -56,6 +56,14 @@ agrees() {
     done
 }
 
+@test "drawing with adapters: the plan's rows are what is taken" {
+    plain -q --max-train-steps 1 --save-dtype f32
+    printf '%s\n' 'a photo' 'a photo<lora:out>' 'a photo<lora:out:0.5>' > lines
+    for more in "--dtype f32" "--dtype bf16 --batch-size 2"; do
+        agrees sd-sample -q --model "$MODEL" --num-inference-steps 2 --width 32 --height 40 --lora-dir . --output - $more lines
+    done
+}
+
 @test "--memory on a device holds against the sum, or says what does not fit" {
     emulated plain --device cuda --plan > plan
     most=$(jq .device.sum plan)

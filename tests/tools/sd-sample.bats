@@ -149,12 +149,39 @@ Steps: 2, Sampler: DDIM, CFG scale: 7.5, Seed: 0, Size: 24x24, Model hash: $hash
     is_line "sd-sample: <lora:cat>: <lora:cat>: no such adapter in dir"
     run -3 --separate-stderr sample -j --prompt '<lora:../dir/toy>' --lora-dir dir
     is_line "sd-sample: <lora:../dir/toy>: <lora:../dir/toy>: a name, not a path"
-    run -2 --separate-stderr sample -j --prompt '<lora:toy:0.8> a' --prompt '<lora:toy:0.7> b' --lora-dir dir
-    is_line "sd-sample: <lora:toy:0.7> b: prompts with different <lora:...> need runs of their own"
     run -0 --separate-stderr sample -j --prompt 'a <hypernet:x>' --negative-prompt 'b <lora:toy>' --lora-dir dir
     [[ $stderr == *"<hypernet:x> is not known here, left out"* && $stderr == *"<lora:toy> means nothing in a negative prompt"* ]]
     # as diffusers, nothing is read out of a prompt
     run -0 --separate-stderr sample -j --prompt '<lora:toy>' --prompt-syntax plain
+}
+
+@test "prompts with adapters of their own: each picture is that of a run of its own" {
+    mkdir dir && cp "$DATA/lora/sd2.kohya.safetensors" dir/toy.safetensors
+    cp "$DATA/lora/sd2.diffusers.safetensors" dir/doll.safetensors
+    printf '%s\n' 'a dog' 'a dog <lora:toy:0.8>' 'a cat <lora:toy:0.8>' 'a dog <lora:toy:0.3:0.9>' \
+        'a dog <lora:toy:0.5><lora:doll:0.25>' 'a dog' > lines
+    hash() { tail -c "+$((9 + $(od -An -tu8 -N8 "$1")))" "$1" | sha256sum | cut -c1-12; }
+    for more in "--lora dir/doll.safetensors:0.3" ''; do
+        # shellcheck disable=SC2086
+        run -0 --separate-stderr sample --overwrite --lora-dir dir $more --output-dir all --save-latents all.latents lines
+        [[ -z $stderr ]]
+        for k in 0 1 2 3 4 5; do
+            # shellcheck disable=SC2086
+            run -0 sample --overwrite --lora-dir dir $more --seed "$k" --prompt "$(sed -n "$((k + 1))p" lines)" --output one.png
+            cmp one.png "all/0000$k.png"
+        done
+    done
+    # the largest difference of latents: another batch rounds another way
+    run -0 sample --lora-dir dir --batch-size 4 --save-latents batches.latents lines
+    perl -e 'for (@ARGV) { open F, "<:raw", $_; local $/; $s = <F>; push @x, [unpack "f<*", substr $s, 8 + unpack "Q<", $s] }
+        for (0 .. $#{$x[0]}) { $d = abs $x[0][$_] - $x[1][$_]; $most = $d if $d > $most }
+        exit !(@{$x[0]} == @{$x[1]} && @{$x[0]} > 500 && $most < 1e-4)' all.latents batches.latents
+    run -1 cmp -s all/00001.png all/00003.png
+    [[ $(settings all/00000.png) != *Lora* && $(settings all/00005.png) != *Lora* ]]
+    [[ $(settings all/00003.png) == *"Lora hashes: \"toy: $(hash dir/toy.safetensors)\""* ]]
+    [[ $(settings all/00004.png) == *"Lora hashes: \"toy: $(hash dir/toy.safetensors), doll: $(hash dir/doll.safetensors)\""* ]]
+    run -3 --separate-stderr sample -j --prompt 'a' --prompt '<lora:cat>' --lora-dir dir
+    is_line "sd-sample: <lora:cat>: <lora:cat>: no such adapter in dir"
 }
 
 # a learned token of 20 numbers (SD2's text encoder here), 2 vectors: header, then F32 data
