@@ -20,7 +20,8 @@ enum {
     FEW_BLOCKS = 4,         /* rather fewer columns than less sharing */
     PANELS = 1536 << 10,    /* bytes of a task's panels, unless one panel alone is larger: a share of the last cache */
     PLACES = GEMM_PLACES,   /* kernel elements turned in one go, and of the largest kernel */
-    STAGED = 256            /* the same with bf16, where what was turned waits in the first cache to be paired */
+    STAGED = 256,           /* the same with bf16, where what was turned waits in the first cache to be paired */
+    ALONG = 128             /* numbers of a row that are asked for ahead */
 };
 
 static struct gemm_sizes
@@ -218,7 +219,8 @@ panel_of(const struct gemm *g, const int *tap, float *to, float *room, int64_t n
         if (!w->transposed && !g->bf16)
             SD_V_CALL(gemm_turn)(to, NULL, w, &(struct gemm_turn){ .begin = n0 * row, .rows = count, .step = row,
                                                                    .count = w->in,
-                                                                   .times = 1, .to_step = wide });
+                                                                   .times = 1, .to_step = wide,
+                                                                   .next = ALONG });
         else if (!w->transposed)
             gemm_turn_pairs(to, wide, w, n0 * row, row, count, w->in);
         else if (g->bf16)

@@ -217,7 +217,7 @@ fetch(const void *values, int64_t begin, int64_t count, const enum sd_dtype dtyp
         __builtin_prefetch(p);
 }
 
-enum { AHEAD = 4, ROWS_AHEAD = 64 };        /* pieces; short rows */
+enum { AHEAD = 4, ROWS_AHEAD = 64, ALONG = 128 };       /* pieces; short rows; numbers of a row */
 
 SD_INLINE void
 turn_all(float *to, const int64_t *at, const void *values, const struct gemm_turn *h, const enum sd_dtype dtype)
@@ -396,6 +396,7 @@ turn_pairs_all(float *to, int wide, const void *values, int64_t begin, int64_t s
             for (int i = 0; i < VW; i++) {
                 int64_t at = begin + (r + i) * step + j;
 
+                __builtin_prefetch((const char *)values + (at + ALONG) * (dtype == SD_F32 ? 4 : 2), 0, 2);
                 m[i] = r + i >= rows ? v_zero()
                                      : v_pair(from(values, at, left, dtype),
                                               left > VW ? from(values, at + VW, left - VW, dtype) : v_zero());

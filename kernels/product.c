@@ -269,7 +269,7 @@ pairs_once(const struct product *p, const struct form *f)
 {
     const struct product_shape *s = &p->s;
 
-    return p->bf16 && s->kernel_height * s->kernel_width * (f->data ? s->in : s->out) >= 3072;
+    return p->bf16 && s->kernel_height * s->kernel_width * (f->data ? s->in : s->out) >= 640;
 }
 
 /* Numbers of the source of one direction from pixel to pixel, its pixels, and elements of a pixel in pairs. */
