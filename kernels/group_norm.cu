@@ -56,11 +56,13 @@ spot_of(const struct cut &k, int unit)
     return s;
 }
 
-/* the unit's channels of pixel `first` */
+/* the unit's channels of pixel `first`; NULL: the piece is not there (a gradient that is not wanted) */
 template <class T> __device__ inline T *
 at_spot(T *x, T *beside, const struct spot &s, const struct cut &k, int64_t first)
 {
-    return (s.beside ? beside - k.border : x) + first * s.wide + s.c;
+    T *piece = s.beside ? beside : x;
+
+    return piece ? piece + first * s.wide + (s.beside ? s.c - k.border : s.c) : NULL;
 }
 
 __device__ inline int64_t begin_of(int64_t P, int64_t i, int64_t pieces) { return P * i / pieces; }
@@ -428,7 +430,7 @@ gradient_kernel(struct target<T> to, const float *part, const float *averages, c
         struct channels<N> h;
         T v[PAIRS][N], d[PAIRS][N], old[PAIRS][N];
 
-        if (!(s.beside ? to.beside : to.x))
+        if (!dx)
             continue;
 
         open_channels<N>(&h, saved + b * k.groups * 2, weight, bias, s, k);
