@@ -1,5 +1,5 @@
 /* cuda - a card's base rates, our rows on it, and the same rows of PyTorch processes, in turn: raw numbers for `table`.
- * Usage: cuda [--tiny] [--rounds N] [--steps N] [--seconds N] [--peers COMMAND NAMES] MODEL [ROW ...]
+ * Usage: cuda [--tiny] [--rounds N] [--steps N] [--seconds N] [--peers COMMAND NAMES] [--room GB] MODEL [ROW ...]
  *        cuda [--tiny] --alone ROW MODEL     that row in a process of its own: start to first step, memory
  *        cuda --rates                        the base rates alone
  *   MODEL   a model's folder; its tokenizer is not used (captions are letters here)
@@ -7,6 +7,7 @@
  *   --tiny  small shapes, for the emulated device: proves that it runs, measures nothing
  *   --peers `COMMAND --peer NAME --row ROW` is started for each NAME (commas between) and row: peers.py says what it is
  *           told
+ *   --room  of the card's memory, for all peers that are there at a time (without: what is free, less 2 GB)
  *   --seconds  wall time of it all: peers not ready in time are ended, rounds not begun in time are left out, aloud
  *
  * Standard output, words between tabs:   rate WHAT WHO UNIT VALUE    time ROW WHO MS    start ROW WHO SECONDS
@@ -18,27 +19,45 @@
 #include "cuda_peers.h"
 #include "cuda_rates.h"
 
+/* Rounds of a wave: the base rates, and each of its rows with its peers. */
 static void
-measure(bool rates_too)
+measure(int wave, double end)
 {
     for (int k = 0; k < rounds; k++) {
         double start = sd_clock();
 
-        if (rates_too)
-            measure_rates();
+        measure_rates();
         for (int i = 0; i < ROWS; i++) {
-            if (rows[i].wanted)
-                measure_row(&rows[i]);
+            if (!rows[i].wanted || rows[i].wave != wave)
+                continue;
+            measure_row(&rows[i]);
             for (int p = 0; p < peer_count; p++)
                 if (peers[p].row == &rows[i])
                     measure_peer(&peers[p]);
         }
         fprintf(stderr, "cuda: round %d of %d took %.0f s, %.0f s in all\n", k + 1, rounds, sd_clock() - start,
                 sd_clock() - begun);
-        if (k + 1 < rounds && sd_clock() + (sd_clock() - start) > begun + seconds) {
+        if (k + 1 < rounds && sd_clock() + (sd_clock() - start) > end) {
             note("%d of %d rounds: no time was left for more", k + 1, rounds);
             break;
         }
+    }
+}
+
+/* Each wave has its share of the time that is left. */
+static void
+measure_waves(const char *command, const char *names, double room)
+{
+    int waves = command ? choose_waves(names, room) : 1;
+
+    for (int w = 0; w < waves; w++) {
+        double now = sd_clock(), end = now + (begun + seconds - now) / (waves - w);
+
+        if (command)
+            start_wave(command, w, end);
+        measure(w, end);
+        for (int p = 0; p < peer_count; p++)
+            end_peer(&peers[p], NULL);
     }
 }
 
@@ -89,6 +108,7 @@ main(int argc, char **argv)
 {
     const char *command = NULL, *names = NULL, *only = NULL;
     bool rates_only = false;
+    double room = 0;
     size_t free_before;
     int i = 1;
 
@@ -108,6 +128,8 @@ main(int argc, char **argv)
             seconds = strtod(argv[++i], NULL);
         else if (strcmp(argv[i], "--alone") == 0 && i + 1 < argc)
             only = argv[++i];
+        else if (strcmp(argv[i], "--room") == 0 && i + 1 < argc)
+            room = strtod(argv[++i], NULL);
         else if (strcmp(argv[i], "--peers") == 0 && i + 2 < argc) {
             command = argv[++i];
             names = argv[++i];
@@ -115,7 +137,8 @@ main(int argc, char **argv)
             sd_usage(argv[i], "is no option, or lacks a value; see tests/bench/cuda.c");
     if (rounds < 1 || steps < 1 || (!rates_only && i == argc))
         sd_usage(NULL,
-                 "usage: cuda [--tiny] [--rounds N] [--steps N] [--seconds N] [--peers COMMAND NAMES] MODEL [ROW ...]");
+                 "usage: cuda [--tiny] [--rounds N] [--steps N] [--seconds N] [--peers COMMAND NAMES] [--room GB] "
+                 "MODEL [ROW ...]");
     scope = sd_scope_open();
     if (sd_device_open(&device, "cuda") < 0)
         sd_die(NULL, "%s", sd_reason());
@@ -141,13 +164,9 @@ main(int argc, char **argv)
                         rows[k].step * 1e3);
             }
         }
-        if (command) {
-            start_peers(command, names);
-            wait_for_peers();
-        }
-        measure(true);
-        for (int k = 0; k < peer_count; k++)
-            end_peer(&peers[k], NULL);
+        if (room <= 0)
+            room = (double)sd_device_free_bytes(device) * 1e-9 - 2;
+        measure_waves(command, names, room);
     }
     for (int k = 0; k < rate_count; k++)
         sd_recording_free(rates[k].recording);

@@ -1,4 +1,5 @@
-/* cuda_peers.h - the same rows in processes of others, asked through pipes. */
+/* cuda_peers.h - the same rows in processes of others, asked through pipes; rows whose peers do not fit on the card
+ * together come in waves, one after the other. */
 #ifndef SD_BENCH_CUDA_PEERS_H
 #define SD_BENCH_CUDA_PEERS_H
 
@@ -15,9 +16,9 @@ enum { MAX_PEERS = 64, LINE = 512 };
 static struct peer {
     char name[32];
     struct row *row;
-    pid_t pid;                  /* 0: gone */
+    int wave;
+    pid_t pid;                  /* 0: not started, or gone */
     int to, from;
-    bool ready;
     double step;
     char line[LINE];
     size_t filled;
@@ -25,14 +26,11 @@ static struct peer {
 static int peer_count;
 
 static void
-start_peer(const char *command, const char *name, size_t length, struct row *row)
+start_peer(struct peer *p, const char *command)
 {
-    struct peer *p = &peers[peer_count];
-    char *whole = sd_sprintf(scope, "exec %s --peer %.*s --row %s", command, (int)length, name, row->name);
+    char *whole = sd_sprintf(scope, "exec %s --peer %s --row %s", command, p->name, p->row->name);
     int to[2], from[2];
 
-    if (peer_count == MAX_PEERS)
-        sd_usage("--peers", "at most %d", MAX_PEERS);
     if (pipe2(to, O_CLOEXEC) < 0 || pipe2(from, O_CLOEXEC) < 0 || (p->pid = fork()) < 0)
         sd_die("peers", "%s", strerror(errno));
     if (!p->pid) {
@@ -47,9 +45,6 @@ start_peer(const char *command, const char *name, size_t length, struct row *row
     close(from[1]);
     p->to = to[1];
     p->from = from[0];
-    snprintf(p->name, sizeof p->name, "%.*s", (int)length, name);
-    p->row = row;
-    peer_count++;
 }
 
 static void
@@ -127,34 +122,62 @@ wait_for(struct peer *p, const char *word, double until, const char *late)
     return NULL;
 }
 
-static void
-start_peers(const char *command, const char *names)
-{
-    for (const char *name = names; *name; name += strcspn(name, ",") + (name[strcspn(name, ",")] == ',')) {
-        static const char *const order[] = { "lora1", "guided", "lora8", "decode1024", "ti" };
+/* Rows that have peers, the most wanted first; GB that a peer takes, its context too: what saved_tensors_hooks count in
+ * one step of theirs (2.5 for lora1, the weights among them), and room for their allocator. */
+static const struct { const char *row; double gb; } order[] = {
+    { "lora1", 4.5 }, { "guided", 4 }, { "lora8", 11 }, { "decode1024", 5 }, { "ti", 5.5 }
+};
+enum { ORDER = sizeof order / sizeof *order };
 
-        for (size_t k = 0; k < sizeof order / sizeof *order; k++)
-            for (int i = 0; i < ROWS; i++)
-                if (rows[i].wanted && strcmp(rows[i].name, order[k]) == 0)
-                    start_peer(command, name, strcspn(name, ","), &rows[i]);
-    }
+/* A row's peers are there at the same time, in the first wave that has room for them, or in one of their own. */
+static int
+choose_waves(const char *names, double room)
+{
+    double taken[ORDER] = { 0 };
+    int waves = 1;
+
+    for (int k = 0; k < ORDER; k++)
+        for (int i = 0; i < ROWS; i++) {
+            int first = peer_count, wave = 0;
+
+            if (!rows[i].wanted || strcmp(rows[i].name, order[k].row) != 0)
+                continue;
+            for (const char *name = names; *name; name += strcspn(name, ",") + (name[strcspn(name, ",")] == ',')) {
+                if (peer_count == MAX_PEERS)
+                    sd_usage("--peers", "at most %d", MAX_PEERS);
+                snprintf(peers[peer_count].name, sizeof peers->name, "%.*s", (int)strcspn(name, ","), name);
+                peers[peer_count++].row = &rows[i];
+            }
+            while (taken[wave] > 0 && taken[wave] + (peer_count - first) * order[k].gb > room)
+                wave++;
+            taken[wave] += (peer_count - first) * order[k].gb;
+            waves = wave + 1 > waves ? wave + 1 : waves;
+            rows[i].wave = wave;
+            for (int p = first; p < peer_count; p++)
+                peers[p].wave = wave;
+        }
+    return waves;
 }
 
-/* Until all are ready: at most two thirds of the time that is left, for the rounds need some. */
+/* Until all of the wave are ready: at most two thirds of its time, for the rounds need some. */
 static void
-wait_for_peers(void)
+start_wave(const char *command, int wave, double end)
 {
-    double until = sd_clock() + (begun + seconds - sd_clock()) * 2 / 3;
+    double until = sd_clock() + (end - sd_clock()) * 2 / 3;
 
+    for (int i = 0; i < peer_count; i++)
+        if (peers[i].wave == wave)
+            start_peer(&peers[i], command);
     for (int i = 0; i < peer_count; i++) {
-        const char *text = wait_for(&peers[i], "ready", until, "not ready in time (compiling, or loading)");
+        const char *text;
 
-        peers[i].ready = text != NULL;
+        if (peers[i].wave != wave)
+            continue;
+        text = wait_for(&peers[i], "ready", until, "not ready in time (compiling, or loading)");
         peers[i].step = text ? strtod(text, NULL) : 0;
         if (text)
             fprintf(stderr, "cuda: %s %s is ready after %.0f s, %.2f ms a step\n", peers[i].name, peers[i].row->name,
-                    sd_clock() - begun,
-                    peers[i].step * 1e3);
+                    sd_clock() - begun, peers[i].step * 1e3);
     }
 }
 

@@ -18,6 +18,7 @@ static struct row {
     enum kind kind;
     int64_t size;               /* training: batch; else: pictures' sides over that of the latents * 8 */
     bool tf32, wanted;
+    int wave;                   /* 0: measured with the first peers, cuda_peers.h */
     double flops, step;         /* step: seconds, about */
     struct sd_draw *draw;
     struct net *net;
@@ -26,14 +27,14 @@ static struct row {
     struct sd_draw_text texts[2];
     int64_t done;
 } rows[] = {
-    { "text", TEXTS, 1, false, true, 0, 0, NULL, NULL, NULL, { 0 }, { { 0 } }, 0 },
-    { "guided", GUIDED, 1, false, true, 0, 0, NULL, NULL, NULL, { 0 }, { { 0 } }, 0 },
-    { "decode512", PICTURE, 1, false, true, 0, 0, NULL, NULL, NULL, { 0 }, { { 0 } }, 0 },
-    { "decode1024", PICTURE, 2, false, true, 0, 0, NULL, NULL, NULL, { 0 }, { { 0 } }, 0 },
-    { "lora1", LORA, 1, false, true, 0, 0, NULL, NULL, NULL, { 0 }, { { 0 } }, 0 },
-    { "lora8", LORA, 8, false, true, 0, 0, NULL, NULL, NULL, { 0 }, { { 0 } }, 0 },
-    { "ti", TOKEN, 1, false, true, 0, 0, NULL, NULL, NULL, { 0 }, { { 0 } }, 0 },
-    { "lora1-tf32", LORA, 1, true, true, 0, 0, NULL, NULL, NULL, { 0 }, { { 0 } }, 0 },
+    { "text", TEXTS, 1, false, true, 0, 0, 0, NULL, NULL, NULL, { 0 }, { { 0 } }, 0 },
+    { "guided", GUIDED, 1, false, true, 0, 0, 0, NULL, NULL, NULL, { 0 }, { { 0 } }, 0 },
+    { "decode512", PICTURE, 1, false, true, 0, 0, 0, NULL, NULL, NULL, { 0 }, { { 0 } }, 0 },
+    { "decode1024", PICTURE, 2, false, true, 0, 0, 0, NULL, NULL, NULL, { 0 }, { { 0 } }, 0 },
+    { "lora1", LORA, 1, false, true, 0, 0, 0, NULL, NULL, NULL, { 0 }, { { 0 } }, 0 },
+    { "lora8", LORA, 8, false, true, 0, 0, 0, NULL, NULL, NULL, { 0 }, { { 0 } }, 0 },
+    { "ti", TOKEN, 1, false, true, 0, 0, 0, NULL, NULL, NULL, { 0 }, { { 0 } }, 0 },
+    { "lora1-tf32", LORA, 1, true, true, 0, 0, 0, NULL, NULL, NULL, { 0 }, { { 0 } }, 0 },
 };
 enum { ROWS = sizeof rows / sizeof *rows, SAMPLES = 16, CALLS = 50 };
 

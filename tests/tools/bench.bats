@@ -70,3 +70,22 @@ PEER
     grep -qP '^rate\tGEMM 8192\^3, bf16\town\tTFLOP/s\t' <<< "$output"
     "$table" <<< "$output" > /dev/null
 }
+
+@test "bench: peers that do not fit on the card together come in waves, each row with all of its own" {
+    cat > peer << 'PEER'
+#!/bin/sh
+echo "$4 $2 begins" >> log
+echo "ready 0.5"
+while read -r word steps; do echo "time 123.5"; echo "$4 $2 runs" >> log; done
+PEER
+    chmod +x peer
+    run -0 --separate-stderr "$cuda" --tiny --rounds 1 --room 9 --peers ./peer eager,graph "$ROOT/examples/miniature/model" guided lora1
+    echo "$output"
+    cat log
+    [ "$(grep -cP '^time\t(lora1|guided)\t(eager|graph|ours)\t' <<< "$output")" -eq 6 ]
+    # lora1 takes 2 x 4.5, guided 2 x 4
+    [ "$(grep -n 'guided .* begins' log | head -n 1 | cut -d: -f1)" -gt "$(grep -n 'lora1 .* runs' log | tail -n 1 | cut -d: -f1)" ]
+    rm log
+    run -0 --separate-stderr "$cuda" --tiny --rounds 1 --room 17 --peers ./peer eager,graph "$ROOT/examples/miniature/model" guided lora1
+    [ "$(grep -n 'guided .* begins' log | tail -n 1 | cut -d: -f1)" -lt "$(grep -n 'lora1 .* runs' log | head -n 1 | cut -d: -f1)" ]
+}
