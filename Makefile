@@ -197,10 +197,10 @@ check: tests $(fuzzers)
 emulate: $(emulated)
 	@BUILD=$(abspath $(BUILD)) tests/run $(emulated)
 # The same tests on a card; needs nvcc and a driver.  Ops a second time without cuBLAS and cuDNN: our own products
-check-cuda: all $(on_card) $(ops) $(models)
+check-cuda: all $(BUILD)/tests/unit/device $(on_card) $(ops) $(models)
 	@$(if $(nvcc),,echo "check-cuda: this build has no CUDA: $$(cat $(BUILD)/with_cuda)" >&2; exit 1)
 	@export BUILD=$(abspath $(BUILD)) SD_TEST_DEVICE=cuda; failed=0; \
-	 tests/run $(on_card) $(ops) $(models) || failed=1; \
+	 tests/run $(BUILD)/tests/unit/device $(on_card) $(ops) $(models) || failed=1; \
 	 echo 'without cuBLAS and cuDNN:'; SD_CUDA_LIBS= tests/run $(ops) || failed=1; exit $$failed
 # Ours, the card's own rates and PyTorch in turn, in under ten minutes (tests/bench/on_card); PEERS=FOLDER has diffusers, where Python has not
 bench-cuda: $(bench_cuda)
@@ -208,7 +208,7 @@ bench-cuda: $(bench_cuda)
 	@tests/bench/on_card $(abspath $(BUILD))/tests/bench/ $(if $(RESULT),tests/bench/results/$(RESULT),$(BUILD)/bench-cuda.md)
 # Programs and tests for a machine with a card and none of our libraries: two files that are many programs each, their
 # libraries beside them, the data, and tests/device/run
-boxed    := $(programs:%=$(BUILD)/tools/%.o) $(ops:=.o) $(models:=.o) $(bench_cuda:=.o) $(on_card_o)
+boxed    := $(programs:%=$(BUILD)/tools/%.o) $(BUILD)/tests/unit/device.o $(ops:=.o) $(models:=.o) $(bench_cuda:=.o) $(on_card_o)
 boxed_emulated := $(ops:=.o) $(patsubst %,$(BUILD)/emulate/%.o,$(filter-out %/vendors.cu,$(wildcard tests/emulate/*.cu)))
 box       = $(1:$(BUILD)/%=$(BUILD)/box/%)
 box_ld   := $(ldflags) -Wl,-rpath,'$$ORIGIN/../lib' -Wl,--disable-new-dtags

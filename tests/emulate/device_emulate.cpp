@@ -284,8 +284,11 @@ sd_device_close(struct sd_device *d)
 void
 sd_device_leave(struct sd_device *d)
 {
-    if (d)                              /* a program that gives up frees nothing */
+    if (d) {                            /* a program that gives up frees nothing */
+        door open;
+
         check_all_guards();
+    }
 }
 
 const char *sd_device_name(const struct sd_device *d) { (void)d; return "emulated"; }

@@ -6,7 +6,7 @@ load ../training
 
 M=$BATS_TEST_DIRNAME/../../examples/miniature/model
 
-emulated() { PATH=$BUILD/emulate:$PATH SD_EMULATE_STRICT=0 "$@"; }
+emulated() { PATH=$BUILD/emulate:$PATH SD_EMULATE_STRICT=${SD_EMULATE_STRICT-0} "$@"; }
 # difference A B: mean of |a - b| over the 64x64 pixels of two pictures in streams
 difference() {
     perl -0777 -e 'for (@ARGV) { open F, "<:raw", $_; $s = <F>; $i = index $s, "\xc5\x30\x00"; die "no pixels" if $i < 0;
@@ -232,4 +232,13 @@ difference() {
     run --separate-stderr sd-sample --model "$M" --prompt x --output x.png --device cuda:63
     [[ $status == 3 && $stderr == "sd-sample: --device cuda:63: "* && $(wc -l <<< "$stderr") == 1 ]]
     [ ! -e x.png ]
+}
+
+@test "training and drawing: the host touches no device memory" {
+    export SD_EMULATE_STRICT=1
+    emulated sd-train-lora -q --device cuda --model "$MODEL" --rank 2 --max-train-steps 2 --placeholder-token '<new>' \
+        --output-embedding new.safetensors --output out.safetensors "$RECORDS/three.sd"
+    emulated sd-sample -q --device cuda --model "$MODEL" --prompt 'a <new>' --lora out.safetensors \
+        --embedding new.safetensors --num-inference-steps 2 --output picture.png
+    [ -s picture.png ]
 }
