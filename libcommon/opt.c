@@ -156,8 +156,12 @@ set(struct sd_opt_entry *e, const char *subject, const char *text)
     case SD_OPT_INT: {
         long long x = strtoll(text, &end, 10);
 
-        if (end == text || *end || errno || isspace((unsigned char)text[0]) || text[0] == '+')
+        if (end == text || *end || (errno && errno != ERANGE) || isspace((unsigned char)text[0]) || text[0] == '+')
             sd_usage(subject, "expected an integer, found \"%s\"", text);
+        if (errno && (o->min != 0 || o->max != 0))
+            sd_usage(subject, "expected %.0f to %.0f, found %s", o->min, o->max, text);
+        if (errno)
+            sd_usage(subject, "expected an integer of 64 bits, found %s", text);
         set_int(o, subject, x);
         break;
     }

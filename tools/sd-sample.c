@@ -123,9 +123,8 @@ check_outputs(struct run *r)
     bool records = output && strcmp(output, "-") == 0;
 
     if (!output && !output_dir && !sheet && !save_latents && !preview && !sd_shared.json_lines && !sd_shared.plan)
-        sd_usage(
-            NULL,
-            "nothing to do with the pictures: give --output, --output-dir, --sheet, --save-latents, --preview or -j");
+        sd_usage(NULL, "nothing to do with the pictures: give --output, --output-dir, --sheet, --save-latents, "
+                 "--preview or -j");
     r->records = records || sd_shared.json_lines;
     r->gallery = (struct sd_gallery){ records ? NULL : output, output_dir,  sheet,       &sheet_with,
                                       sheet_columns,           sheet_scale, r->pictures, NULL };
@@ -254,8 +253,7 @@ load_sizes(struct run *r)
     r->start = (struct sd_start){ .sampler = r->sampler,
                                   .torch = strcmp(rng, "torch") == 0,
                                   .seed = (uint64_t)sd_shared.seed,
-                                  .pictures = r->pictures,
-                                  .numel = (size_t)(r->channels * r->h * r->w) };
+                                  .pictures = r->pictures, .numel = (size_t)(r->channels * r->h * r->w) };
 }
 
 static void
@@ -272,13 +270,9 @@ load(struct run *r)
     load_concepts(r);
     if (!(r->draw = sd_draw_new(
               r->scope, &(struct sd_draw_model){ r->model, r->tokenizer, NULL, r->concepts->rows },
-              &(struct sd_draw_options){ .width = width,
-                                         .height = height,
-                                         .sampler = r->sampler,
-                                         .guidance_scale = guidance_scale,
-                                         .guidance_rescale = guidance_rescale,
-                                         .clip_skip = (int)clip_skip,
-                                         .compute = *sd_shared_compute() })))
+              &(struct sd_draw_options){ .width = width, .height = height, .sampler = r->sampler,
+                                         .guidance_scale = guidance_scale, .guidance_rescale = guidance_rescale,
+                                         .clip_skip = (int)clip_skip, .compute = *sd_shared_compute() })))
         sd_die(model_name, "%s", sd_reason());
     r->start.draw = r->draw;
     if (noise_file && sd_start_load(&r->start, r->scope, noise_file, r->channels, r->h, r->w) < 0)
