@@ -3,6 +3,7 @@
 
 #include "file.h"
 
+#include <errno.h>
 #include <string.h>
 #include <unistd.h>
 
@@ -35,6 +36,17 @@ check_folder(const char *path, const char *folder)
         return;
     sd_fail_errno("cannot be written");
     sd_die(path, "%s", sd_reason());
+}
+
+/* It is made with the first picture: here the nearest folder that is there counts. */
+static void
+check_new_folder(const char *path)
+{
+    char *folder = sd_strdup(NULL, path), *slash;
+
+    while (access(folder, F_OK) != 0 && errno == ENOENT && (slash = strrchr(folder, '/')) && slash > folder)
+        *slash = 0;
+    check_folder(path, access(folder, F_OK) == 0 || errno != ENOENT ? folder : *folder == '/' ? "/" : ".");
 }
 
 void
@@ -73,11 +85,8 @@ sd_gallery_check(const struct sd_gallery *g)
         sd_output_refuse(sd_sprintf(s, "%s/%s", g->output_dir, sd_gallery_name(s, i)), sd_shared.overwrite);
         sd_scope_close(s);
     }
-    if (!g->output_dir || sd_shared.plan)
-        return;
-    if (sd_make_folders(g->output_dir) < 0)
-        sd_die(g->output_dir, "%s", sd_reason());
-    check_folder(g->output_dir, g->output_dir);
+    if (g->output_dir)
+        check_new_folder(g->output_dir);
 }
 
 /* -- the sheet ----------------------------------------------------------------------------------------------------- */
@@ -162,6 +171,8 @@ sd_gallery_add(struct sd_gallery *g, int64_t i, const struct sd_image *image, co
 
     if (g->output)
         save(g->output, image, settings);
+    if (g->output_dir && i == 0 && sd_make_folders(g->output_dir) < 0)
+        sd_die(g->output_dir, "%s", sd_reason());
     if (g->output_dir)
         save(sd_sprintf(s, "%s/%s", g->output_dir, sd_gallery_name(s, i)), image, settings);
     if (g->on_sheet)

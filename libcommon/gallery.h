@@ -18,7 +18,7 @@ struct sd_gallery {
     struct sd_sheet *on_sheet;  /* the gallery's own */
 };
 
-/* sd_gallery_check - names, existing files (status 2), folders that cannot be written (3); makes output_dir.
+/* sd_gallery_check - names, existing files (status 2), folders that cannot be written (3).
  * sd_gallery_check_file - the same for another output file.  They do nothing but refuse with --plan. */
 void sd_gallery_check(const struct sd_gallery *g);
 void sd_gallery_check_file(const char *path);
@@ -27,8 +27,8 @@ void sd_gallery_open(struct sd_gallery *g, struct sd_scope *s, int64_t width, in
 /* sd_gallery_wants_settings - are pictures saved with settings inside?  sd_gallery_name - "00003.png" in scope s. */
 bool sd_gallery_wants_settings(const struct sd_gallery *g);
 const char *sd_gallery_name(struct sd_scope *s, int64_t i);
-/* sd_gallery_add - picture i, its settings, its label on the sheet.  sd_gallery_close - saves the sheet.  A failed
- * write ends the program. */
+/* sd_gallery_add - picture i, its settings, its label on the sheet; the first makes output_dir.
+ * sd_gallery_close - saves the sheet.  A failed write ends the program. */
 void sd_gallery_add(struct sd_gallery *g, int64_t i, const struct sd_image *image, const char *settings,
                     const char *label);
 void sd_gallery_close(struct sd_gallery *g);

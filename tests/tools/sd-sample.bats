@@ -353,7 +353,19 @@ embedding() {
     run -3 --separate-stderr sd-sample --model nowhere --prompt a --output none/a.png
     is_line "sd-sample: none/a.png: cannot be written: No such file or directory"
     run -3 --separate-stderr sd-sample --model nowhere --prompt a --output-dir file/x
-    [[ $stderr == "sd-sample: file/x: file/x: cannot be made: Not a directory" ]]
+    is_line "sd-sample: file/x: cannot be written: Not a directory"
+    run -3 --separate-stderr sd-sample --model nowhere --prompt a --output-dir file
+    is_line "sd-sample: file: cannot be written: Not a directory"
+    run -3 --separate-stderr sd-sample --model nowhere --prompt a --output-dir /proc/none/x
+    [[ $stderr == "sd-sample: /proc/none/x: cannot be written: "* || $EUID == 0 ]]
+    # a run that does not begin makes no folder
+    run -3 --separate-stderr sd-sample --model nowhere --prompt a --output-dir new/x
+    is_line "sd-sample: nowhere: no such file or folder, nor a name of the form org/name[@revision]"
+    run -2 sample --prompt a --width 63 --output-dir new/x
+    run -3 sample --prompt $'\xff' --output-dir new/x
+    [ ! -e new ]
+    run -0 sample --prompt a --output-dir new/x/
+    [ -s new/x/00000.png ]
     run -3 --separate-stderr sd-sample --model nowhere --prompt a --save-latents file/x
     is_line "sd-sample: file/x: cannot be written: Not a directory"
     run -3 --separate-stderr sd-sample --model nowhere --prompt a --sheet /proc/x.png
