@@ -125,12 +125,26 @@ set_int(const struct sd_opt *o, const char *subject, int64_t x)
 }
 
 static void
-set_real(const struct sd_opt *o, const char *subject, double x)
+set_real(const struct sd_opt *o, const char *subject, double x, const char *text)
 {
-    if (!isfinite(x) || ((o->min != 0 || o->max != 0) && (x < o->min || x > o->max)))
-        sd_usage(subject, o->min != 0 || o->max != 0 ? "expected %g to %g, found %g" : "expected a finite number",
-                 o->min, o->max, x);
+    if ((o->min != 0 || o->max != 0) && !(x >= o->min && x <= o->max))
+        sd_usage(subject, "expected %.10g to %.10g, found %s", o->min, o->max, text);
+    if (!isfinite(x))
+        sd_usage(subject, "expected a finite number, found %s", text);
     *(double *)o->value = x;
+}
+
+/* An empty name is a variable of the shell that was not set: better said now than when the work is done. */
+static void
+check_name(const struct sd_opt *o, const char *subject, const char *text)
+{
+    static const char *const names[] = { "FILE", "DIR", "PATH", "MODEL" };
+    bool name = o->argument && !strcmp(o->argument, "M");
+
+    for (size_t i = 0; o->argument && i < sizeof names / sizeof *names; i++)
+        name |= !strncmp(o->argument, names[i], strlen(names[i]));
+    if (name && !*text)
+        sd_usage(subject, "expected %s, found \"\"", o->argument);
 }
 
 static void
@@ -170,13 +184,15 @@ set(struct sd_opt_entry *e, const char *subject, const char *text)
 
         if (end == text || *end || isspace((unsigned char)text[0]) || text[0] == '+' || strpbrk(text, "xXpP"))
             sd_usage(subject, "expected a number, found \"%s\"", text);
-        set_real(o, subject, x);
+        set_real(o, subject, x, text);
         break;
     }
     case SD_OPT_TEXT:
+        check_name(o, subject, text);
         *(const char **)o->value = keep(text);
         break;
     case SD_OPT_LIST:
+        check_name(o, subject, text);
         append_list(o->value, text);
         break;
     case SD_OPT_CHOICE:

@@ -2,6 +2,7 @@
 #include "dataset.h"
 
 #include "hash.h"
+#include "opt.h"
 #include "random.h"
 #include "record.h"
 
@@ -116,7 +117,7 @@ load_stream(struct loader *l, const char *path, int *bad)
         if (status == 1 && sample(l, r) < 0) {
             const char *source = sd_record_text(r, "source");
 
-            sd_error(source ? source : path, "%s", sd_reason());
+            (sd_shared.keep_going ? sd_warn : sd_error)(source ? source : path, "%s", sd_reason());
             (*bad)++;
         }
         sd_scope_close(s);

@@ -94,6 +94,8 @@ add_adapters(struct sd_run *x)
     x->adapters = sd_adapters_new(x->scope);
     if (sd_targets_add(&x->targets, x->m.unet->weights, x->m.text->weights, x->t, x->adapters, &with_text) < 0)
         sd_usage("--target-modules", "%s", sd_reason());
+    if (!sd_adapters_count(x->adapters))
+        sd_usage("--target-modules", "\"%s\" names no layer", patterns);
     for (size_t i = 0; i < sd_adapters_count(x->adapters); i++)
         with_conv |= sd_adapters_at(x->adapters, i)->kind == SD_ADAPTER_CONV;
     if (!with_conv)

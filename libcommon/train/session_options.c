@@ -184,8 +184,6 @@ check_optimizer(enum sd_session_kind kind)
             S.ti_learning_rate = S.learning_rate;
         S.learning_rate = S.ti_learning_rate;
         idle[idle_count++] = "learning-rate";       /* another name of the same: one stands in the settings */
-        if (!sd_option_given("ti-until"))
-            S.ti_until = 1;
     }
     if (S.ti_until == 0)
         sd_usage("--ti-until", "0: the tokens would learn nothing");
@@ -246,6 +244,10 @@ sd_session_options_read(int *argc, char ***argv, enum sd_session_kind kind)
 {
     bool lora = kind == SD_SESSION_LORA;
 
+    if (!lora) {
+        S.ti_until = 1;
+        S.learning_rate = S.ti_learning_rate;
+    }
     sd_options(argc, argv, lora ? lora_options : ti_options, SD_OPT_COMPUTE | SD_OPT_SEED | SD_OPT_OVERWRITE,
                "--model MODEL --output FILE [stream ...]",
                lora ? "teaches a model by low-rank adapters, and new tokens, from records with latents"

@@ -211,6 +211,20 @@ END
     [[ $stderr == *"--model: which model"* ]]
     run -2 --separate-stderr sd-train-lora --model "$MODEL" "$RECORDS/three.sd"
     [[ $stderr == *"--output: where"* ]]
+    # a variable of the shell that was not set
+    for o in output state log init-lora vae; do
+        run -2 --separate-stderr plain --max-train-steps 1 --$o ""
+        [[ $stderr == "sd-train-lora: --$o: expected "*", found \"\"" ]]
+        [ -z "$(files)" ]
+    done
+    run -2 --separate-stderr plain --target-modules ""
+    is_line 'sd-train-lora: --target-modules: "" names no layer'
+    run -2 --separate-stderr plain --adam-beta1 1
+    is_line "sd-train-lora: --adam-beta1: expected 0 to 0.99999999, found 1"
+    [ -z "$(files)" ]
+    # what --help=json calls the default is it
+    [ "$(sd-train-ti --help=json | jq -c '[.options[] | select(.name | IN("ti-until", "learning-rate", "ti-learning-rate")) | .default] == [0.001, 0.001, 1]')" = true ]
+    [ "$(sd-train-lora --help=json | jq -c '[.options[] | select(.name | IN("ti-until", "learning-rate", "ti-learning-rate")) | .default] == [0.0001, 0.001, 0.7]')" = true ]
 }
 
 @test "masked loss without any mask is refused; with some, the rest is named" {
@@ -387,6 +401,9 @@ END
     run -1 --separate-stderr sd-train-lora --threads 1 --model "$MODEL" --rank 2 --max-train-steps 1 --output one.safetensors raw.sd "$RECORDS/three.sd"
     [[ $stderr == *"rgb.png: no latents (sd-encode-latents adds them)"* ]]
     run -0 sd-train-lora -q -k --threads 1 --model "$MODEL" --rank 2 --max-train-steps 1 --output k.safetensors raw.sd "$RECORDS/three.sd"
+    [ -z "$output" ]
+    run -0 --separate-stderr sd-train-lora -k --overwrite --threads 1 --model "$MODEL" --rank 2 --max-train-steps 1 --output k.safetensors raw.sd "$RECORDS/three.sd"
+    [[ $stderr == "sd-train-lora: warning: "*"rgb.png: no latents (sd-encode-latents adds them)"* ]]
     run -3 --separate-stderr sd-train-lora --model "$MODEL" --max-train-steps 1 --output two.safetensors raw.sd
     [ ! -e two.safetensors ]
     size=$(stat -c %s "$RECORDS/three.sd")

@@ -75,6 +75,11 @@ static const struct { const char *words; int status; const char *expected;
     { "--resolution", 2, "--resolution: needs a value: PIXELS" },
     { "-r", 2, "-r: needs a value: RATE" },
     { "--rate 2", 2, "--rate: expected 0 to 1, found 2" },
+    { "--rate 1.0000001", 2, "--rate: expected 0 to 1, found 1.0000001" },
+    { "--rate 1e999", 2, "--rate: expected 0 to 1, found 1e999" },
+    { "--output=", 2, "--output: expected FILE, found \"\"" },
+    { "--config=", 2, "--config: expected FILE, found \"\"" },
+    { "--config empty.json", 2, "empty.json: output: expected FILE, found \"\"" },
     { "--rate nan", 2, "--rate: expected 0 to 1, found nan" },
     { "--rate 0x1", 2, "--rate: expected a number, found \"0x1\"" },
     { "--sampler eule", 2, "--sampler: expected ddim|euler|euler_a, found \"eule\"" },
@@ -128,6 +133,7 @@ main(void)
     json_t *help;
 
     child_enter();
+    put("empty.json", "{\"output\": \"\"}");
     put("good.json", "{\"resolution\":100,\"rate\":1,\"sampler\":\"euler_a\",\"prompt\":[\"from "
                      "file\"],\"upscale\":false,\"memory\":\"1M\"}");
     put("array.json", "[]");
