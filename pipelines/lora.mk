@@ -14,8 +14,10 @@ SHELL := bash
 MAKEFLAGS += --no-builtin-rules
 
 PHOTOS  ?= photos
-RUN     ?= runs/$(notdir $(patsubst %/,%,$(PHOTOS)))
-MODEL   ?= $(error MODEL=... names a diffusers directory or a checkpoint file)
+empty   :=
+RUN     ?= runs/$(subst $(empty) ,_,$(notdir $(patsubst %/,%,$(PHOTOS))))
+$(if $(word 2,$(RUN)),$(error RUN=$(RUN): make knows no names with spaces))
+MODEL   ?= $(if $(filter clean,$(MAKECMDGOALS)),,$(error MODEL=... names a diffusers directory or a checkpoint file))
 TRIGGER ?= <$(notdir $(patsubst %/,%,$(PHOTOS)))>
 CAPTION ?= a picture of {trigger}
 TOKEN   ?= $(TRIGGER)
@@ -48,36 +50,38 @@ pictures: $(RUN)/sheet.png
 # keep FILE: what was made beside it as FILE.new becomes it, unless it is the same; the file then keeps its date
 keep = if cmp -s $1.new $1; then rm $1.new; else mv $1.new $1; fi
 
-# settings STAGE: NAME=VALUE words as a JSON object; the file keeps its date while its text stays
-define settings
-$(RUN)/$(1).json: FORCE
-	@mkdir -p $$(@D)
-	@jq -n -S --args '[$$$$ARGS.positional[] | capture("^(?<key>[^=]*)=(?<value>.*)$$$$"; "m")] | from_entries' -- $(2) > $$@.new
-	@$$(call keep,$$@)
-endef
-$(eval $(call settings,crop,$(call q,options=$(CROP))))
-$(eval $(call settings,caption,$(call q,caption=$(CAPTION)) $(call q,trigger=$(TRIGGER))))
-$(eval $(call settings,encode,$(call q,model=$(MODEL)) $(call q,options=$(ENCODE))))
-$(eval $(call settings,train,$(call q,model=$(MODEL)) $(call q,trigger=$(TRIGGER)) $(call q,token=$(TOKEN)) $(call q,options=$(TRAIN))))
-$(eval $(call settings,sample,$(call q,model=$(MODEL)) $(call q,prompts=$(PROMPTS)) $(call q,prompt=$(BASE_PROMPT)) $(call q,options=$(SAMPLE))))
-
+# What the stages are told: $(STAGE_words), NAME=VALUE each
+crop_words    = $(call q,options=$(CROP))
+caption_words = $(call q,caption=$(CAPTION)) $(call q,trigger=$(TRIGGER))
+encode_words  = $(call q,model=$(MODEL)) $(call q,options=$(ENCODE))
+train_words   = $(call q,model=$(MODEL)) $(call q,trigger=$(TRIGGER)) $(call q,token=$(TOKEN)) $(call q,options=$(TRAIN))
+sample_words  = $(call q,model=$(MODEL)) $(call q,prompts=$(PROMPTS)) $(call q,prompt=$(BASE_PROMPT)) $(call q,options=$(SAMPLE))
+settings      = jq -n -S --args '[$$ARGS.positional[] | capture("^(?<key>[^=]*)=(?<value>.*)$$"; "m")] | from_entries' -- $($1_words)
 # A list, for make knows no names with spaces. That a folder is missing is for sd-crop to say.
-$(RUN)/photos.txt: FORCE
+photos        = { find -L $(call q,$(PHOTOS)) -maxdepth 1 -type f ! -name '.*' -printf '%f %s %T@\n' 2> /dev/null || true; } | LC_ALL=C sort
+# unless COMMAND,FILE: FORCE, unless FILE is what COMMAND prints: make -n knows too what is to do
+unless        = $(if $(shell $1 | cmp -s - $2 && echo same),,FORCE)
+# begin: what a stage that fails or is interrupted had written goes
+begin         = trap 'rm -f $@.part' EXIT;
+
+.SECONDEXPANSION:
+$(RUN)/crop.json $(RUN)/caption.json $(RUN)/encode.json $(RUN)/train.json $(RUN)/sample.json: $(RUN)/%.json: $$(call unless,$$(call settings,$$*),$$@)
 	@mkdir -p $(@D)
-	@{ find -L $(call q,$(PHOTOS)) -maxdepth 1 -type f ! -name '.*' -printf '%f %s %T@\n' 2> /dev/null || true; } | LC_ALL=C sort > $@.new
+	@$(call settings,$*) > $@.new
+	@$(call keep,$@)
+$(RUN)/photos.txt: $$(call unless,$$(photos),$$@)
+	@mkdir -p $(@D)
+	@$(photos) > $@.new
 	@$(call keep,$@)
 
 $(RUN)/cropped.sd: $(RUN)/photos.txt $(RUN)/crop.json
-	sd-crop $(quiet) $(CROP) --overwrite --report $(RUN)/crop-report.json $(call q,$(PHOTOS)) > $@.part
-	mv $@.part $@
+	$(begin) sd-crop $(quiet) $(CROP) --overwrite --report $(RUN)/crop-report.json $(call q,$(PHOTOS)) > $@.part && mv $@.part $@
 
 $(RUN)/captioned.sd: $(RUN)/cropped.sd $(RUN)/caption.json
-	sd-caption $(quiet) $(if $(findstring {trigger},$(CAPTION)),--trigger $(call q,$(TRIGGER))) --caption $(call q,$(CAPTION)) < $< > $@.part
-	mv $@.part $@
+	$(begin) sd-caption $(quiet) $(if $(findstring {trigger},$(CAPTION)),--trigger $(call q,$(TRIGGER))) --caption $(call q,$(CAPTION)) < $< > $@.part && mv $@.part $@
 
 $(RUN)/latents.sd: $(RUN)/captioned.sd $(RUN)/encode.json
-	sd-encode-latents $(quiet) $(threads) --model $(call q,$(MODEL)) $(if $(CACHE),--cache $(call q,$(CACHE))) $(ENCODE) < $< > $@.part
-	mv $@.part $@
+	$(begin) sd-encode-latents $(quiet) $(threads) --model $(call q,$(MODEL)) $(if $(CACHE),--cache $(call q,$(CACHE))) $(ENCODE) < $< > $@.part && mv $@.part $@
 
 # A state older than its settings belongs to another run.
 $(RUN)/lora.safetensors: $(RUN)/latents.sd $(RUN)/train.json $(config)
@@ -86,8 +90,7 @@ $(RUN)/lora.safetensors: $(RUN)/latents.sd $(RUN)/train.json $(config)
 	  --output $@ $(if $(tokens),--output-embedding $(RUN)/embedding.safetensors) --overwrite --resume --log $(RUN)/train.log $(TRAIN) $<
 
 $(RUN)/prompts.txt: $(PROMPTS) $(RUN)/sample.json
-	$(if $(PROMPTS),cp $(call q,$(PROMPTS)) $@.part,printf '%s\n' $(call q,$(BASE_PROMPT)) > $@.part)
-	mv $@.part $@
+	$(begin) $(if $(PROMPTS),cp $(call q,$(PROMPTS)) $@.part,printf '%s\n' $(call q,$(BASE_PROMPT)) > $@.part) && mv $@.part $@
 
 $(RUN)/sheet.png: $(RUN)/lora.safetensors $(RUN)/prompts.txt $(RUN)/sample.json
 	sd-sample $(quiet) $(threads) --model $(call q,$(MODEL)) --lora $< $(if $(tokens),--embedding '$(RUN)/embedding.safetensors') \

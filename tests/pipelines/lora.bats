@@ -43,6 +43,15 @@ mark() { sleep 0.02; touch mark; sleep 0.02; }
     run -0 --separate-stderr pipeline
     [ -z "$(find run -newer mark -name '*.s*')" ]
     [ -z "$(find run -newer mark -name '*.json')" ]
+    # and make -n says so, and says no more than is to do
+    run -0 --separate-stderr pipeline -n
+    [[ $output != *sd-* ]]
+    pipeline -q
+    run -0 --separate-stderr pipeline -n TRAIN='--rank 3'
+    [[ $output != *sd-encode-latents* && $output == *sd-train-lora*sd-sample* ]]
+    run -0 --separate-stderr pipeline -n BASE_PROMPT="it's <rex> # \$ at night"
+    [[ $output != *sd-train-lora* && $output == *sd-sample* ]]
+    [ -z "$(find run -newer mark)" ]
 
     # another rank: only the training and the pictures
     TRAIN='--rank 3 --max-train-steps 2 --seed 1'
@@ -144,4 +153,33 @@ END
     # a folder that is not there is named by the program that reads it
     run -2 --separate-stderr pipeline PHOTOS=none RUN=other
     [[ $stderr == "sd-crop: none: No such file or directory"* ]]
+}
+
+@test "no name of a run makes files elsewhere; a stage that fails or is interrupted leaves nothing half-written; clean needs no model" {
+    mkdir run 'my rex' rex2
+    cp rex/creature1.png 'my rex'
+    echo x > rex2/a.png
+    run -2 --separate-stderr pipeline RUN='my run'
+    [[ $stderr == *"RUN=my run: make knows no names with spaces"* ]]
+    make --no-print-directory -f "$ROOT/pipelines/lora.mk" PHOTOS='my rex' MODEL="$MODEL" TOKEN= CROP='--resolution 64' records > out 2> err
+    [ -s runs/my_rex/captioned.sd ] && [ "$(ls rex)" = $'creature1.png\ncreature2.png\ncreature3.png' ]
+    run -2 --separate-stderr pipeline PHOTOS=rex2
+    [[ $stderr == *"a.png: not a picture"* && ! -e run/cropped.sd ]]
+    nothing_left
+    # a program that is still writing when all is stopped
+    mkdir bin
+    # shellcheck disable=SC2016
+    printf '%s\n' '#!/bin/sh' 'echo half; touch begun; exec sleep 20' > bin/sd-crop
+    chmod +x bin/sd-crop
+    for signal in INT TERM; do
+        rm -f begun
+        PATH=$PWD/bin:$PATH setsid env --default-signal=INT make -f "$ROOT/pipelines/lora.mk" PHOTOS=rex RUN=run MODEL="$MODEL" > out 2>&1 &
+        for _ in $(seq 100); do [ -e begun ] && break; sleep 0.05; done
+        kill -s $signal -- -$!
+        if wait $!; then false; fi
+        [ ! -e run/cropped.sd ]
+        nothing_left
+    done
+    make -f "$ROOT/pipelines/lora.mk" RUN=run clean
+    [ ! -e run ]
 }
