@@ -9,7 +9,8 @@
  *     scale   [padded] F32         scale_p, for the gradient of down
  *     bias    [out] F32, and in dtype where that is another; zeros for parts without
  *
- * One rule: made whole by projections_upload; down and up of trainables again by projections_refresh (recordable). */
+ * One rule: made whole by projections_upload; down and up of trainables again by projections_refresh (recordable), of many
+ * forms together. */
 #ifndef SD_PROJECTIONS_H
 #define SD_PROJECTIONS_H
 
@@ -34,7 +35,12 @@ static inline int64_t projection_out(const struct sd_projection *p) { return p->
 static inline int64_t projection_rank(const struct sd_projection *p) { return p->down ? p->down->shape[0] : 0; }
 void projections_layout(struct projections_layout *l, const struct sd_projections *a, enum sd_dtype dtype);
 void projections_upload(struct sd_device *d, void *form, enum sd_dtype dtype, const struct sd_projections *a);
-void projections_refresh(struct sd_device *d, void *form, enum sd_dtype dtype, const struct sd_projections *a);
+struct projections_form {
+    void *form;
+    enum sd_dtype dtype;
+    const struct sd_projections *parts;
+};
+void projections_refresh(struct sd_device *d, const struct projections_form *forms, size_t count);
 
 #ifdef __cplusplus
 }

@@ -1,5 +1,6 @@
-/* projections_form: the form of a joined parameter (projections.h): uploaded once; after each update one kernel makes
- * what trains again: reads 4 bytes of each element, writes it in the form's type. */
+/* projections_form: the form of a joined parameter (projections.h): uploaded once; after each update what trains is made
+ * again, PIECES matrices of all forms in one kernel: reads 4 bytes of each element, writes it in the form's type.  A kernel
+ * for each form would be some eighty an update of SD1.5's attention, each shorter than its launch. */
 #include "device_ops.h"
 #include "projections.h"
 #include "tile.cuh"
@@ -10,40 +11,68 @@ using namespace sd;
 
 namespace {
 
-enum { THREADS = 128 };
+enum { THREADS = 128, MOST_BLOCKS = 64, PIECES = 96 };
 
-/* What down and up are made of; NULL: left as they are. */
-struct adapter {
-    const float *down, *up;
-    int begin, out, rank_begin, rank;
+/* Rows of `from`, each times its number of `scale` where there are any, to rows of `to` that lie `pitch` elements apart. */
+struct piece {
+    const float *from, *scale;
+    void *to;
+    int rows, width, pitch;
 };
-struct adapters {
-    void *to_down, *to_up;
-    const float *scale;
-    int64_t in, up_pitch;
-    bool beside;
-    adapter at[SD_MAX_PROJECTIONS];
-};
+struct pieces { piece at[PIECES]; };        /* the arguments of a kernel may be 4 KB */
 
 template <class T> static __global__ void
 __launch_bounds__(THREADS)
-adapters_kernel(struct adapters p)
+pieces_kernel(struct pieces p)
 {
-    const adapter &q = p.at[blockIdx.y];
-    int64_t i = (int64_t)blockIdx.x * THREADS + threadIdx.x, downs = q.rank * p.in;
+    const piece &q = p.at[blockIdx.y];
+    int64_t count = (int64_t)q.rows * q.width;
 
-    if (i < downs) {
-        if (q.down)
-            static_cast<T *>(p.to_down)[q.rank_begin * p.in + i] =
-                from_float<T>(q.down[i] * p.scale[q.rank_begin + (int)(i / p.in)]);
-        return;
+    for (int64_t i = (int64_t)blockIdx.x * THREADS + threadIdx.x; i < count; i += (int64_t)gridDim.x * THREADS) {
+        int64_t row = i / q.width;
+
+        static_cast<T *>(q.to)[row * q.pitch + i % q.width] = from_float<T>(q.from[i] * (q.scale ? q.scale[row] : 1));
     }
-    i -= downs;
-    if (i >= (int64_t)q.out * q.rank || !q.up)
-        return;
-    int64_t o = i / q.rank, k = i % q.rank;
+}
 
-    static_cast<T *>(p.to_up)[(q.begin + o) * p.up_pitch + (p.beside ? q.rank_begin : 0) + k] = from_float<T>(q.up[i]);
+/* Pieces of one type that have not been asked for yet. */
+struct queue {
+    struct sd_device *device;
+    enum sd_dtype dtype;
+    int count;
+    int64_t most;           /* elements of the largest */
+    struct pieces p;
+};
+
+void
+flush(struct queue *q)
+{
+    int64_t blocks = ceil_div(q->most, THREADS);
+
+    if (blocks > MOST_BLOCKS)
+        blocks = MOST_BLOCKS;
+    if (q->count) {
+        dim3 grid((unsigned)blocks, (unsigned)q->count);
+
+        SD_BY_DTYPE(q->dtype, T, SD_LAUNCH(q->device, pieces_kernel<T>, grid, THREADS, 0, q->p));
+    }
+    q->count = 0;
+    q->most = 0;
+    q->p = {};
+}
+
+void
+put(struct queue *q, enum sd_dtype dtype, const struct piece &piece)
+{
+    int64_t count = (int64_t)piece.rows * piece.width;
+
+    if (!count)
+        return;
+    if (q->count == PIECES || dtype != q->dtype)
+        flush(q);
+    q->dtype = dtype;
+    q->p.at[q->count++] = piece;
+    q->most = count > q->most ? count : q->most;
 }
 
 template <class P> P *
@@ -52,46 +81,43 @@ section(void *form, size_t at)
     return reinterpret_cast<P *>(static_cast<char *>(form) + at);
 }
 
-/* Which elements lie where, without what they are made of. */
-struct adapters
-adapters_of(void *form, const struct projections_layout *l, const struct sd_projections *a)
+/* Down and up of part i of a form, from device memory; NULL: left as they are. */
+void
+put_adapter(struct queue *to, void *form, const struct projections_layout *l, const struct sd_projections *a, int part,
+            const float *down, const float *up)
 {
-    struct adapters p = {};
-    int64_t begin = 0, rank = 0;
+    int64_t begin = 0, rank_begin = 0, rank = projection_rank(&a->part[part]);
+    size_t size = sd_dtype_size(l->dtype);
 
-    p.to_down = section<char>(form, l->down);
-    p.to_up = section<char>(form, l->beside ? l->weight + (size_t)l->in * sd_dtype_size(l->dtype) : l->up);
-    p.scale = section<float>(form, l->scale);
-    p.in = l->in;
-    p.up_pitch = l->beside ? l->pitch : l->wide;
-    p.beside = l->beside != 0;
-    for (int i = 0; i < a->parts; i++) {
-        p.at[i].begin = (int)begin;
-        p.at[i].rank_begin = (int)rank;
-        p.at[i].out = (int)projection_out(&a->part[i]);
-        p.at[i].rank = (int)projection_rank(&a->part[i]);
+    for (int i = 0; i < part; i++) {
         begin += projection_out(&a->part[i]);
-        rank += projection_rank(&a->part[i]);
+        rank_begin += projection_rank(&a->part[i]);
     }
-    return p;
+    if (down)
+        put(to, l->dtype, { down, section<float>(form, l->scale) + rank_begin,
+                            section<char>(form, l->down + (size_t)(rank_begin * l->in) * size), (int)rank, (int)l->in,
+                            (int)l->in });
+    if (up) {
+        int64_t pitch = l->beside ? l->pitch : l->wide;
+        size_t at = l->beside ? l->weight + (size_t)(l->in + rank_begin) * size : l->up;
+
+        put(to, l->dtype, { up, nullptr, section<char>(form, at + (size_t)(begin * pitch) * size),
+                            (int)projection_out(&a->part[part]), (int)rank, (int)pitch });
+    }
 }
 
 void
-make_adapters(struct sd_device *d, const struct projections_layout *l, const struct adapters &p, int parts)
+put_trainables(struct queue *to, void *form, enum sd_dtype dtype, const struct sd_projections *a)
 {
-    int64_t most = 0;
+    struct projections_layout l;
 
-    for (int i = 0; i < parts; i++)
-        if (p.at[i].down || p.at[i].up) {
-            int64_t count = p.at[i].rank * (p.in + p.at[i].out);
+    projections_layout(&l, a, dtype);
+    for (int i = 0; i < a->parts; i++) {
+        const struct sd_projection *q = &a->part[i];
 
-            most = count > most ? count : most;
-        }
-    if (!most)
-        return;
-    dim3 grid((unsigned)ceil_div(most, THREADS), (unsigned)parts);
-
-    SD_BY_DTYPE(l->dtype, T, SD_LAUNCH(d, adapters_kernel<T>, grid, THREADS, 0, p));
+        put_adapter(to, form, &l, a, i, q->down && q->down->trainable ? q->down->device_value : nullptr,
+                    q->up && q->up->trainable ? q->up->device_value : nullptr);
+    }
 }
 
 /* The parameter's values as F32 at `to` on the device. */
@@ -125,20 +151,14 @@ write_weight(struct sd_device *d, void *to, const struct projections_layout *l, 
 }   /* namespace */
 
 void
-projections_refresh(struct sd_device *d, void *form, enum sd_dtype dtype, const struct sd_projections *a)
+projections_refresh(struct sd_device *d, const struct projections_form *forms, size_t count)
 {
-    struct projections_layout l;
-    struct adapters p;
+    struct queue q = {};
 
-    projections_layout(&l, a, dtype);
-    p = adapters_of(form, &l, a);
-    for (int i = 0; i < a->parts; i++) {
-        const struct sd_projection *q = &a->part[i];
-
-        p.at[i].down = q->down && q->down->trainable ? q->down->device_value : nullptr;
-        p.at[i].up = q->up && q->up->trainable ? q->up->device_value : nullptr;
-    }
-    make_adapters(d, &l, p, a->parts);
+    q.device = d;
+    for (size_t i = 0; i < count; i++)
+        put_trainables(&q, forms[i].form, forms[i].dtype, forms[i].parts);
+    flush(&q);
 }
 
 void
@@ -176,21 +196,22 @@ projections_upload(struct sd_device *d, void *form, enum sd_dtype dtype, const s
     if (l.biased && dtype != SD_F32)
         sd_device_cast(d, section<char>(form, l.bias_d), dtype, section<float>(form, l.bias), SD_F32, (size_t)l.out);
     for (int i = 0; i < a->parts; i++) {
-        const struct sd_projection *q = &a->part[i];
-        const struct sd_param *pair[] = { q->down, q->up };
+        const struct sd_param *pair[] = { a->part[i].down, a->part[i].up };
 
         for (int k = 0; k < 2; k++) {
-            struct adapters p;
+            struct queue q = {};
             float *room;
 
             if (!pair[k] || pair[k]->trainable)
                 continue;
             room = static_cast<float *>(sd_device_workspace(d, pair[k]->numel * sizeof *room));
             write_values(d, room, pair[k]);
-            p = adapters_of(form, &l, a);
-            (k ? p.at[i].up : p.at[i].down) = room;
-            make_adapters(d, &l, p, a->parts);
+            q.device = d;
+            put_adapter(&q, form, &l, a, i, k ? nullptr : room, k ? room : nullptr);
+            flush(&q);
         }
     }
-    projections_refresh(d, form, dtype, a);
+    struct projections_form whole = { form, dtype, a };
+
+    projections_refresh(d, &whole, 1);
 }

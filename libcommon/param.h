@@ -67,15 +67,14 @@ size_t sd_param_bytes_made(void);
 /* Forms on a device: dense, in dtype, in the file's order (SD_ROWS) or, for convolutions, [out, kh, kw, in] (SD_TAPS).
  * sd_param_want - announced when a plan is prepared; counted once.  sd_param_on - where it lies, from the bind on.
  * A trainable's F32 rows are its device_value itself, rows of shadow_dtype its device_shadow, which whoever set it keeps true;
- * other forms of trainables are made again by sd_param_refresh (recordable).
- * A joined parameter's one form is that of kernels/projections.h; it is made again with the first of its trainables, so that
- * sd_param_refresh is for all trainables when all have their values. */
+ * other forms of trainables are made again by sd_params_refresh (recordable), which is for all trainables when all have
+ * their values: a joined parameter's one form, that of kernels/projections.h, is made again with the first of its own. */
 enum sd_param_layout { SD_ROWS, SD_TAPS };
 void  sd_param_want(struct sd_param *p, enum sd_dtype dtype, enum sd_param_layout layout);
 void *sd_param_on(const struct sd_param *p, enum sd_dtype dtype, enum sd_param_layout layout);
 /* sd_param_upload - make all forms that are wanted and not there yet. */
 void  sd_param_upload(struct sd_param *p, struct sd_device *d);
-void  sd_param_refresh(struct sd_param *p, struct sd_device *d);
+void  sd_params_refresh(struct sd_param *const *p, size_t count, struct sd_device *d);
 void  sd_param_forget(struct sd_param *p);      /* the forms on the device */
 size_t sd_param_device_bytes(void);             /* of all wanted forms of the program */
 size_t sd_param_device_scratch(void);           /* the most of the workspace that uploading one of them needs */

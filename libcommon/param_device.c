@@ -204,21 +204,43 @@ sd_param_upload(struct sd_param *p, struct sd_device *d)
     }
 }
 
+enum { MOST_FORMS = 256 };
+
+struct refresh {
+    struct sd_device *device;
+    struct projections_form form[MOST_FORMS];
+    size_t count;
+};
+
 static void
-refresh_joined(struct sd_param *p, struct sd_device *d)
+refresh_joined(struct sd_param *p, void *argument)
 {
+    struct refresh *r = argument;
+
     for (struct sd_param_form *f = p->forms; f; f = f->next)
-        if (f->data && f->device == d)
-            projections_refresh(d, f->data, f->dtype, p->joined);
+        if (f->data && f->device == r->device) {
+            if (r->count == MOST_FORMS) {
+                projections_refresh(r->device, r->form, r->count);
+                r->count = 0;
+            }
+            r->form[r->count++] = (struct projections_form){ f->data, f->dtype, p->joined };
+        }
 }
 
 void
-sd_param_refresh(struct sd_param *p, struct sd_device *d)
+sd_params_refresh(struct sd_param *const *p, size_t count, struct sd_device *d)
 {
-    sd_param_each_joined(p, refresh_joined, d);
-    for (struct sd_param_form *f = p->forms; f; f = f->next)
-        if (f->data && f->device == d && !f->shared)
-            make(p, f, p->device_value, SD_F32);
+    struct refresh r;
+
+    r.device = d;
+    r.count = 0;
+    for (size_t i = 0; i < count; i++) {
+        sd_param_each_joined(p[i], refresh_joined, &r);
+        for (struct sd_param_form *f = p[i]->trainable ? p[i]->forms : NULL; f; f = f->next)
+            if (f->data && f->device == d && !f->shared)
+                make(p[i], f, p[i]->device_value, SD_F32);
+    }
+    projections_refresh(d, r.form, r.count);
 }
 #else
 void
@@ -228,8 +250,9 @@ sd_param_upload(struct sd_param *p, struct sd_device *d SD_UNUSED)
 }
 
 void
-sd_param_refresh(struct sd_param *p, struct sd_device *d)
+sd_params_refresh(struct sd_param *const *p, size_t count, struct sd_device *d)
 {
-    sd_param_upload(p, d);
+    for (size_t i = 0; i < count; i++)
+        sd_param_upload(p[i], d);
 }
 #endif

@@ -115,10 +115,9 @@ sd_param_forget_joined(struct sd_param *p, bool dies)
 }
 
 void
-sd_param_each_joined(struct sd_param *p, void (*f)(struct sd_param *joined, struct sd_device *d),
-                     struct sd_device *d)
+sd_param_each_joined(struct sd_param *p, void (*f)(struct sd_param *joined, void *argument), void *argument)
 {
     for (struct joined *j = all; j && p->member; j = j->next)
         if (first_trainable(j) == p)
-            f(&j->param, d);
+            f(&j->param, argument);
 }

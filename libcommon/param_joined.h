@@ -4,7 +4,6 @@
 
 #include "param.h"
 
-void sd_param_each_joined(struct sd_param *p, void (*f)(struct sd_param *joined, struct sd_device *d),
-                          struct sd_device *d);
+void sd_param_each_joined(struct sd_param *p, void (*f)(struct sd_param *joined, void *argument), void *argument);
 
 #endif

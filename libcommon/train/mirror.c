@@ -128,8 +128,7 @@ refresh(struct sd_mirror *m)
 
     if (m->shadow)
         sd_device_cast(m->device, m->shadow, m->dtype, m->value, SD_F32, t->count);
-    for (size_t i = 0; i < t->params; i++)
-        sd_param_refresh(t->param[i], m->device);
+    sd_params_refresh(t->param, t->params, m->device);
 }
 
 /* Prodigy's doubles lie at the start of a group's scalars, as optimizer.c keeps them. */

@@ -240,9 +240,8 @@ compute(struct sd_scope *s, const struct shape *shape, const struct how *how, co
             if (t.param[i]->trainable)
                 sd_device_write(how->device, t.param[i]->device_value, t.param[i]->value,
                                 t.param[i]->numel * sizeof(float));
-        for (int i = 1; i < t.params && how->refresh && run == 1; i++)
-            if (t.param[i]->trainable)
-                sd_param_refresh(t.param[i], how->device);
+        if (how->refresh && run == 1)
+            sd_params_refresh(t.param + 1, (size_t)t.params - 1, how->device);
         for (int i = 0; i < t.params; i++) {        /* gradients are added to what is there */
             struct sd_param *p = t.param[i];
 
