@@ -124,6 +124,34 @@ sd_make_folders(const char *path)
     return 0;
 }
 
+/* The folder that a name is in, and its last part. */
+static bool
+place(const char *path, struct stat *folder, const char **name)
+{
+    const char *slash = strrchr(path, '/');
+    char *before = slash ? strndup(path, (size_t)(slash - path) + 1) : NULL;
+    bool there = !stat(before ? before : ".", folder);
+
+    free(before);
+    *name = slash ? slash + 1 : path;
+    return there;
+}
+
+bool
+sd_same_file(const char *a, const char *b)
+{
+    struct stat p, q;
+    bool is_a = !stat(a, &p), is_b = !stat(b, &q);
+    const char *x, *y;
+
+    if (is_a != is_b || (is_a && !S_ISREG(p.st_mode) && !S_ISDIR(p.st_mode)))
+        return false;
+    if (is_a)
+        return p.st_dev == q.st_dev && p.st_ino == q.st_ino;
+    return !strcmp(a, b)
+           || (place(a, &p, &x) && place(b, &q, &y) && p.st_dev == q.st_dev && p.st_ino == q.st_ino && !strcmp(x, y));
+}
+
 const char *
 sd_cache_folder(struct sd_scope *s)
 {

@@ -12,6 +12,8 @@ char *sd_file_read(struct sd_scope *s, const char *path, size_t max, size_t *len
 int   sd_folder_list(struct sd_scope *s, const char *path, const char ***names, size_t *count);
 /* sd_make_folders - mkdir -p;  -1 with sd_fail. */
 int   sd_make_folders(const char *path);
+/* sd_same_file - do two names mean one file, be it there or not yet?  A device is nobody's: it takes all. */
+bool  sd_same_file(const char *a, const char *b);
 /* sd_cache_folder - $XDG_CACHE_HOME/sd-tools, else ~/.cache/sd-tools; not made. */
 const char *sd_cache_folder(struct sd_scope *s);
 

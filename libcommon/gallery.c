@@ -5,6 +5,7 @@
 
 #include <errno.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 static bool
@@ -49,13 +50,23 @@ check_new_folder(const char *path)
     check_folder(path, access(folder, F_OK) == 0 || errno != ENOENT ? folder : *folder == '/' ? "/" : ".");
 }
 
-void
-sd_gallery_check_file(const char *path)
+static void
+check_file(const char *path)
 {
     const char *slash = strrchr(path, '/');
+    struct stat st;
 
     sd_output_refuse(path, sd_shared.overwrite);
+    if (!stat(path, &st) && S_ISDIR(st.st_mode))
+        sd_die(path, "is a directory");
     check_folder(path, !slash ? "." : slash == path ? "/" : sd_strndup(NULL, path, (size_t)(slash - path)));
+}
+
+static void
+check_apart(const char *a, const char *b)
+{
+    if (a && b && sd_same_file(a, b))
+        sd_usage(a, "named for two outputs");
 }
 
 static void
@@ -63,7 +74,7 @@ check_picture(const char *option, const char *path)
 {
     if (!ends_with(path, ".png") && !ends_with(path, ".jpg") && !ends_with(path, ".jpeg"))
         sd_usage(option, "%s: expected .png or .jpg", path);
-    sd_gallery_check_file(path);
+    check_file(path);
 }
 
 void
@@ -73,16 +84,24 @@ sd_gallery_check(const struct sd_gallery *g)
         sd_usage("--output", "%lld pictures need --output-dir", (long long)g->count);
     if (!g->sheet && (g->sheet_with->count || g->columns || g->scale > 1))
         sd_usage("--sheet", "the other --sheet options have no effect without it");
-    if (g->output && g->sheet && strcmp(g->output, g->sheet) == 0)
-        sd_usage(g->output, "named for two outputs");
     if (g->output)
         check_picture("--output", g->output);
     if (g->sheet)
         check_picture("--sheet", g->sheet);
+    if (g->latents)
+        check_file(g->latents);
+    check_apart(g->sheet, g->output);
+    check_apart(g->latents, g->output);
+    check_apart(g->latents, g->sheet);
     for (int64_t i = 0; g->output_dir && i < g->count; i++) {
         struct sd_scope *s = sd_scope_open();
 
-        sd_output_refuse(sd_sprintf(s, "%s/%s", g->output_dir, sd_gallery_name(s, i)), sd_shared.overwrite);
+        const char *path = sd_sprintf(s, "%s/%s", g->output_dir, sd_gallery_name(s, i));
+
+        sd_output_refuse(path, sd_shared.overwrite);
+        check_apart(g->output, path);
+        check_apart(g->sheet, path);
+        check_apart(g->latents, path);
         sd_scope_close(s);
     }
     if (g->output_dir)

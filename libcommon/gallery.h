@@ -12,16 +12,15 @@ struct sd_gallery {
     const char *output;         /* the one picture, .png or .jpg; NULL */
     const char *output_dir;     /* 00000.png, 00001.png ...; NULL */
     const char *sheet;          /* NULL */
+    const char *latents;        /* a file that the caller writes; NULL */
     const struct sd_list *sheet_with;   /* pictures put on the sheet in front */
     int64_t columns, scale;     /* of the sheet: pictures side by side; how often each is enlarged */
     int64_t count;              /* pictures to come */
     struct sd_sheet *on_sheet;  /* the gallery's own */
 };
 
-/* sd_gallery_check - names, existing files (status 2), folders that cannot be written (3).
- * sd_gallery_check_file - the same for another output file.  They do nothing but refuse with --plan. */
+/* sd_gallery_check - names, existing files, one file for two outputs (status 2), folders that cannot be written (3). */
 void sd_gallery_check(const struct sd_gallery *g);
-void sd_gallery_check_file(const char *path);
 /* sd_gallery_open - loads what goes in front on the sheet, refuses a sheet too large for pictures of this size. */
 void sd_gallery_open(struct sd_gallery *g, struct sd_scope *s, int64_t width, int64_t height);
 /* sd_gallery_wants_settings - are pictures saved with settings inside?  sd_gallery_name - "00003.png" in scope s. */

@@ -126,15 +126,11 @@ check_outputs(struct run *r)
         sd_usage(NULL, "nothing to do with the pictures: give --output, --output-dir, --sheet, --save-latents, "
                  "--preview or -j");
     r->records = records || sd_shared.json_lines;
-    r->gallery = (struct sd_gallery){ records ? NULL : output, output_dir,  sheet,       &sheet_with,
-                                      sheet_columns,           sheet_scale, r->pictures, NULL };
+    r->gallery = (struct sd_gallery){ records ? NULL : output, output_dir, sheet, save_latents, &sheet_with, sheet_columns,
+                                      sheet_scale, r->pictures, NULL };
     sd_gallery_check(&r->gallery);
     if (!sheet_columns)
         r->gallery.columns = num_images > 1 ? num_images : 4;
-    if (save_latents && ((output && strcmp(output, save_latents) == 0) || (sheet && strcmp(sheet, save_latents) == 0)))
-        sd_usage(save_latents, "named for two outputs");
-    if (save_latents)
-        sd_gallery_check_file(save_latents);
 }
 
 static void
@@ -352,7 +348,8 @@ plan_all(struct run *r)
         sd_die("--lora", "%s", sd_reason());
 }
 
-/* On a device, its memory.  Anonymous memory: packed weights, the arena, texts, latents of a batch (x, two predictions, noise ...), pictures. */
+/* On a device, its memory.  Anonymous memory: packed weights, the arena, texts, latents of a batch (x, two predictions,
+ * noise ...), pictures. */
 static size_t
 peak_bytes(struct run *r)
 {

@@ -2,6 +2,7 @@
 #include "session_private.h"
 
 #include "compute.h"
+#include "file.h"
 #include "op.h"
 
 #include <errno.h>
@@ -367,26 +368,19 @@ print_plan(struct sd_run *x)
 
 /* -- main -------------------------------------------------------------------------------------------------------- */
 
-/* The folder of an output must be there and take files: better known now than after the last step. */
+/* The folder of an output must be there and take files, and a folder is no file: better known now than after the last
+ * step. */
 static void
-check_place(struct sd_scope *s, const char *path)
+check_place(struct sd_scope *s, const char *path, bool may_be_folder)
 {
+    struct stat st;
     const char *slash = strrchr(path, '/');
     const char *folder = !slash ? "." : slash == path ? "/" : sd_strndup(s, path, (size_t)(slash - path));
 
     if (access(folder, W_OK | X_OK) != 0)
         sd_die(path, "cannot be written: %s", strerror(errno));
-}
-
-static bool
-same_file(const char *a, const char *b)
-{
-    struct stat p, q;
-    bool is_a = !stat(a, &p), is_b = !stat(b, &q);
-
-    if (is_a && !S_ISREG(p.st_mode) && !S_ISDIR(p.st_mode))
-        return false;                   /* a device takes all */
-    return !strcmp(a, b) || (is_a && is_b && p.st_dev == q.st_dev && p.st_ino == q.st_ino);
+    if (!stat(path, &st) && (may_be_folder ? S_ISREG(st.st_mode) : S_ISDIR(st.st_mode)))
+        sd_die(path, may_be_folder ? "exists and is no folder" : "is a directory");
 }
 
 /* What is written must not be written over, neither by another output nor by the state, nor replace what is read. */
@@ -406,10 +400,10 @@ check_apart(struct sd_scope *s, const struct sd_outputs *to, int argc, char **ar
         w[n++] = (struct written){ "--log", S.log };
     for (size_t i = 0; i < n; i++) {
         for (size_t j = 0; j < i; j++)
-            if (same_file(w[i].path, w[j].path))
+            if (sd_same_file(w[i].path, w[j].path))
                 sd_usage(w[i].what, "%s: %s writes to it too", w[i].path, w[j].what);
         for (int j = 1; j < argc; j++)
-            if (same_file(w[i].path, argv[j]))
+            if (sd_same_file(w[i].path, argv[j]))
                 sd_usage(w[i].what, "%s: the records are read from it", w[i].path);
     }
 }
@@ -433,9 +427,9 @@ already_done(struct sd_run *x, int argc, char **argv)
 
         if (sd_is_kept(path) && !(S.resume && sd_is_kept(S.state)))
             sd_output_refuse(path, sd_shared.overwrite);
-        check_place(x->scope, path);
+        check_place(x->scope, path, i >= to.tokens && strcmp(S.format, "peft") == 0);
     }
-    check_place(x->scope, S.state);
+    check_place(x->scope, S.state, false);
     return false;
 }
 

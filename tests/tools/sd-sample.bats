@@ -337,6 +337,14 @@ embedding() {
     [[ $(head -c 4 a.png) == $'\x89PNG' ]]
     run -2 --separate-stderr sample --prompt a --output b.png --sheet b.png
     is_line "sd-sample: b.png: named for two outputs"
+    mkdir d
+    for words in "--output ./b.png --sheet b.png" "--output b.png --save-latents ./b.png" "--sheet b.png --save-latents d/../b.png" \
+        "--output-dir d --sheet d/00001.png" "--output-dir d --save-latents ./d//00000.png"; do
+        # shellcheck disable=SC2086
+        run -2 --separate-stderr sample --prompt a $([[ $words == *-dir* ]] && echo --prompt b) --overwrite $words
+        [[ $stderr == "sd-sample: "*": named for two outputs" ]]
+    done
+    [ -z "$(ls d)" ]
     run -2 --separate-stderr sample --prompt a --prompt b --output b.png
     is_line "sd-sample: --output: 2 pictures need --output-dir"
     run -2 --separate-stderr sample --prompt a --output b.gif
@@ -358,6 +366,12 @@ embedding() {
     is_line "sd-sample: file: cannot be written: Not a directory"
     run -3 --separate-stderr sd-sample --model nowhere --prompt a --output-dir /proc/none/x
     [[ $stderr == "sd-sample: /proc/none/x: cannot be written: "* || $EUID == 0 ]]
+    mkdir folder.png
+    for words in "--output folder.png" "--sheet folder.png" "--save-latents folder.png"; do
+        # shellcheck disable=SC2086
+        run -3 --separate-stderr sd-sample --model nowhere --prompt a --overwrite $words
+        is_line "sd-sample: folder.png: is a directory"
+    done
     # a run that does not begin makes no folder
     run -3 --separate-stderr sd-sample --model nowhere --prompt a --output-dir new/x
     is_line "sd-sample: nowhere: no such file or folder, nor a name of the form org/name[@revision]"

@@ -514,8 +514,19 @@ END
         asked --overwrite --output out.safetensors $o ./three.sd three.sd
         is_line "sd-train-lora: $o: ./three.sd: the records are read from it"
     done
+    asked --state ./out.safetensors --output out.safetensors three.sd
+    is_line "sd-train-lora: --state: ./out.safetensors: --output writes to it too"
     cmp three.sd "$RECORDS/three.sd"
     [ ! -e out.safetensors ]
+    # a folder is no file, and PEFT's form is no file: said before anything is loaded
+    mkdir folder
+    for words in "--output folder" "--output o --state folder" "--output o --placeholder-token <new> --output-embedding folder"; do
+        # shellcheck disable=SC2086
+        run -3 --separate-stderr sd-train-lora --model nowhere --overwrite $words three.sd
+        is_line "sd-train-lora: folder: is a directory"
+    done
+    run -3 --separate-stderr sd-train-lora --model nowhere --overwrite --format peft --output three.sd other.sd
+    is_line "sd-train-lora: three.sd: exists and is no folder"
 }
 
 @test "an embedding does not get a pickle's name" {
