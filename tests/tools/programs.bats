@@ -72,6 +72,22 @@ programs() { for f in "$ROOT"/tools/*.c; do basename "$f" .c; done; }
     done
 }
 
+@test "a default is one number in the help, its JSON and the manual page" {
+    for p in $(programs); do
+        page=$ROOT/man/$p.1 seen=0
+        "$p" --help=json > help.json
+        while IFS=$'\t' read -r name said is; do
+            seen=$((seen + 1))
+            if [ "$(jq -n "$said == $is")" != true ]; then echo "$p --$name: $said in the help, $is in its JSON"; false; fi
+            entry=$(awk -v name="$name" '/^\.It /{ on = 0 } /^\.It .*Fl -/ && index($0 " ", "Fl -" name " "){ on = 1 } on' "$page")
+            if ! grep -qwF -e "$said" <<< "$(tail -n +2 <<< "$entry")"; then echo "$p --$name: $said in the help, not in the manual"; false; fi
+        done < <(jq -r '.options[] | select(.kind == "integer" or .kind == "real") | . as $o | .help | capture("\\((?<d>[0-9][0-9.e-]*)([;:][^()]*)?\\)$")?
+            | [$o.name, .d, ($o.default | tostring)] | @tsv' help.json)
+        echo "$p: $seen"
+        case $p in sd-train-*) ((seen >= 20)) ;; sd-sample) ((seen >= 8)) ;; esac
+    done
+}
+
 @test "full standard output is status 3" {
     for p in $(programs); do
         run -3 --separate-stderr bash -c '"$1" --help > /dev/full' - "$p"
