@@ -339,9 +339,9 @@ embedding() {
     is_line "sd-sample: b.png: named for two outputs"
     mkdir d
     for words in "--output ./b.png --sheet b.png" "--output b.png --save-latents ./b.png" "--sheet b.png --save-latents d/../b.png" \
-        "--output-dir d --sheet d/00001.png" "--output-dir d --save-latents ./d//00000.png"; do
+        "--prompt b --output-dir d --sheet d/00001.png" "--output-dir d --save-latents ./d//00000.png"; do
         # shellcheck disable=SC2086
-        run -2 --separate-stderr sample --prompt a $([[ $words == *-dir* ]] && echo --prompt b) --overwrite $words
+        run -2 --separate-stderr sample --prompt a --overwrite $words
         [[ $stderr == "sd-sample: "*": named for two outputs" ]]
     done
     [ -z "$(ls d)" ]
