@@ -56,7 +56,7 @@ check_file(const char *path)
     const char *slash = strrchr(path, '/');
     struct stat st;
 
-    sd_output_refuse(path, sd_shared.overwrite);
+    sd_output_refuse(path, sd_shared.overwrite || sd_shared.plan);
     if (!stat(path, &st) && S_ISDIR(st.st_mode))
         sd_die(path, "is a directory");
     check_folder(path, !slash ? "." : slash == path ? "/" : sd_strndup(NULL, path, (size_t)(slash - path)));
@@ -98,7 +98,7 @@ sd_gallery_check(const struct sd_gallery *g)
 
         const char *path = sd_sprintf(s, "%s/%s", g->output_dir, sd_gallery_name(s, i));
 
-        sd_output_refuse(path, sd_shared.overwrite);
+        sd_output_refuse(path, sd_shared.overwrite || sd_shared.plan);
         check_apart(g->output, path);
         check_apart(g->sheet, path);
         check_apart(g->latents, path);

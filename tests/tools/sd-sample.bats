@@ -505,6 +505,9 @@ poison() {
     jq -e '.peak_bytes >= .arena_bytes + .packed_bytes and .arena_bytes >= .activations_bytes and .weights_bytes > 0
         and .flops > 0 and .decode_flops > 0 and .model_calls == 2 and .pictures == 5' <<< "$output"
     [[ ! -e out ]]
+    touch there.png                     # as trainers: a plan asks about the work, not about its outputs
+    sample --prompt a --output there.png --plan | jq -e .peak_bytes
+    [ ! -s there.png ]
     one=$(sample --prompt a --plan | jq .arena_bytes) five=$(sample --prompt a --num-images 5 --batch-size 5 --plan | jq .arena_bytes)
     ((five > one))
 }
