@@ -74,6 +74,7 @@ sd_output_open(const char *path)
         fd = sd_open(path, O_WRONLY);
     } else {
         unlink(o->part);                /* left by a run that was killed */
+        o->part_exists = true;          /* before it does: a signal may come between */
         fd = sd_open(o->part, O_RDWR | O_CREAT | O_EXCL);
         o->part_exists = fd >= 0;
     }

@@ -24,18 +24,26 @@ struct loop {
 
 static volatile sig_atomic_t stop_signal;
 
+/* A second signal ends the program at once, as the first would have: what is half-written goes too. */
+static struct sigaction before[NSIG];
+
 static void
-on_stop(int number)             /* reset by then: a second signal ends the program at once */
+on_stop(int number)
 {
-    stop_signal = number;
+    if (!stop_signal)
+        stop_signal = number;
+    else {
+        sigaction(number, &before[number], NULL);
+        raise(number);              /* pending until this handler returns */
+    }
 }
 
 static void
 catch(int number)
 {
-    struct sigaction action = { .sa_handler = on_stop, .sa_flags = (int)SA_RESETHAND | SA_RESTART }, old;
+    struct sigaction action = { .sa_handler = on_stop, .sa_flags = (int)SA_RESTART };
 
-    if (!sigaction(number, NULL, &old) && old.sa_handler != SIG_IGN)        /* nohup stays nohup */
+    if (!sigaction(number, NULL, &before[number]) && before[number].sa_handler != SIG_IGN)      /* nohup stays nohup */
         sigaction(number, &action, NULL);
 }
 

@@ -136,6 +136,24 @@ preempted_and_requeued() { # GRACE...: a preemption for each, of so many hundred
     done
 }
 
+@test "a second signal in the middle of a save leaves nothing half-written" {
+    can_trace
+    (exec env --default-signal=TERM,INT strace -D -qq -o /dev/null -e inject=fsync:delay_enter=1500000 sd-train-lora -q --threads 1 \
+        --model "$MODEL" --rank 2 --placeholder-token '<new>' --output out.safetensors --output-embedding new.safetensors --state state \
+        --max-train-steps 60 --checkpointing-steps 1 "$RECORDS/three.sd" "$RECORDS/two.sd") 2> err & pid=$!
+    for ((k = 0; k < 500; k++)); do if [ -e state.part ]; then break; fi; sleep 0.01; done
+    [ -e state.part ]
+    status=0
+    kill -INT "$pid"                # both come when the delayed call returns
+    kill -TERM "$pid"
+    wait "$pid" || status=$?
+    echo "status $status"
+    cat err
+    ((status == 130 || status == 143))
+    nothing_left
+    [ ! -e state ]
+}
+
 @test "a queue preempts a job four times, with grace and without, and runs it again: the same bytes, one log line a step" {
     lora -q --max-train-steps 80 --log log
     want="$(sum out.safetensors) $(sum new.safetensors) $(losses log | sha256sum)"
