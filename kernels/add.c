@@ -1,5 +1,6 @@
 /* add:  y = a + b;  gradient:  da += dy, db += dy */
 #include "ops.h"
+#include "product.h"
 #include "simd.h"
 
 struct sd_tensor *
@@ -31,20 +32,7 @@ add_forward_cpu(struct sd_node *n)
 void
 add_backward_cpu(struct sd_node *n)
 {
-    const real *dy = n->dout->data;
-    int64_t count = (int64_t)n->out->numel;
-
-    for (int k = 0; k < 2; k++) {
-        real *d = n->din[k] ? n->din[k]->data : NULL;
-
-        if (d && n->din_store[k]) {
-#pragma omp parallel for simd schedule(static) if (count > SD_CHUNK)
-            for (int64_t i = 0; i < count; i++)
-                d[i] = dy[i];
-        } else if (d) {
-#pragma omp parallel for simd schedule(static) if (count > SD_CHUNK)
-            for (int64_t i = 0; i < count; i++)
-                d[i] += dy[i];
-        }
-    }
+    for (int k = 0; k < 2; k++)
+        if (n->din[k])
+            product_pass(n, k);
 }

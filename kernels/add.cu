@@ -29,7 +29,7 @@ add_backward_cuda(struct sd_node *n)
     int64_t count = (int64_t)n->out->numel;
 
     for (int k = 0; k < 2; k++)
-        if (n->din[k])
+        if (n->din[k] && !(n->din_store[k] && n->din[k]->data == n->dout->data))
             sd_device_rows(device_of(n), n->din[k]->data, n->din[k]->dtype, count, n->dout->data, n->dout->dtype, count, 1, count,
                            !n->din_store[k]);
 }

@@ -71,6 +71,7 @@ struct sd_node {
 #define F_CHEAP    1u       /* output is worth recomputing rather than keeping for the backward pass */
 #define F_NO_GRAD  2u       /* no gradient flows through (schedules, noise) */
 #define I_IN(i)    (65536u << (i))  /* output may take the bytes of in[i] when that dies here: n->out->data == n->in[i]->data */
+#define D_IN(i)    (512u << (i))    /* the gradient of in[i] is dout itself: where it is stored it may lie there, and nothing is done */
 #define P_IN(i)    (16u << (i))     /* in[i] (and its gradient) may be pitched */
 #define W_IN(i)    (1u << (24 + (i)))   /* in[i], when it is a whole parameter, is read in a form that the kernel asks for itself */
 

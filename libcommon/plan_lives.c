@@ -1,7 +1,8 @@
 /* plan_lives - when each tensor of a plan is there, and where it lies.
  *
  * lives: from the step that writes a tensor to the last that reads it, once per computation; an op may hand the bytes of an
- * input that dies to its output.  places: lives by size, each at the lowest offset free for its whole time. */
+ * input that dies to its output, and those of its output's gradient to that of an input which was only added: a residual's
+ * gradient is then there without a pass.  places: lives by size, each at the lowest offset free for its whole time. */
 #include "plan_internal.h"
 
 #include <stdlib.h>
@@ -68,6 +69,28 @@ inherit(struct sd_node *n, int step)
             continue;
         l->heir = out;
         out->from = l;
+        return;
+    }
+}
+
+/* dout dies here and is the whole gradient so far of an input (D_IN): that takes its bytes. */
+static void
+inherit_gradient(const struct sd_step *step, int s)
+{
+    struct sd_node *n = step->node;
+    struct sd_life *dout = n->dout->storage->life;
+
+    if (!dout || dout->end != s || dout->heir)
+        return;
+    for (int a = 0; a < n->n_in; a++) {
+        struct sd_tensor *dx = n->din[a] ? base_of(n->din[a]) : NULL;
+        struct sd_life *l = dx ? dx->storage->life : NULL;
+
+        if (!l || !(sd_ops[n->op].flags & D_IN(a)) || !step->din_store[a] || l->begin != s || l->from ||
+            dx->numel != n->dout->numel || dx->dtype != n->dout->dtype)
+            continue;
+        dout->heir = l;
+        l->from = dout;
         return;
     }
 }
@@ -147,14 +170,16 @@ hand_over(struct sd_plan *p)
     for (size_t s = 0; s < p->steps.count; s++) {
         struct sd_step *step = p->steps.item[s];
 
-        if (step->kind != SD_STEP_FORWARD && step->kind != SD_STEP_REDO)
-            continue;
         for (size_t i = 0; i < step->begins.count; i++) {
             struct sd_life *l = step->begins.item[i];
 
-            l->tensor->storage->life = l;       /* replay which life is current */
+            if (l->tensor)
+                l->tensor->storage->life = l;   /* replay which life is current */
         }
-        inherit(step->node, (int)s);
+        if (step->kind == SD_STEP_FORWARD || step->kind == SD_STEP_REDO)
+            inherit(step->node, (int)s);
+        else if (step->kind == SD_STEP_BACKWARD)
+            inherit_gradient(step, (int)s);
     }
 }
 

@@ -3,7 +3,7 @@
 #include "check.h"
 #include "op.h"
 #include "ops.h"
-#include "plan.h"
+#include "plan_internal.h"
 
 enum { B = 2, L = 6, D = 8, BLOCKS = 4 };
 
@@ -136,6 +136,30 @@ redoing_changes_nothing(void)
     }
 }
 
+/* The gradient of what was only added is that of the sum: no bytes of its own, no pass.  The first residual is the input, of
+ * which no gradient is wanted. */
+static void
+residuals_take_over(void)
+{
+    struct net n = { 0 };
+    struct sd_plan *p;
+    int handed = 0;
+
+    describe(&n);
+    p = sd_plan_training(n.graph, n.loss, SD_KEEP_ALL, 0);
+    for (size_t i = 0; i < p->lives.count; i++) {
+        const struct sd_life *l = p->lives.item[i];
+
+        if (l->from && l->tensor->storage->is_gradient) {
+            CHECK(l->offset == l->from->offset && l->from->tensor->storage->is_gradient && l->from->end == l->begin,
+                  "%s: from %s", l->tensor->name, l->from->tensor->name);
+            handed++;
+        }
+    }
+    CHECK(handed == 2 * BLOCKS - 1, "%d of %d residuals", handed, 2 * BLOCKS - 1);
+    undo(&n, p);
+}
+
 static void
 budgets(void)
 {
@@ -255,6 +279,7 @@ int
 main(void)
 {
     redoing_changes_nothing();
+    residuals_take_over();
     budgets();
     faults();
     hostile_sizes();
