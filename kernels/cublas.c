@@ -3,16 +3,16 @@
  * The library counts in columns, so it is asked for the turned product: our row-major D [rows, columns] is its D' [columns, rows],
  * D' = B' A' + bias of the rows + C'.
  * Of its algorithms those with a split depth whose parts are kept in f32 and added in a fixed order may be used, those that add in
- * place not.  The fastest for each call is kept (vendor.h), of those that give the same bits twice, once from a recording, and
+ * place not.  The fastest for each call is kept (tuning.h), of those that give the same bits twice, once from a recording, and
  * those of our own kernel but for rounding. */
 #include "cublas.h"
 
-#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "diag.h"
+#include "tuning.h"
 #include "vendor.h"
 
 /* -- the library's words -------------------------------------------------------------------------------------------- */
@@ -354,81 +354,84 @@ candidates(struct state *s, struct plan *p, struct found *found)
     return kept;
 }
 
-/* The product by our own kernel, in the host's memory; NULL where there is no room.  What lies between rows is zero in both. */
-static void *
-expect(struct state *s, const struct gemm_call *g, size_t bytes)
-{
-    struct gemm_call own = *g;
-    void *expected = malloc(bytes);
+/* The product by each of the candidates, and by our own kernel: what lies between rows is zero in all. */
+struct trial {
+    struct state *state;
+    const struct gemm_call *call;
+    size_t bytes;                       /* of a result */
+    char *expected, *found, *again;
+};
 
-    if (!expected)
-        return NULL;
-    own.d = sd_device_alloc(s->device, bytes, "tuning");
-    sd_device_fill(s->device, own.d, 0, bytes);
-    gemm_cuda(s->device, &own);
-    sd_device_read(s->device, expected, own.d, bytes);
-    sd_device_free(s->device, own.d);
-    return expected;
-}
-
-/* found [2]: of two runs, the second from a recording.  -1 where the library refuses, infinite where the two differ */
-static double
-distance(struct attempt *t, const void *expected, unsigned char *found, size_t bytes)
+static void
+begin_trial(struct trial *t)
 {
     struct sd_device *d = t->state->device;
+    size_t apart = (t->bytes + 255) / 256 * 256;
+    struct gemm_call own = *t->call;
 
-    for (int turn = 0; turn < 2; turn++) {
-        sd_device_fill(d, t->d, 0, bytes);
-        if (!(turn ? tuning_replay(d, multiply, t) : multiply(t)))
-            return -1;
-        sd_device_read(d, found + (size_t)turn * bytes, t->d, bytes);
-    }
-    if (memcmp(found, found + bytes, bytes))
-        return INFINITY;
-    return tuning_distance(found, expected, t->call->d_dtype, bytes / sd_dtype_size(t->call->d_dtype));
+    own.d = t->expected = sd_device_alloc(d, 3 * apart, "tuning");
+    t->found = t->expected + apart;
+    t->again = t->found + apart;
+    sd_device_fill(d, t->expected, 0, t->bytes);
+    gemm_cuda(d, &own);
+}
+
+/* Of two runs, the second from a recording; negative where the library refuses. */
+static double
+distance(const struct trial *t, struct attempt *a)
+{
+    struct sd_device *d = t->state->device;
+    bool ran;
+
+    sd_device_fill(d, t->found, 0, (size_t)(t->again - t->found) + t->bytes);
+    a->d = t->found;
+    ran = multiply(a);
+    a->d = t->again;
+    ran = ran && tuning_replay(d, multiply, a);
+    a->d = t->found;
+    return ran ? tuning_distance(d, t->found, t->again, t->expected, t->call->d_dtype, t->bytes / sd_dtype_size(t->call->d_dtype))
+               : -1;
 }
 
 /* Of the candidates, the fastest that is right, or not timed the first that is, into memory of their own (else every attempt would
  * add once more); -1: none. */
 static int
-fastest(struct state *s, struct plan *p, const struct gemm_call *g, const struct found *candidate, int count, size_t bytes,
+fastest(struct state *s, const struct plan *p, const struct gemm_call *g, const struct found *candidate, int count, size_t bytes,
         const char *key, bool timed)
 {
-    struct attempt t = { s, p, g, NULL };
-    unsigned char *expected = expect(s, g, bytes), *found = malloc(2 * bytes);
-    double best = -1;
-    int chosen = -1;
+    struct trial t = { .state = s, .call = g, .bytes = bytes };
+    struct plan plan[MANY];
+    struct attempt attempt[MANY];
+    struct tuning_way way[MANY];
+    int right[MANY], ways = 0, chosen;
 
-    if (!expected || !found)
-        sd_die("memory", "no room for %zu bytes three times", bytes);
-    t.d = sd_device_alloc(s->device, bytes, "tuning");
-    for (int i = 0; i < count && (timed || chosen < 0); i++) {
-        double seconds, apart;
+    begin_trial(&t);
+    for (int i = 0; i < count && (timed || !ways); i++) {
+        double apart;
 
-        p->algo = candidate[i].algo;
-        p->workspace = candidate[i].workspace;
-        apart = distance(&t, expected, found, bytes);
+        plan[ways] = *p;
+        plan[ways].algo = candidate[i].algo;
+        plan[ways].workspace = candidate[i].workspace;
+        attempt[ways] = (struct attempt){ s, &plan[ways], g, NULL };
+        apart = distance(&t, &attempt[ways]);
         if (apart < 0)
             continue;
         if (!(apart <= tuning_bound(g->d_dtype))) {
             sd_warn("cublasLt", "gemm %s: choice %d is left out: %.1e from our own", key, i, apart);
             continue;
         }
-        seconds = timed ? tuning_time(s->device, multiply, &t) : 0;
-        if (seconds >= 0 && (best < 0 || seconds < best)) {
-            best = seconds;
-            chosen = i;
-        }
+        way[ways] = (struct tuning_way){ multiply, &attempt[ways], 0 };
+        right[ways++] = i;
     }
-    sd_device_free(s->device, t.d);
-    free(expected);
-    free(found);
+    chosen = timed ? tuning_race(s->device, way, ways) : ways - 1;
+    sd_device_wait(s->device);
+    sd_device_free(s->device, t.expected);
     if (chosen < 0)
         sd_note(2, "gemm %s: none of %d choices", key, count);
     else if (timed)
-        sd_note(2, "gemm %s: choice %d of %d, %.1f us, %.1f TFLOP/s", key, chosen, count, best * 1e6,
-                2e-12 * (double)g->rows * (double)g->columns * (double)g->depth * (double)p->shape.batch / best);
-    return chosen;
+        sd_note(2, "gemm %s: choice %d of %d, %.1f us, %.1f TFLOP/s", key, right[chosen], count, way[chosen].seconds * 1e6,
+                2e-12 * (double)g->rows * (double)g->columns * (double)g->depth * (double)p->shape.batch / way[chosen].seconds);
+    return chosen < 0 ? -1 : right[chosen];
 }
 
 static void
@@ -449,7 +452,7 @@ choose(struct state *s, struct plan *p, const struct gemm_call *g)
     if (kept)
         sd_warn("cublasLt", "the algorithm that was chosen before is refused now, another is taken: %s", key);
     count = candidates(s, p, found);
-    compared = count > 0 && sd_device_free_bytes(s->device) > 2 * bytes + bytes / 2;
+    compared = count > 0 && sd_device_free_bytes(s->device) > 3 * bytes + bytes / 4;
     timed = compared && !kept && tuning_wanted();
     if (compared)
         chosen = fastest(s, p, g, found, count, bytes, key, timed);

@@ -3,7 +3,7 @@
  * A call becomes such a graph (cudnn_conv.c, cudnn_attention.c); the library lists engines for it, of which those are kept that
  * add in a fixed order and lose no precision (cudnn_engines.c).  Each is timed, and run twice into fresh memory, the second time
  * from a recording: one whose bits differ, or whose results are not those of our own kernel, is left out, whatever the library
- * says of it.  The choice is kept (cudnn_plans.c, vendor.h).
+ * says of it.  The choice is kept (cudnn_plans.c, tuning.h).
  *
  * Pictures: dimensions are counted [batch, channels, height, width], memory is NHWC.  Heads: [batch, heads, rows, d]. */
 #include "cudnn_internal.h"

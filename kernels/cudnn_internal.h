@@ -44,7 +44,7 @@ enum { POINTWISE_ADD = 0, POINTWISE_MULTIPLY = 1, POINTWISE_SUBTRACT = 9, POINTW
 enum { NOTE_DOWN_CONVERT_INPUTS = 1, NOTE_REDUCED_PRECISION_REDUCTION = 2, NOTE_FFT = 3, NOTE_NONDETERMINISTIC = 4, NOTE_WINOGRAD = 5, NOTES = 10 };
 enum { BEHAVIOR_RUNTIME_COMPILATION = 0, BEHAVIORS = 8 };
 enum { SDPA_FORWARD_SINCE = 91301, MANY = 64, ALIGNED = 16 };
-enum { TRIED = 8, SECONDS = 3 };        /* of engines: at most so many, so long */
+enum { TRIED = 8, SECONDS = 1 };        /* of engines: at most so many; so long until no more plans are made (some are compiled) */
 
 /* -- the library: cudnn.c ------------------------------------------------------------------------------------------- */
 

@@ -7,7 +7,9 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "clock.h"
 #include "diag.h"
+#include "tuning.h"
 #include "vendor.h"
 
 void
@@ -53,131 +55,173 @@ execute(struct state *s, void *exec, const struct pack *p, void *workspace)
     return g.status == 0;
 }
 
-struct attempt {
+/* -- choosing ------------------------------------------------------------------------------------------------------- */
+
+/* One call by each of the engines, and by our own kernel, into memory of its own: the results twice, and what is expected. */
+struct trial {
     struct state *state;
+    struct pack found, again, expected;
+    bool known;                 /* what is expected */
+    void *room;                 /* workspace of all engines */
+    size_t room_bytes;
+};
+
+struct attempt {
+    struct trial *trial;
+    const struct pack *to;
     void *exec;
     int64_t workspace;
-    struct pack pack;           /* results go to memory of their own */
-    void *expected[CUDNN_MOST_TENSORS];     /* in the host's; NULL: not known */
-    double apart;               /* from what is expected, in tuning_bound()s */
 };
 
 static bool
 attempt(void *argument)
 {
-    struct attempt *t = argument;
+    struct attempt *a = argument;
 
-    return execute(t->state, t->exec, &t->pack, sd_device_workspace(t->state->device, (size_t)t->workspace));
-}
-
-/* Twice into memory that was cleared, the second time from a recording: are the results the same bytes, and what is expected? */
-static bool
-repeats(struct attempt *t)
-{
-    bool same = true;
-
-    t->apart = 0;
-    for (int i = 0; i < t->pack.count && same; i++) {
-        unsigned char *first, *again;
-        struct sd_device *d = t->state->device;
-        size_t bytes = t->pack.bytes[i];
-
-        if (!bytes)
-            continue;
-        first = malloc(2 * bytes);
-        if (!first)
-            sd_die("memory", "no room for %zu bytes twice", bytes);
-        again = first + bytes;
-        for (int turn = 0; turn < 2 && same; turn++) {
-            sd_device_fill(d, t->pack.at[i], 0, bytes);
-            same = turn ? tuning_replay(d, attempt, t) : attempt(t);
-            sd_device_read(d, turn ? again : first, t->pack.at[i], bytes);
-        }
-        if (same && t->expected[i]) {
-            double apart = tuning_distance(first, t->expected[i], t->pack.type[i], bytes / sd_dtype_size(t->pack.type[i]))
-                           / tuning_bound(t->pack.type[i]);
-
-            if (!(apart <= t->apart))
-                t->apart = apart;
-        }
-        same = same && memcmp(first, again, bytes) == 0;
-        free(first);
-    }
-    return same && t->apart <= 1;
-}
-
-/* What the results are, by our own kernel. */
-static void
-expect(struct attempt *t)
-{
-    struct sd_device *d = t->state->device;
-
-    for (int i = 0; i < t->pack.count; i++)
-        if (t->pack.bytes[i])
-            sd_device_fill(d, t->pack.at[i], 0, t->pack.bytes[i]);
-    if (!t->pack.own(d, t->pack.call, &t->pack))
-        return;
-    for (int i = 0; i < t->pack.count; i++)
-        if (t->pack.bytes[i] && !t->pack.inner[i] && (t->expected[i] = malloc(t->pack.bytes[i])))
-            sd_device_read(d, t->expected[i], t->pack.at[i], t->pack.bytes[i]);
+    return execute(a->trial->state, a->exec, a->to, a->trial->room);
 }
 
 static bool
 own_attempt(void *argument)
 {
-    struct attempt *t = argument;
+    struct trial *t = argument;
 
-    return t->pack.own(t->state->device, t->pack.call, &t->pack);
+    return t->expected.own(t->state->device, t->expected.call, &t->expected);
 }
 
-/* Of the proposals, the fastest that repeats, or not timed the first; -1: none, or our own kernel is faster. */
+static void
+clear(struct sd_device *d, const struct pack *p)
+{
+    for (int i = 0; i < p->count; i++)
+        if (p->bytes[i])
+            sd_device_fill(d, p->at[i], 0, p->bytes[i]);
+}
+
+static void
+begin_trial(struct trial *t)
+{
+    struct sd_device *d = t->state->device;
+
+    for (int i = 0; i < t->found.count; i++)
+        if (t->found.bytes[i]) {
+            t->found.at[i] = sd_device_alloc(d, t->found.bytes[i], "tuning");
+            t->again.at[i] = sd_device_alloc(d, t->found.bytes[i], "tuning");
+            t->expected.at[i] = sd_device_alloc(d, t->found.bytes[i], "tuning");
+        }
+    clear(d, &t->expected);
+    t->known = own_attempt(t);
+}
+
+static void
+end_trial(struct trial *t)
+{
+    struct sd_device *d = t->state->device;
+
+    sd_device_wait(d);
+    for (int i = 0; i < t->found.count; i++)
+        if (t->found.bytes[i]) {
+            sd_device_free(d, t->found.at[i]);
+            sd_device_free(d, t->again.at[i]);
+            sd_device_free(d, t->expected.at[i]);
+        }
+    sd_device_free(d, t->room);
+}
+
+/* Room for this engine, and leave for what the library allocates beside. */
+static bool
+has_room(struct trial *t, int64_t workspace)
+{
+    struct sd_device *d = t->state->device;
+
+    if ((size_t)workspace <= t->room_bytes && t->room)
+        return true;
+    if (sd_device_free_bytes(d) / 5 * 4 <= (size_t)workspace)
+        return false;
+    if (t->room)
+        sd_device_free(d, t->room);
+    t->room_bytes = (size_t)workspace;
+    t->room = sd_device_alloc(d, t->room_bytes, "tuning");
+    return true;
+}
+
+/* How far from what is expected, in tuning_bound()s, of two runs, the second from a recording; infinite where these differ;
+ * negative where the library refuses. */
+static double
+distance(struct attempt *a)
+{
+    struct trial *t = a->trial;
+    struct sd_device *d = t->state->device;
+    double worst = 0;
+    bool ran;
+
+    clear(d, &t->found);
+    clear(d, &t->again);
+    a->to = &t->found;
+    ran = attempt(a);
+    a->to = &t->again;
+    ran = ran && tuning_replay(d, attempt, a);
+    a->to = &t->found;
+    for (int i = 0; ran && i < t->found.count; i++) {
+        const void *expected = t->known && !t->found.inner[i] ? t->expected.at[i] : NULL;
+        double apart;
+
+        if (!t->found.bytes[i])
+            continue;
+        apart = tuning_distance(d, t->found.at[i], t->again.at[i], expected, t->found.type[i],
+                                t->found.bytes[i] / sd_dtype_size(t->found.type[i])) / tuning_bound(t->found.type[i]);
+        if (!(apart <= worst))
+            worst = apart;
+    }
+    return ran ? worst : -1;
+}
+
+/* Of the proposals, the fastest that is right, or not timed the first; -1: none, or our own kernel is faster. */
 static int
 pick(struct state *s, void *const *configs, int count, const struct pack *pack, const char *key, bool timed)
 {
-    struct attempt t = { .state = s, .pack = *pack };
-    double best = -1, begin = tuning_clock();
-    int chosen = -1, tried = 0;
+    struct trial t = { .state = s, .found = *pack, .again = *pack, .expected = *pack };
+    struct attempt attempts[TRIED];
+    struct tuning_way way[TRIED + 1];
+    double begin = sd_clock();
+    int number[TRIED + 1], ways = 0, tried = 0, chosen;
 
-    for (int i = 0; i < pack->count; i++)
-        if (pack->bytes[i])
-            t.pack.at[i] = sd_device_alloc(s->device, pack->bytes[i], "tuning");
-    expect(&t);
-    for (int i = 0; i < count && tried < TRIED && (chosen < 0 || (timed && tuning_clock() - begin < SECONDS)); i++) {
-        double seconds = 0;
+    begin_trial(&t);
+    for (int i = 0; i < count && tried < TRIED && (!ways || (timed && sd_clock() - begin < SECONDS)); i++) {
+        struct attempt *a = &attempts[ways];
+        double apart;
 
-        if (dnn_engine(configs[i]) < 0 || !(t.exec = dnn_build(s->handle, NULL, configs[i], &t.workspace)))
+        *a = (struct attempt){ .trial = &t };
+        if (dnn_engine(configs[i]) < 0 || !(a->exec = dnn_build(s->handle, NULL, configs[i], &a->workspace)))
             continue;
         tried++;
-        t.apart = 0;
-        if (sd_device_free_bytes(s->device) / 5 * 4 > (size_t)t.workspace && attempt(&t) && repeats(&t)) {
-            if (timed)
-                seconds = tuning_time(s->device, attempt, &t);
-            if (seconds >= 0 && (best < 0 || seconds < best)) {
-                best = seconds;
-                chosen = i;
-            }
-        } else if (!(t.apart <= 1))
+        apart = has_room(&t, a->workspace) ? distance(a) : -1;
+        if (apart >= 0 && apart <= 1) {
+            way[ways] = (struct tuning_way){ attempt, a, 0 };
+            number[ways++] = i;
+            continue;
+        }
+        if (!(apart <= 1))
             sd_warn("cudnn", "%s: engine %lld is left out: %.1f times as far from our own kernel as rounding goes", key,
-                    (long long)dnn_engine(configs[i]), t.apart);
-        dnn.unmake(t.exec);
+                    (long long)dnn_engine(configs[i]), apart);
+        dnn.unmake(a->exec);
     }
-    if (timed && chosen >= 0 && pack->own_timed) {
-        double seconds = tuning_time(s->device, own_attempt, &t);
-
-        if (seconds >= 0 && seconds < best)
-            chosen = -1;
+    chosen = ways ? 0 : -1;
+    if (timed && ways) {
+        if (pack->own_timed) {
+            way[ways] = (struct tuning_way){ own_attempt, &t, 0 };
+            number[ways] = -1;
+        }
+        chosen = tuning_race(s->device, way, ways + pack->own_timed);
     }
-    for (int i = 0; i < pack->count; i++) {
-        if (pack->bytes[i])
-            sd_device_free(s->device, t.pack.at[i]);
-        free(t.expected[i]);
-    }
-    if (chosen < 0)
-        sd_note(2, "%s: none of %d engines, %.1f s", key, count, tuning_clock() - begin);
+    if (chosen >= 0)
+        sd_note(2, "%s: %s %d of %d, %d tried, %.1f us, chosen in %.1f s", key, number[chosen] < 0 ? "our own," : "engine",
+                number[chosen], count, tried, way[chosen].seconds * 1e6, sd_clock() - begin);
     else
-        sd_note(2, "%s: engine %d of %d, %d tried, %.1f us, chosen in %.1f s", key, chosen, count, tried, best * 1e6,
-                tuning_clock() - begin);
-    return chosen;
+        sd_note(2, "%s: none of %d engines, %.1f s", key, count, sd_clock() - begin);
+    for (int i = 0; i < ways; i++)
+        dnn.unmake(attempts[i].exec);
+    end_trial(&t);
+    return chosen < 0 ? -1 : number[chosen];
 }
 
 /* What was kept; false where the library does not offer it now. */
@@ -208,7 +252,7 @@ choose(struct state *s, struct plan *p, struct graph *g, const struct pack *pack
         return;
     if (kept)
         sd_warn("cudnn", "the engine that was chosen before is not offered now, another is taken: %s: %s", p->key, kept);
-    if (count == 0 || sd_device_free_bytes(s->device) <= 2 * bytes + bytes / 4)      /* own_conv() has them twice */
+    if (count == 0 || sd_device_free_bytes(s->device) <= 4 * bytes)      /* own_conv() has them once more */
         return;
     chosen = pick(s, configs, count, pack, p->key, !kept && tuning_wanted());
     if (!kept && tuning_wanted()) {

@@ -33,23 +33,6 @@ void *vendor_open(const char *const *names);
 /* vendor_find - a function of it, or false with sd_fail. */
 bool vendor_find(void *library, const char *name, void *function);
 
-/* Choices among a library's algorithms, by library and call: made once by timing, kept in the cache folder (tuning/, a file for
- * each GPU model and library version), so that the same machine goes on with the same bits.
- * tuning_find - the stored text, NULL when there is none; good until the device is closed.
- * tuning_store - keeps `choice`, unless another process was first; returns what is kept.  SD_TUNE=0: nothing is timed. */
-const char *tuning_find(struct sd_device *d, const char *library, const char *call);
-const char *tuning_store(struct sd_device *d, const char *library, const char *call, const char *choice);
-bool tuning_wanted(void);
-/* tuning_time - seconds of run(argument), called several times into one recording; -1 where it cannot be recorded. */
-double tuning_time(struct sd_device *d, bool (*run)(void *argument), void *argument);
-/* tuning_replay - run(argument) by way of a recording, as steps are; false where it cannot be recorded. */
-bool tuning_replay(struct sd_device *d, bool (*run)(void *argument), void *argument);
-double tuning_clock(void);          /* seconds, from some moment on */
-/* tuning_distance - ||found - expected|| / ||expected|| of `count` elements in the host's memory; 0 where what is expected is not
- * finite, which says nothing.  tuning_bound - what of it is rounding, of results of that type. */
-double tuning_distance(const void *found, const void *expected, enum sd_dtype dtype, size_t count);
-double tuning_bound(enum sd_dtype dtype);
-
 #ifdef __cplusplus
 }
 #endif

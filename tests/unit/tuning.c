@@ -1,12 +1,13 @@
 /* Choices of algorithms: the first is kept, by whichever process it was made.  The device here is the test's own: it only counts. */
+#include "tuning.h"
 #include "vendor.h"
 
 #include <ftw.h>
-#include <math.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "clock.h"
 #include "diag.h"
 #include "file.h"
 #include "tests/check.h"
@@ -16,10 +17,12 @@ struct sd_device {
     void *value;
     void (*close)(void *);
     int recorded, replayed;
+    struct tuning_way *runs;            /* not NULL: the n-th recording runs the n-th of these when it is replayed */
+    int made;
 };
-struct sd_recording { int unused; };
+struct sd_recording { int number; };
 
-static struct sd_recording one_recording;
+static struct sd_recording all_recordings[16];
 static bool recordable = true;
 
 const char *sd_device_name(const struct sd_device *d) { return d->name; }
@@ -27,9 +30,24 @@ const char *sd_device_engine(const struct sd_device *d) { return d->engine ? d->
 void *sd_device_slot(const struct sd_device *d, enum sd_device_slot slot) { return slot == SD_SLOT_TUNING ? d->value : NULL; }
 void sd_device_wait(struct sd_device *d) { (void)d; }
 void sd_device_record(struct sd_device *d) { d->recorded++; }
-struct sd_recording *sd_device_recorded(struct sd_device *d) { (void)d; return recordable ? &one_recording : NULL; }
-void sd_device_replay(struct sd_device *d, struct sd_recording *r) { (void)r; d->replayed++; }
 void sd_recording_free(struct sd_recording *r) { (void)r; }
+
+struct sd_recording *
+sd_device_recorded(struct sd_device *d)
+{
+    struct sd_recording *r = &all_recordings[d->runs ? d->made++ : 0];
+
+    r->number = (int)(r - all_recordings);
+    return recordable ? r : NULL;
+}
+
+void
+sd_device_replay(struct sd_device *d, struct sd_recording *r)
+{
+    if (d->runs)
+        d->runs[r->number].run(d->runs[r->number].argument);
+    d->replayed++;
+}
 
 void
 sd_device_set_slot(struct sd_device *d, enum sd_device_slot slot, void *value, void (*close)(void *))
@@ -254,22 +272,6 @@ damaged(const char *folder)
     sd_scope_close(s);
 }
 
-static void
-distances(void)
-{
-    const float a[] = { 3, 4, 0 }, b[] = { 3, 4, 5 }, none[3] = { 0 }, endless[] = { INFINITY, 1, 2 }, nan[] = { NAN, 4, 0 };
-    const uint16_t half[] = { 0x4200, 0xc400, 0x0001 }, brain[] = { 0x4040, 0xc080, 0x3300 };       /* 3, -4, 2^-24 */
-    const uint16_t half_off[] = { 0x4200, 0xc400, 0x4200 };
-
-    CHECK(tuning_distance(a, a, SD_F32, 3) == 0 && fabs(tuning_distance(b, a, SD_F32, 3) - 1) < 1e-12, "5 from a vector of length 5");
-    CHECK(isnan(tuning_distance(nan, a, SD_F32, 3)) && !(tuning_distance(nan, none, SD_F32, 3) <= 1), "what is no number is never near");
-    CHECK(tuning_distance(a, none, SD_F32, 3) == INFINITY && tuning_distance(none, none, SD_F32, 3) == 0, "nothing is near to zero but zero");
-    CHECK(tuning_distance(a, endless, SD_F32, 3) == 0, "what is not finite is expected of nobody");
-    CHECK(fabs(tuning_distance(half_off, half, SD_F16, 3) - 0.6) < 1e-6 && tuning_distance(brain, brain, SD_BF16, 3) == 0
-              && fabs(tuning_distance(half, half_off, SD_F16, 3) - 3 / sqrt(34)) < 1e-6, "F16");
-    CHECK(tuning_bound(SD_BF16) > tuning_bound(SD_F16) && tuning_bound(SD_F16) > tuning_bound(SD_F32), "rounding is larger in fewer bits");
-}
-
 static int calls;
 static bool
 run(void *argument)
@@ -278,13 +280,45 @@ run(void *argument)
     return calls <= *(int *)argument;
 }
 
+/* Waits so many microseconds. */
+static bool
+last(void *argument)
+{
+    double end = sd_clock() + 1e-6 * *(int *)argument;
+
+    while (sd_clock() < end)
+        ;
+    return true;
+}
+
+static void
+races(void)
+{
+    struct sd_device d = { .name = "card F" };
+    int enough = 1000000, none = 0, slow = 3000, fast = 30;
+    struct tuning_way one = { run, &enough, 0 }, bad = { run, &none, 0 }, two[] = { { last, &slow, 0 }, { last, &fast, 0 } };
+    int best;
+
+    calls = 0;
+    best = tuning_race(&d, &one, 1);
+    CHECK(best == 0 && one.seconds >= 0 && d.recorded == 1 && d.replayed > 3 && calls > 1, "timed: %d calls, %d replays, %.1e s", calls,
+          d.replayed, one.seconds);
+    CHECK(tuning_race(&d, &bad, 1) == -1 && bad.seconds < 0, "one that fails has no time");
+    CHECK(tuning_race(&d, two, 0) == -1, "none of none");
+    recordable = false;
+    CHECK(tuning_race(&d, &one, 1) == -1 && one.seconds < 0, "one that cannot be recorded has no time");
+    recordable = true;
+    d.runs = two;
+    best = tuning_race(&d, two, 2);
+    CHECK(best == 1 && two[1].seconds < two[0].seconds, "the faster one wins: %.1e and %.1e s", two[0].seconds, two[1].seconds);
+}
+
 int
 main(void)
 {
     char root[] = "/tmp/sd-tuning-XXXXXX";
     struct sd_device d = { .name = "card E" };
-    int enough = 1000, few = 3;
-    double t;
+    int enough = 1000;
 
     if (!mkdtemp(root))
         sd_die(root, "cannot be made");
@@ -295,18 +329,14 @@ main(void)
     strange(sd_sprintf(NULL, "%s/sd-tools/tuning", root));
     unwritable(root);
     setenv("XDG_CACHE_HOME", root, 1);
-    t = tuning_time(&d, run, &enough);
-    CHECK(t >= 0 && d.recorded == 1 && d.replayed > 1 && calls > 2, "timed: %d calls, %d replays, %.1e s", calls, d.replayed, t);
+    races();
     calls = 0;
-    CHECK(tuning_time(&d, run, &few) < 0 && calls == 4, "one that fails has no time");
-    calls = d.replayed = 0;
     CHECK(tuning_replay(&d, run, &enough) && calls == 1 && d.replayed == 1, "replayed once");
     CHECK(!tuning_replay(&d, run, &(int){ 1 }) && d.replayed == 1, "one that fails is not replayed");
     calls = 0;
     recordable = false;
     CHECK(!tuning_replay(&d, run, &enough) && d.replayed == 1, "one that cannot be recorded is not replayed");
-    CHECK(tuning_time(&d, run, &enough) < 0, "one that cannot be recorded has no time");
-    distances();
+    CHECK(tuning_bound(SD_BF16) > tuning_bound(SD_F16) && tuning_bound(SD_F16) > tuning_bound(SD_F32), "rounding is larger in fewer bits");
     setenv("SD_TUNE", "0", 1);
     CHECK(!tuning_wanted(), "SD_TUNE=0");
     nftw(root, remove_it, 16, FTW_DEPTH | FTW_PHYS);
