@@ -56,27 +56,56 @@ dnn_propose(struct graph *g, void *configs[MANY])
     return total;
 }
 
+/* Ends the plan where it cannot be used. */
+static void *
+usable(void *exec, bool ok, int64_t *workspace)
+{
+    int64_t n;
+
+    if (ok && !dnn.finalize(exec) && !dnn.get(exec, EXECUTION_PLAN_WORKSPACE_SIZE, TYPE_INT64, 1, &n, workspace)
+            && *workspace <= cudnn_workspace)
+        return exec;
+    dnn.unmake(exec);
+    return NULL;
+}
+
 /* handle: of the card; else device: a described one */
 void *
 dnn_build(void *handle, void *device, void *config, int64_t *workspace)
 {
     void *exec = NULL;
-    int64_t n;
 
     if (dnn.make(EXECUTION_PLAN, &exec))
         return NULL;
-    if ((handle ? dnn.set(exec, EXECUTION_PLAN_HANDLE, TYPE_HANDLE, 1, &handle)
-                : dnn.set(exec, EXECUTION_PLAN_DEVICEPROP, TYPE_DESCRIPTOR, 1, &device))
-            || dnn.set(exec, EXECUTION_PLAN_ENGINE_CONFIG, TYPE_DESCRIPTOR, 1, &config) || dnn.finalize(exec)
-            || dnn.get(exec, EXECUTION_PLAN_WORKSPACE_SIZE, TYPE_INT64, 1, &n, workspace)) {
-        dnn.unmake(exec);
+    return usable(exec, !(handle ? dnn.set(exec, EXECUTION_PLAN_HANDLE, TYPE_HANDLE, 1, &handle)
+                                 : dnn.set(exec, EXECUTION_PLAN_DEVICEPROP, TYPE_DESCRIPTOR, 1, &device))
+                            && !dnn.set(exec, EXECUTION_PLAN_ENGINE_CONFIG, TYPE_DESCRIPTOR, 1, &config), workspace);
+}
+
+char *
+dnn_text(struct sd_scope *s, void *exec, size_t *length)
+{
+    int64_t count = 0;
+    char *text;
+
+    if (dnn.get(exec, EXECUTION_PLAN_JSON, TYPE_CHAR, 0, &count, NULL) || count <= 0)
         return NULL;
-    }
-    if (*workspace > cudnn_workspace) {
-        dnn.unmake(exec);
+    text = sd_alloc(s, (size_t)count + 1);
+    if (dnn.get(exec, EXECUTION_PLAN_JSON, TYPE_CHAR, count, &count, text))
         return NULL;
-    }
-    return exec;
+    *length = (size_t)count;
+    return text;
+}
+
+void *
+dnn_build_from(void *handle, const char *text, size_t length, int64_t *workspace)
+{
+    void *exec = NULL;
+
+    if (dnn.make(EXECUTION_PLAN, &exec))
+        return NULL;
+    return usable(exec, !dnn.set(exec, EXECUTION_PLAN_JSON, TYPE_CHAR, (int64_t)length, text)
+                            && !dnn.set(exec, EXECUTION_PLAN_HANDLE, TYPE_HANDLE, 1, &handle), workspace);
 }
 
 /* -- for tests ------------------------------------------------------------------------------------------------------ */

@@ -5,6 +5,7 @@
 #define SD_CUDNN_INTERNAL_H
 
 #include "cudnn.h"
+#include "diag.h"
 
 /* -- the library's words -------------------------------------------------------------------------------------------- */
 
@@ -24,7 +25,7 @@ enum {
     CONVOLUTION_FILTER_STRIDES = 103, CONVOLUTION_POST_PADDINGS = 104, CONVOLUTION_PRE_PADDINGS = 105, CONVOLUTION_SPATIAL_DIMS = 106,
     ENGINEHEUR_MODE = 200, ENGINEHEUR_OPERATION_GRAPH = 201, ENGINEHEUR_RESULTS = 202, ENGINEHEUR_DEVICEPROP = 204, ENGINECFG_ENGINE = 300, ENGINECFG_WORKSPACE_SIZE = 303,
     EXECUTION_PLAN_HANDLE = 400, EXECUTION_PLAN_ENGINE_CONFIG = 401, EXECUTION_PLAN_WORKSPACE_SIZE = 402,
-    EXECUTION_PLAN_DEVICEPROP = 407,
+    EXECUTION_PLAN_JSON = 405, EXECUTION_PLAN_DEVICEPROP = 407,
     FORWARD_ALPHA = 700, FORWARD_BETA = 701, FORWARD_CONV_DESC = 702, FORWARD_W = 703, FORWARD_X = 704, FORWARD_Y = 705,
     DATA_ALPHA = 706, DATA_BETA = 707, DATA_CONV_DESC = 708, DATA_W = 709, DATA_DX = 710, DATA_DY = 711,
     WEIGHT_ALPHA = 712, WEIGHT_BETA = 713, WEIGHT_CONV_DESC = 714, WEIGHT_DW = 715, WEIGHT_X = 716, WEIGHT_DY = 717,
@@ -44,7 +45,7 @@ enum { POINTWISE_ADD = 0, POINTWISE_MULTIPLY = 1, POINTWISE_SUBTRACT = 9, POINTW
 enum { NOTE_DOWN_CONVERT_INPUTS = 1, NOTE_REDUCED_PRECISION_REDUCTION = 2, NOTE_FFT = 3, NOTE_NONDETERMINISTIC = 4, NOTE_WINOGRAD = 5, NOTES = 10 };
 enum { BEHAVIOR_RUNTIME_COMPILATION = 0, BEHAVIORS = 8 };
 enum { SDPA_FORWARD_SINCE = 91301, MANY = 64, ALIGNED = 16 };
-enum { TRIED = 8, SECONDS = 1 };        /* of engines: at most so many; so long until no more plans are made (some are compiled) */
+enum { TRIED = 8, SECONDS = 1 };        /* of engines: at most so many; after so long no more plans are begun */
 
 /* -- the library: cudnn.c ------------------------------------------------------------------------------------------- */
 
@@ -100,6 +101,10 @@ void *dnn_tensor(struct graph *g, int64_t uid, int type, const int64_t dims[4], 
 int     dnn_propose(struct graph *g, void *configs[MANY]);
 int64_t dnn_engine(void *config);
 void   *dnn_build(void *handle, void *device, void *config, int64_t *workspace);
+/* dnn_text - a plan as text, with its compiled code; NULL where there is none: engines that are not compiled have none.
+ * dnn_build_from - the plan again, without compiling; NULL where the library does not take it. */
+char   *dnn_text(struct sd_scope *s, void *exec, size_t *length);
+void   *dnn_build_from(void *handle, const char *text, size_t length, int64_t *workspace);
 /* What the library holds of the graph, which is ended; json: a card of which only the description is here, or NULL. */
 bool    dnn_read_back(struct graph *g, const char *json, struct cudnn_asked *asked, const char **why);
 

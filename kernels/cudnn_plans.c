@@ -69,7 +69,9 @@ struct trial {
 struct attempt {
     struct trial *trial;
     const struct pack *to;
-    void *exec;
+    int number;                 /* of the configuration */
+    int64_t engine;
+    void *exec;                 /* NULL: no plan */
     int64_t workspace;
 };
 
@@ -175,53 +177,115 @@ distance(struct attempt *a)
     return ran ? worst : -1;
 }
 
-/* Of the proposals, the fastest that is right, or not timed the first; -1: none, or our own kernel is faster. */
+/* Plans of so many configurations, some of which are compiled: by as many threads of the host as there are. */
+static void
+build_together(struct state *s, void *const *configs, struct attempt *a, int count)
+{
+    const double begin = sd_clock();
+
+#pragma omp parallel for schedule(dynamic, 1)
+    for (int i = 0; i < count; i++) {
+        sd_device_enter(s->device);
+        if (sd_clock() - begin < SECONDS)
+            a[i].exec = dnn_build(s->handle, NULL, configs[a[i].number], &a[i].workspace);
+    }
+}
+
+static bool
+is_right(struct attempt *a, const char *key)
+{
+    double apart = has_room(a->trial, a->workspace) ? distance(a) : -1;
+
+    if (!(apart <= 1))
+        sd_warn("cudnn", "%s: engine %lld is left out: %.1f times as far from our own kernel as rounding goes", key,
+                (long long)a->engine, apart);
+    return apart >= 0 && apart <= 1;
+}
+
+/* Of the proposals, the fastest that is right, or not timed the first: its plan becomes p's.  -1: none, or our own kernel is
+ * faster. */
 static int
-pick(struct state *s, void *const *configs, int count, const struct pack *pack, const char *key, bool timed)
+pick(struct state *s, struct plan *p, void *const *configs, int count, const struct pack *pack, bool timed)
 {
     struct trial t = { .state = s, .found = *pack, .again = *pack, .expected = *pack };
     struct attempt attempts[TRIED];
     struct tuning_way way[TRIED + 1];
     double begin = sd_clock();
-    int number[TRIED + 1], ways = 0, tried = 0, chosen;
+    int of[TRIED + 1], ways = 0, tried = 0, best, chosen = -1;
 
+    for (int i = 0; i < count && tried < TRIED; i++) {
+        int64_t engine = dnn_engine(configs[i]);
+
+        if (engine >= 0)
+            attempts[tried++] = (struct attempt){ .trial = &t, .number = i, .engine = engine };
+    }
+    if (!tried)
+        return -1;
     begin_trial(&t);
-    for (int i = 0; i < count && tried < TRIED && (!ways || (timed && sd_clock() - begin < SECONDS)); i++) {
-        struct attempt *a = &attempts[ways];
-        double apart;
+    if (timed)
+        build_together(s, configs, attempts, tried);
+    for (int i = 0; i < tried && (timed || !ways); i++) {
+        struct attempt *a = &attempts[i];
 
-        *a = (struct attempt){ .trial = &t };
-        if (dnn_engine(configs[i]) < 0 || !(a->exec = dnn_build(s->handle, NULL, configs[i], &a->workspace)))
-            continue;
-        tried++;
-        apart = has_room(&t, a->workspace) ? distance(a) : -1;
-        if (apart >= 0 && apart <= 1) {
+        if (!timed)
+            a->exec = dnn_build(s->handle, NULL, configs[a->number], &a->workspace);
+        if (a->exec && is_right(a, p->key)) {
             way[ways] = (struct tuning_way){ attempt, a, 0 };
-            number[ways++] = i;
-            continue;
+            of[ways++] = i;
         }
-        if (!(apart <= 1))
-            sd_warn("cudnn", "%s: engine %lld is left out: %.1f times as far from our own kernel as rounding goes", key,
-                    (long long)dnn_engine(configs[i]), apart);
-        dnn.unmake(a->exec);
     }
-    chosen = ways ? 0 : -1;
+    best = ways ? 0 : -1;
     if (timed && ways) {
-        if (pack->own_timed) {
-            way[ways] = (struct tuning_way){ own_attempt, &t, 0 };
-            number[ways] = -1;
-        }
-        chosen = tuning_race(s->device, way, ways + pack->own_timed);
+        way[ways] = (struct tuning_way){ own_attempt, &t, 0 };
+        of[ways] = -1;
+        best = tuning_race(s->device, way, ways + pack->own_timed);
     }
-    if (chosen >= 0)
-        sd_note(2, "%s: %s %d of %d, %d tried, %.1f us, chosen in %.1f s", key, number[chosen] < 0 ? "our own," : "engine",
-                number[chosen], count, tried, way[chosen].seconds * 1e6, sd_clock() - begin);
+    if (best >= 0 && of[best] >= 0) {
+        struct attempt *a = &attempts[of[best]];
+
+        chosen = a->number;
+        p->exec = a->exec;
+        p->workspace = a->workspace;
+        a->exec = NULL;
+    }
+    if (best >= 0)
+        sd_note(2, "%s: %s %d of %d, %d tried, %d right, %.1f us, chosen in %.1f s", p->key, chosen < 0 ? "our own," : "engine", chosen,
+                count, tried, ways, way[best].seconds * 1e6, sd_clock() - begin);
     else
-        sd_note(2, "%s: none of %d engines, %.1f s", key, count, sd_clock() - begin);
-    for (int i = 0; i < ways; i++)
-        dnn.unmake(attempts[i].exec);
+        sd_note(2, "%s: none of %d engines, %.1f s", p->key, count, sd_clock() - begin);
+    for (int i = 0; i < tried; i++)
+        if (attempts[i].exec)
+            dnn.unmake(attempts[i].exec);
     end_trial(&t);
-    return chosen < 0 ? -1 : number[chosen];
+    return chosen;
+}
+
+/* -- what was chosen ------------------------------------------------------------------------------------------------ */
+
+/* The plan's text goes with the choice, so that the next process need not compile it. */
+static void
+save(struct state *s, const struct plan *p, const char *choice)
+{
+    struct sd_scope *scope = sd_scope_open();
+    size_t length;
+    char *text = p->exec ? dnn_text(scope, p->exec, &length) : NULL;
+
+    if (text)
+        tuning_save(s->device, "dnn", p->key, choice, text, length);
+    sd_scope_close(scope);
+}
+
+static bool
+use_saved(struct state *s, struct plan *p, const char *choice)
+{
+    struct sd_scope *scope = sd_scope_open();
+    size_t length;
+    char *text = tuning_load(scope, s->device, "dnn", p->key, choice, &length);
+
+    if (text && !(p->exec = dnn_build_from(s->handle, text, length, &p->workspace)))
+        sd_note(1, "cudnn: a plan that was kept is not taken, it is made again: %s", p->key);
+    sd_scope_close(scope);
+    return p->exec != NULL;
 }
 
 /* What was kept; false where the library does not offer it now. */
@@ -232,8 +296,26 @@ use_kept(struct state *s, struct plan *p, void *const *configs, int count, const
 
     if (sscanf(kept, "%lld %lld", &chosen, &number) != 2 || chosen < -1 || chosen >= count)
         return false;
-    return chosen < 0 ? number == -1 : dnn_engine(configs[chosen]) == number
-                                       && (p->exec = dnn_build(s->handle, NULL, configs[chosen], &p->workspace));
+    if (chosen < 0)
+        return number == -1;
+    if (dnn_engine(configs[chosen]) != number || !(p->exec = dnn_build(s->handle, NULL, configs[chosen], &p->workspace)))
+        return false;
+    save(s, p, kept);
+    return true;
+}
+
+/* The choice of another process, which was first, stands. */
+static void
+give_way(struct state *s, struct plan *p, void *const *configs, int count, const char *kept)
+{
+    void *own = p->exec;
+
+    p->exec = NULL;
+    if (use_saved(s, p, kept) || use_kept(s, p, configs, count, kept)) {
+        if (own)
+            dnn.unmake(own);
+    } else
+        p->exec = own;
 }
 
 /* Sets p->exec; leaves it NULL where there is no engine, or no memory to compare what one makes. */
@@ -242,10 +324,14 @@ choose(struct state *s, struct plan *p, struct graph *g, const struct pack *pack
 {
     void *configs[MANY] = { NULL };
     const char *kept = tuning_find(s->device, "dnn", p->key);
-    int count = dnn_propose(g, configs), chosen = -1;
+    bool timed = !kept && tuning_wanted();
     size_t bytes = 0;
+    int count, chosen;
     char text[64];
 
+    if (kept && (strcmp(kept, "-1 -1") == 0 || use_saved(s, p, kept)))
+        return;
+    count = dnn_propose(g, configs);
     for (int i = 0; i < pack->count; i++)
         bytes += pack->bytes[i];
     if (kept && use_kept(s, p, configs, count, kept))
@@ -254,15 +340,15 @@ choose(struct state *s, struct plan *p, struct graph *g, const struct pack *pack
         sd_warn("cudnn", "the engine that was chosen before is not offered now, another is taken: %s: %s", p->key, kept);
     if (count == 0 || sd_device_free_bytes(s->device) <= 4 * bytes)      /* own_conv() has them once more */
         return;
-    chosen = pick(s, configs, count, pack, p->key, !kept && tuning_wanted());
-    if (!kept && tuning_wanted()) {
-        snprintf(text, sizeof text, "%d %lld", chosen, chosen < 0 ? -1LL : (long long)dnn_engine(configs[chosen]));
-        kept = tuning_store(s->device, "dnn", p->key, text);
-        if (strcmp(kept, text) && use_kept(s, p, configs, count, kept))     /* another process was first */
-            return;
-    }
-    if (chosen >= 0)
-        p->exec = dnn_build(s->handle, NULL, configs[chosen], &p->workspace);
+    chosen = pick(s, p, configs, count, pack, timed);
+    if (!timed)
+        return;
+    snprintf(text, sizeof text, "%d %lld", chosen, chosen < 0 ? -1LL : (long long)dnn_engine(configs[chosen]));
+    kept = tuning_store(s->device, "dnn", p->key, text);
+    if (strcmp(kept, text))
+        give_way(s, p, configs, count, kept);
+    else
+        save(s, p, kept);
 }
 
 static void

@@ -169,6 +169,67 @@ tuning_store(struct sd_device *d, const char *library, const char *call, const c
     return kept;
 }
 
+/* -- what goes with a choice ---------------------------------------------------------------------------------------- */
+
+enum { MOST_BYTES = 64 << 20 };
+
+/* Its path; its first line, with which it begins, says whose it is, and ends in the checksum of what follows. */
+static const char *
+file_of(struct sd_scope *s, struct sd_device *d, const char *library, const char *call, const char *choice)
+{
+    const char *name = sd_sprintf(s, "%s %s\t%s", library, call, choice);
+    char hex[SD_SHA256_HEX];
+
+    sd_sha256_of(name, strlen(name), hex);
+    return sd_sprintf(s, "%s.plans/%.32s", tuning_of(d)->path, hex);
+}
+
+static const char *
+first_line(struct sd_scope *s, const char *library, const char *call, const char *choice, const void *bytes, size_t length)
+{
+    char hex[SD_XXH128_HEX];
+
+    sd_xxh128_of(bytes, length, hex);
+    return sd_sprintf(s, "sd-tuning 1: %s %s\t%s\t%zu %s\n", library, call, choice, length, hex);
+}
+
+void
+tuning_save(struct sd_device *d, const char *library, const char *call, const char *choice, const void *bytes, size_t length)
+{
+    struct sd_scope *s = sd_scope_open();
+    const char *path = file_of(s, d, library, call, choice), *title = first_line(s, library, call, choice, bytes, length);
+    struct sd_output *o = NULL;
+
+    if (length <= MOST_BYTES && !sd_make_folders(sd_sprintf(s, "%s.plans", tuning_of(d)->path)))
+        o = sd_output_open(path);
+    if (o) {
+        fwrite(title, 1, strlen(title), sd_output_file(o));
+        fwrite(bytes, 1, length, sd_output_file(o));
+        if (sd_output_commit(o))
+            o = NULL;
+    }
+    if (!o)
+        sd_note(1, "%s: not kept: %s", path, length > MOST_BYTES ? "too large" : sd_reason());
+    sd_scope_close(s);
+}
+
+void *
+tuning_load(struct sd_scope *s, struct sd_device *d, const char *library, const char *call, const char *choice, size_t *length)
+{
+    size_t all, title;
+    char *text = sd_file_read(s, file_of(s, d, library, call, choice), MOST_BYTES + 4096, &all), *end;
+
+    if (!text || !(end = memchr(text, '\n', all)))
+        return NULL;
+    title = (size_t)(end + 1 - text);
+    *length = all - title;
+    if (strncmp(text, first_line(s, library, call, choice, text + title, *length), title))
+        return NULL;
+    return text + title;
+}
+
+/* -- trials --------------------------------------------------------------------------------------------------------- */
+
 bool
 tuning_wanted(void)
 {
@@ -182,8 +243,6 @@ tuning_bound(enum sd_dtype dtype)
 {
     return dtype == SD_BF16 ? 2e-2 : dtype == SD_F16 ? 4e-3 : vendor_tf32 ? 1e-2 : 1e-3;
 }
-
-/* -- trials --------------------------------------------------------------------------------------------------------- */
 
 bool
 tuning_replay(struct sd_device *d, bool (*run)(void *), void *argument)

@@ -10,6 +10,7 @@
 #include <stddef.h>
 
 #include "device.h"
+#include "diag.h"
 #include "dtype.h"
 
 #ifdef __cplusplus
@@ -21,6 +22,10 @@ extern "C" {
 const char *tuning_find(struct sd_device *d, const char *library, const char *call);
 const char *tuning_store(struct sd_device *d, const char *library, const char *call, const char *choice);
 bool tuning_wanted(void);
+/* tuning_save - what goes with a choice and takes long to make (compiled code), in a file of its own; where it cannot be kept it is
+ * made again, that is all.  tuning_load - those bytes, in s; NULL when they are not there, or not whole. */
+void tuning_save(struct sd_device *d, const char *library, const char *call, const char *choice, const void *bytes, size_t length);
+void *tuning_load(struct sd_scope *s, struct sd_device *d, const char *library, const char *call, const char *choice, size_t *length);
 
 /* tuning_distance - of `count` results in the device's memory: ||found - expected|| / ||expected||; infinite where `again`, the
  * same computed a second time, has other bits; 0 where what is expected is not finite, which says nothing, or is NULL.  Waits;

@@ -78,6 +78,8 @@ struct sd_recording *sd_device_recorded(struct sd_device *d);
 void sd_device_replay(struct sd_device *d, struct sd_recording *r);
 void sd_recording_free(struct sd_recording *r);
 
+/* sd_device_enter - before another thread of the host asks a library for something of this device. */
+void sd_device_enter(struct sd_device *d);
 /* For kernels and vendor files: the CUDA stream; the number of the last kernel that was launched is checked with its name. */
 void *sd_device_stream(struct sd_device *d);
 void  sd_device_launched(struct sd_device *d, const char *kernel);

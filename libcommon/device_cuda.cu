@@ -359,6 +359,12 @@ sd_recording_free(struct sd_recording *r)
 
 /* -- kernels and libraries ------------------------------------------------------------------------------------------ */
 
+extern "C" void
+sd_device_enter(struct sd_device *d)
+{
+    CHECK(d, cudaSetDevice(d->index));
+}
+
 extern "C" void *
 sd_device_stream(struct sd_device *d)
 {

@@ -295,6 +295,7 @@ const char *sd_device_name(const struct sd_device *d) { (void)d; return "emulate
 const char *sd_device_engine(const struct sd_device *d) { (void)d; return "emulated"; }
 int sd_device_multiprocessors(const struct sd_device *d) { (void)d; return MULTIPROCESSORS; }
 void *sd_device_stream(struct sd_device *d) { return d; }
+void sd_device_enter(struct sd_device *d) { (void)d; }
 size_t sd_device_allocated(const struct sd_device *d) { return d->allocated; }
 void sd_device_launched(struct sd_device *d, const char *kernel) { (void)d; last_kernel = kernel; }
 

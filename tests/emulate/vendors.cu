@@ -154,7 +154,7 @@ products(enum fake_refusal refusal)
 
 /* A second run computes once, with what the first chose; other versions and damaged files choose anew. */
 size_t version = 130100;
-int runs_wanted;
+int runs_wanted, compiled_wanted = -1;
 
 void
 kept(enum fake_refusal refusal)
@@ -180,7 +180,7 @@ damage(const std::string &cache, F change)
     int count = 0;
 
     for (struct dirent *e; list && (e = readdir(list)); )
-        if (*e->d_name != '.' && !strstr(e->d_name, ".lock")) {
+        if (*e->d_name != '.' && !strchr(e->d_name, '.')) {
             std::string path = at + "/" + e->d_name, text;
             FILE *file = fopen(path.c_str(), "r+");
 
@@ -372,7 +372,8 @@ kept_graphs(enum fake_refusal)
 
     heads<bf16>(d, runs_wanted >= 0, 1, 1, 4, 8, true);
     expect(runs_wanted < 0 ? f->runs == 0 : runs_wanted ? f->runs >= 2 && f->runs <= runs_wanted : f->runs > 30, "how often it ran");
-    printf("# %d runs\n", f->runs);
+    expect(compiled_wanted < 0 || f->compiled == compiled_wanted, "how many plans were compiled");
+    printf("# %d runs, %d compiled\n", f->runs, f->compiled);
     sd_device_close(d);
     expect(f->descriptors == 0, "no descriptor is left");
 }
@@ -479,7 +480,15 @@ main(void)
     setenv("XDG_CACHE_HOME", (std::string(cache) + "/graphs").c_str(), 1);
     in_child("cuDNN's engines are chosen by trial", kept_graphs, FAKE_NOTHING);
     runs_wanted = 2;
-    in_child("a second run takes them as they are", kept_graphs, FAKE_NOTHING);
+    compiled_wanted = 0;
+    in_child("a second run takes them as they are, compiled", kept_graphs, FAKE_NOTHING);
+    if (system(("for f in " + std::string(cache) + "/graphs/sd-tools/tuning/*.plans/*; do truncate -s -1 $f; done").c_str()))
+        sd_warn(cache, "nothing is cut");
+    compiled_wanted = 1;
+    in_child("a plan that is cut is compiled again", kept_graphs, FAKE_NOTHING);
+    compiled_wanted = 0;
+    in_child("and kept again", kept_graphs, FAKE_NOTHING);
+    compiled_wanted = -1;
     runs_wanted = 30;                   /* the next is compared, untimed */
     for (const char *was : { "", "x", "1", "64 1", "2147483648 1", "1 7777", "-", "0 300" }) {
         damage(std::string(cache) + "/graphs", [=](std::string text) { return all_chose(text, was); });

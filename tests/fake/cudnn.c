@@ -3,17 +3,19 @@
 #include "fake.h"
 
 #include <math.h>
+#include <stddef.h>
 #include <stdlib.h>
 #include <string.h>
 
 enum { MANY = 40, ENGINES = 3 };
 enum { CONFIG = 3, HEURISTIC = 4, PLAN = 5, FORWARD = 10, WEIGHT = 11, DATA = 12, POINTWISE = 13, GRAPH = 15, TENSOR = 17, MATMUL = 19,
        REDUCTION = 22, RESHAPE = 31, ATTENTION = 41 };
-enum { TYPE_DESCRIPTOR = 15 };
+enum { TYPE_DESCRIPTOR = 15, TEXT = 405 };
 
 struct attribute { int name, type; int64_t count; void *values; };
 struct descriptor {
     int kind, uses, count;
+    bool from_text;
     int64_t engine;
     struct attribute attribute[16];
 };
@@ -65,7 +67,7 @@ cudnnBackendCreateDescriptor(int kind, void **to)
     d->kind = kind;
     d->uses = 1;
     *to = d;
-    fake.descriptors++;
+    __atomic_add_fetch(&fake.descriptors, 1, __ATOMIC_RELAXED);        /* plans are made by many threads */
     return 0;
 }
 
@@ -87,7 +89,7 @@ release(struct descriptor *d)
 int
 cudnnBackendDestroyDescriptor(struct descriptor *d)
 {
-    fake.descriptors--;
+    __atomic_sub_fetch(&fake.descriptors, 1, __ATOMIC_RELAXED);
     release(d);
     return 0;
 }
@@ -98,6 +100,8 @@ size_of(int type)
     return type == 0 || type == 3 || type == 6 || type == TYPE_DESCRIPTOR ? 8 : type == 2 || type == 24 ? 1 : 4;
 }
 
+static int read_text(struct descriptor *d, const char *from, int64_t length);
+
 int
 cudnnBackendSetAttribute(struct descriptor *d, int name, int type, int64_t count, const void *values)
 {
@@ -106,6 +110,8 @@ cudnnBackendSetAttribute(struct descriptor *d, int name, int type, int64_t count
 
     if (d->count == (int)(sizeof d->attribute / sizeof *d->attribute) || count < 1 || (fake.refuses == FAKE_DESCRIBE && d->kind == TENSOR))
         return 2000;
+    if (name == TEXT)
+        return read_text(d, values, count);
     *a = (struct attribute){ name, type, count, malloc(bytes) };
     memcpy(a->values, values, bytes);
     for (int64_t j = 0; type == TYPE_DESCRIPTOR && j < count; j++)
@@ -140,9 +146,111 @@ number(const struct descriptor *d, int name, int i)
            : ((int *)a->values)[i];
 }
 
+/* -- plans as text: of more than one operation, which the library would compile ------------------------------------- */
+
+enum { MOST_DESCRIPTORS = 512 };
+
+/* All that d is made of, d first: what it is, and its attributes, of which a descriptor's is its number here. */
+struct text {
+    const struct descriptor *all[MOST_DESCRIPTORS];
+    int count;
+    char *at;                           /* NULL: only measured */
+    int64_t length;
+};
+
+static void
+put(struct text *t, const void *bytes, int64_t count)
+{
+    if (t->at)
+        memcpy(t->at + t->length, bytes, (size_t)count);
+    t->length += count;
+}
+
+static int64_t
+number_of(struct text *t, const struct descriptor *d)
+{
+    int i = 0;
+
+    while (i < t->count && t->all[i] != d)
+        i++;
+    if (i == MOST_DESCRIPTORS)
+        abort();
+    if (i == t->count)
+        t->all[t->count++] = d;
+    return i;
+}
+
+static int64_t
+write_text(const struct descriptor *plan, char *at)
+{
+    struct text t = { .all = { plan }, .count = 1, .at = at };
+
+    for (int i = 0; i < t.count; i++) {
+        const struct descriptor *d = t.all[i];
+
+        put(&t, &d->kind, sizeof d->kind);
+        put(&t, &d->count, sizeof d->count);
+        put(&t, &d->engine, sizeof d->engine);
+        for (int k = 0; k < d->count; k++) {
+            const struct attribute *a = &d->attribute[k];
+
+            put(&t, a, offsetof(struct attribute, values));
+            for (int64_t j = 0; a->type == TYPE_DESCRIPTOR && j < a->count; j++)
+                put(&t, &(int64_t){ number_of(&t, ((struct descriptor **)a->values)[j]) }, sizeof(int64_t));
+            if (a->type != TYPE_DESCRIPTOR)
+                put(&t, a->values, a->count * (int64_t)size_of(a->type));
+        }
+    }
+    return t.length;
+}
+
+/* The same again, d being the first. */
+static int
+read_text(struct descriptor *d, const char *from, int64_t length)
+{
+    struct descriptor *all[MOST_DESCRIPTORS] = { d };
+    int64_t at = 0;
+
+#define TAKE(to, bytes) (memcpy(to, from + at, (size_t)(bytes)), at += (int64_t)(bytes))
+    for (int i = 0; at < length; i++) {
+        struct descriptor *x = all[i] ? all[i] : (all[i] = calloc(1, sizeof *x));
+
+        TAKE(&x->kind, sizeof x->kind);
+        TAKE(&x->count, sizeof x->count);
+        TAKE(&x->engine, sizeof x->engine);
+        for (int k = 0; k < x->count; k++) {
+            struct attribute *a = &x->attribute[k];
+            size_t bytes;
+
+            TAKE(a, offsetof(struct attribute, values));
+            bytes = (size_t)a->count * size_of(a->type);
+            a->values = malloc(bytes);
+            TAKE(a->values, bytes);
+            for (int64_t j = 0; a->type == TYPE_DESCRIPTOR && j < a->count; j++) {
+                int64_t n = ((int64_t *)a->values)[j];
+
+                if (!all[n])
+                    all[n] = calloc(1, sizeof *x);
+                all[n]->uses++;
+                ((struct descriptor **)a->values)[j] = all[n];
+            }
+        }
+    }
+    d->from_text = true;
+    return 0;
+}
+
+static int64_t
+operations_of(const struct descriptor *plan)
+{
+    return find(part(part(plan, 401), 201), 801)->count;
+}
+
 int
 cudnnBackendFinalize(struct descriptor *d)
 {
+    if (d->kind == PLAN && !d->from_text && operations_of(d) > 1)
+        __atomic_add_fetch(&fake.compiled, 1, __ATOMIC_RELAXED);
     return fake.refuses == FAKE_HEURISTIC && d->kind == HEURISTIC ? 3000 : fake.refuses == FAKE_PLAN && d->kind == PLAN ? 3001 : 0;
 }
 
@@ -165,7 +273,13 @@ cudnnBackendGetAttribute(struct descriptor *d, int name, int type, int64_t count
         *(int64_t *)values = d->engine;
     else if (name == 1303)              /* the first says that it adds in any order, and does */
         *(int *)values = d->engine % 100 ? 0 : 4;
-    else if (name == 303 || name == 402)
+    else if (name == TEXT && d->kind == PLAN) {
+        if (operations_of(d) < 2)
+            return 3000;
+        *found = write_text(d, NULL);
+        if (count >= *found)
+            write_text(d, values);
+    } else if (name == 303 || name == 402)
         *(int64_t *)values = workspace;
     else
         return 2000 + type;

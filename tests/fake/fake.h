@@ -19,6 +19,7 @@ struct fake {
     enum fake_refusal refuses;
     size_t version, workspace;          /* workspace: what every choice wants, less than we give */
     int handles, descriptors;           /* made and not ended */
+    int compiled;                       /* cuDNN's plans of several operations, but those that were made from their text */
     int runs, inside;                   /* inside: of a call; else what works is a recording */
     /* Work of the device: of `stream`, with a copy of its argument, now or when a recording is replayed. */
     void (*queue)(void *stream, void (*work)(void *argument), const void *argument, size_t bytes);

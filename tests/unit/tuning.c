@@ -272,6 +272,46 @@ damaged(const char *folder)
     sd_scope_close(s);
 }
 
+/* What goes with a choice: whole, and of that choice alone. */
+static void
+saved(const char *folder)
+{
+    static char bytes[100000];
+    struct sd_device d = { .name = "card G" }, other = { .name = "card H" };
+    struct sd_scope *s = sd_scope_open();
+    size_t length = 0;
+    const char *all, **name;
+    size_t count;
+    char *found;
+
+    for (size_t i = 0; i < sizeof bytes; i++)
+        bytes[i] = (char)(i * 7);
+    CHECK(!tuning_load(s, &d, "dnn", "1x2", "3 4", &length), "nothing is there at first");
+    tuning_save(&d, "dnn", "1x2", "3 4", bytes, sizeof bytes);
+    found = tuning_load(s, &d, "dnn", "1x2", "3 4", &length);
+    CHECK(found && length == sizeof bytes && memcmp(found, bytes, length) == 0, "%zu bytes are there again", length);
+    CHECK(!tuning_load(s, &d, "dnn", "1x2", "3 5", &length) && !tuning_load(s, &d, "dnn", "1x3", "3 4", &length)
+              && !tuning_load(s, &other, "dnn", "1x2", "3 4", &length), "not for another choice, call or card");
+    tuning_save(&d, "dnn", "empty", "3 4", bytes, 0);
+    CHECK(tuning_load(s, &d, "dnn", "empty", "3 4", &length) && length == 0, "no bytes at all");
+    tuning_store(&d, "dnn", "1x2", "3 4");
+    all = file_of(s, folder, "card G");
+    CHECK(all && !sd_folder_list(s, sd_sprintf(s, "%s.plans", all), &name, &count) && count == 2, "two files");
+    for (size_t i = 0; all && i < count; i++) {
+        const char *path = sd_sprintf(s, "%s.plans/%s", all, name[i]);
+        struct stat st;
+
+        if (!stat(path, &st) && st.st_size > 1000 && truncate(path, st.st_size - 1))
+            sd_die(path, "cannot be cut");
+    }
+    CHECK(!tuning_load(s, &d, "dnn", "1x2", "3 4", &length), "not when it is cut");
+    tuning_save(&d, "dnn", "1x2", "3 4", bytes, 5);
+    CHECK((found = tuning_load(s, &d, "dnn", "1x2", "3 4", &length)) && length == 5 && memcmp(found, bytes, 5) == 0, "saved again");
+    end(&d);
+    end(&other);
+    sd_scope_close(s);
+}
+
 static int calls;
 static bool
 run(void *argument)
@@ -326,6 +366,7 @@ main(void)
     kept();
     together();
     damaged(sd_sprintf(NULL, "%s/sd-tools/tuning", root));
+    saved(sd_sprintf(NULL, "%s/sd-tools/tuning", root));
     strange(sd_sprintf(NULL, "%s/sd-tools/tuning", root));
     unwritable(root);
     setenv("XDG_CACHE_HOME", root, 1);
