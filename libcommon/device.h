@@ -38,6 +38,12 @@ int sd_device_capability(const struct sd_device *d);
 void *sd_device_alloc(struct sd_device *d, size_t bytes, const char *what);
 void  sd_device_free(struct sd_device *d, void *p);
 size_t sd_device_allocated(const struct sd_device *d);      /* by this process, for --plan's check */
+/* sd_device_alloc_parts - one allocation for many things, each 256-byte aligned and counted as a multiple of that; what a card
+ * asked for one by one would round up to 2 MiB each, and take up to a millisecond for.  Sets each part's `at`; the whole is freed
+ * by sd_device_free(part[0].at). */
+struct sd_device_part { size_t bytes; const char *what; void *at; };
+void sd_device_alloc_parts(struct sd_device *d, struct sd_device_part *part, size_t parts);
+static inline size_t sd_device_rounded(size_t bytes) { return (bytes + 255) / 256 * 256; }
 
 /* sd_device_write - `from` may be reused when it returns.  sd_device_read - waits for all that was asked before.
  * sd_device_copy, sd_device_fill - on the device.  The last two may be recorded. */

@@ -130,6 +130,21 @@ sd_device_alloc(struct sd_device *d, size_t bytes, const char *what)
 }
 
 extern "C" void
+sd_device_alloc_parts(struct sd_device *d, struct sd_device_part *part, size_t parts)
+{
+    size_t bytes = 0;
+    char *at;
+
+    for (size_t i = 0; i < parts; i++)
+        bytes += sd_device_rounded(part[i].bytes);
+    at = (char *)sd_device_alloc(d, bytes, part[0].what);
+    for (size_t i = 0; i < parts; i++) {
+        part[i].at = at;
+        at += sd_device_rounded(part[i].bytes);
+    }
+}
+
+extern "C" void
 sd_device_free(struct sd_device *d, void *p)
 {
     if (!p)

@@ -38,6 +38,7 @@ int sd_device_capability(const struct sd_device *d) { (void)d; NONE; }
 void *sd_device_alloc(struct sd_device *d, size_t bytes, const char *what) { (void)d, (void)bytes, (void)what; NONE; }
 void sd_device_free(struct sd_device *d, void *p) { (void)d, (void)p; NONE; }
 size_t sd_device_allocated(const struct sd_device *d) { (void)d; NONE; }
+void sd_device_alloc_parts(struct sd_device *d, struct sd_device_part *part, size_t parts) { (void)d, (void)part, (void)parts; NONE; }
 
 void
 sd_device_write(struct sd_device *d, void *to, const void *from, size_t bytes)

@@ -27,6 +27,7 @@ sd_param_new(struct sd_scope *s, const char *path, enum sd_dtype dtype, int ndim
     struct sd_param *p = sd_alloc(s, sizeof *p);
 
     p->path = sd_strdup(s, path);
+    p->scope = s;
     p->dtype = dtype;
     p->ndim = ndim;
     p->numel = 1;

@@ -18,6 +18,7 @@ struct sd_projections;          /* ops.h */
 
 struct sd_param {
     const char *path;               /* "unet.conv_in.weight" */
+    struct sd_scope *scope;         /* that it dies with */
     enum sd_dtype dtype;            /* of raw */
     int ndim;
     int64_t shape[SD_MAX_DIMS];     /* as in the file: Linear [out,in], conv [out,in,kh,kw] */
@@ -72,8 +73,9 @@ size_t sd_param_bytes_made(void);
 enum sd_param_layout { SD_ROWS, SD_TAPS };
 void  sd_param_want(struct sd_param *p, enum sd_dtype dtype, enum sd_param_layout layout);
 void *sd_param_on(const struct sd_param *p, enum sd_dtype dtype, enum sd_param_layout layout);
-/* sd_param_upload - make all forms that are wanted and not there yet. */
-void  sd_param_upload(struct sd_param *p, struct sd_device *d);
+/* sd_params_upload - make all forms that are wanted and not there yet: one allocation for those of each scope, since they die
+ * together; it goes with the last of its forms. */
+void  sd_params_upload(struct sd_param *const *p, size_t count, struct sd_device *d);
 void  sd_params_refresh(struct sd_param *const *p, size_t count, struct sd_device *d);
 void  sd_param_forget(struct sd_param *p);      /* the forms on the device */
 size_t sd_param_device_bytes(void);             /* of all wanted forms of the program */

@@ -8,6 +8,13 @@
 #include "param_joined.h"
 #include "projections.h"
 
+/* An allocation that several forms lie in; it goes with the last of them. */
+struct slab {
+    struct sd_device *device;
+    void *first;
+    size_t forms;
+};
+
 struct sd_param_form {
     struct sd_param_form *next;
     enum sd_dtype dtype;
@@ -15,7 +22,7 @@ struct sd_param_form {
     size_t bytes, counted;          /* counted: 0 where it will be shared */
     void *data;                     /* NULL while only wanted */
     struct sd_device *device;
-    bool shared;                    /* data is the trainable's device_shadow */
+    struct slab *slab;              /* NULL: data is the trainable's device_shadow */
 };
 
 static size_t bytes_wanted, most_scratch;
@@ -109,7 +116,7 @@ sd_param_want(struct sd_param *p, enum sd_dtype dtype, enum sd_param_layout layo
     f->next = p->forms;
     p->forms = f;
     /* in another dtype than its own, a trainable's rows are its shadow's, which the optimizer has */
-    f->counted = p->trainable && !p->joined && dtype != SD_F32 && layout == SD_ROWS ? 0 : f->bytes;
+    f->counted = p->trainable && !p->joined && dtype != SD_F32 && layout == SD_ROWS ? 0 : sd_device_rounded(f->bytes);
     bytes_wanted += f->counted;
     if (scratch_of(p, f) > most_scratch)
         most_scratch = scratch_of(p, f);
@@ -128,14 +135,23 @@ sd_param_on(const struct sd_param *p, enum sd_dtype dtype, enum sd_param_layout 
     return f->data;
 }
 
+static void
+leave(struct slab *slab)
+{
+    if (--slab->forms)
+        return;
+    sd_device_free(slab->device, slab->first);
+    free(slab);
+}
+
 void
 sd_param_forget(struct sd_param *p)
 {
     while (p->forms) {
         struct sd_param_form *next = p->forms->next;
 
-        if (p->forms->data && !p->forms->shared)
-            sd_device_free(p->forms->device, p->forms->data);
+        if (p->forms->slab)
+            leave(p->forms->slab);
         bytes_wanted -= p->forms->counted;
         free(p->forms);
         p->forms = next;
@@ -182,26 +198,83 @@ upload(const struct sd_param *p, const struct sd_param_form *f)
     }
 }
 
-void
-sd_param_upload(struct sd_param *p, struct sd_device *d)
+/* A form that is to be made. */
+struct missing {
+    struct sd_param *param;
+    struct sd_param_form *form;
+};
+
+/* Those of one scope lie side by side. */
+static void
+allocate(struct missing *m, size_t count, struct sd_device *d)
 {
+    struct sd_scope *s = sd_scope_open();
+    struct sd_device_part *part = sd_alloc_array(s, count, sizeof *part);
+    size_t *which = sd_alloc_array(s, count, sizeof *which);
+
+    for (size_t i = 0; i < count; i++) {
+        struct slab *slab;
+
+        if (m[i].form->slab)
+            continue;
+        if (!(slab = calloc(1, sizeof *slab)))
+            sd_die(m[i].param->path, "out of memory");
+        slab->device = d;
+        for (size_t j = i; j < count; j++)
+            if (!m[j].form->slab && m[j].param->scope == m[i].param->scope) {
+                part[slab->forms] = (struct sd_device_part){ m[j].form->bytes, m[j].param->path, NULL };
+                which[slab->forms++] = j;
+                m[j].form->slab = slab;
+            }
+        sd_device_alloc_parts(d, part, slab->forms);
+        slab->first = part[0].at;
+        for (size_t j = 0; j < slab->forms; j++)
+            m[which[j]].form->data = part[j].at;
+    }
+    sd_scope_close(s);
+}
+
+/* The forms of p that are not there yet; those that lie in its shadow are then.  Returns how many. */
+static size_t
+find_missing(struct sd_param *p, struct sd_device *d, struct missing *m)
+{
+    size_t count = 0;
+
     for (struct sd_param_form *f = p->forms; f; f = f->next) {
-        if (f->data)
+        if (f->device)
             continue;
         f->device = d;
-        if (p->trainable && p->device_shadow && f->layout == SD_ROWS && f->dtype == p->shadow_dtype) {
+        if (p->trainable && p->device_shadow && f->layout == SD_ROWS && f->dtype == p->shadow_dtype)
             f->data = p->device_shadow;
-            f->shared = true;
-            continue;
-        }
-        f->data = sd_device_alloc(d, f->bytes ? f->bytes : 1, p->path);
-        if (p->joined)
-            projections_upload(d, f->data, f->dtype, p->joined);
-        else if (p->trainable)
-            make(p, f, p->device_value, SD_F32);
         else
-            upload(p, f);
+            m[count++] = (struct missing){ p, f };
     }
+    return count;
+}
+
+void
+sd_params_upload(struct sd_param *const *p, size_t count, struct sd_device *d)
+{
+    struct sd_scope *s = sd_scope_open();
+    struct missing *m;
+    size_t forms = 0, missing = 0;
+
+    for (size_t i = 0; i < count; i++)
+        for (const struct sd_param_form *f = p[i]->forms; f; f = f->next)
+            forms++;
+    m = sd_alloc_array(s, forms, sizeof *m);
+    for (size_t i = 0; i < count; i++)
+        missing += find_missing(p[i], d, m + missing);
+    allocate(m, missing, d);
+    for (size_t i = 0; i < missing; i++) {
+        if (m[i].param->joined)
+            projections_upload(d, m[i].form->data, m[i].form->dtype, m[i].param->joined);
+        else if (m[i].param->trainable)
+            make(m[i].param, m[i].form, m[i].param->device_value, SD_F32);
+        else
+            upload(m[i].param, m[i].form);
+    }
+    sd_scope_close(s);
 }
 
 enum { MOST_FORMS = 256 };
@@ -237,22 +310,21 @@ sd_params_refresh(struct sd_param *const *p, size_t count, struct sd_device *d)
     for (size_t i = 0; i < count; i++) {
         sd_param_each_joined(p[i], refresh_joined, &r);
         for (struct sd_param_form *f = p[i]->trainable ? p[i]->forms : NULL; f; f = f->next)
-            if (f->data && f->device == d && !f->shared)
+            if (f->slab && f->device == d)
                 make(p[i], f, p[i]->device_value, SD_F32);
     }
     projections_refresh(d, r.form, r.count);
 }
 #else
 void
-sd_param_upload(struct sd_param *p, struct sd_device *d SD_UNUSED)
+sd_params_upload(struct sd_param *const *p SD_UNUSED, size_t count SD_UNUSED, struct sd_device *d SD_UNUSED)
 {
-    sd_bug("param", "%s: no devices in this build", p->path);
+    sd_bug("param", "no devices in this build");
 }
 
 void
 sd_params_refresh(struct sd_param *const *p, size_t count, struct sd_device *d)
 {
-    for (size_t i = 0; i < count; i++)
-        sd_param_upload(p[i], d);
+    sd_params_upload(p, count, d);
 }
 #endif

@@ -63,6 +63,16 @@ enter(struct sd_param *p)
         p->member = true;
 }
 
+/* Of the members that die first: adapters come and go, over weights that stay. */
+static struct sd_scope *
+scope_of(const struct joined *j)
+{
+    for (int i = 0; i < j->parts.parts; i++)
+        if (j->part[i].down)
+            return j->part[i].down->scope;
+    return j->part[0].weight->scope;
+}
+
 struct sd_param *
 sd_param_join(const struct sd_projections *a)
 {
@@ -79,6 +89,7 @@ sd_param_join(const struct sd_projections *a)
         j->parts = (struct sd_projections){ a->parts, j->part };
         j->param.joined = &j->parts;
         j->param.path = a->part[0].weight->path;
+        j->param.scope = scope_of(j);
         j->param.dtype = SD_F32;
         j->param.ndim = 1;
         for (int i = 0; i < a->parts; i++) {

@@ -11,14 +11,22 @@ void
 sd_device_bind(struct sd_plan *p)
 {
     struct sd_graph *g = p->graph;
+    struct sd_scope *s = sd_scope_open();
+    struct sd_param **params = sd_alloc_array(s, g->tensors.count, sizeof *params);
+    size_t count = 0;
 
     for (size_t i = 0; i < g->tensors.count; i++) {
         struct sd_tensor *x = g->tensors.item[i];
 
-        if (!x->param || x->base)
-            continue;
-        sd_param_upload(x->param, g->device);
-        if (x->param->joined)
+        if (x->param && !x->base)
+            params[count++] = x->param;
+    }
+    sd_params_upload(params, count, g->device);
+    sd_scope_close(s);
+    for (size_t i = 0; i < g->tensors.count; i++) {
+        struct sd_tensor *x = g->tensors.item[i];
+
+        if (!x->param || x->base || x->param->joined)
             continue;
         if (x->param->trainable && x->storage->grad)
             sd_address(x->storage->grad, x->param->device_grad);

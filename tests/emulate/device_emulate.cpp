@@ -2,7 +2,8 @@
  *
  * All device memory lies in one reserved range of addresses, which the host may touch only inside the functions here and
  * kernels only while they run: elsewhere it is PROT_NONE, and a fault names what was touched.  Allocations are poisoned with
- * 0xff (NaN) and lie between guards of 256 bytes, looked at after every launch while there are few, else on wait and free.
+ * 0xff (NaN) and lie between guards of 256 bytes, looked at after every launch while there are few, else on wait and free.  What a
+ * card has as the parts of one allocation has guards of its own here, each part, and is counted as the card's.
  * A process that links this runs the tests on the emulated device: SD_TEST_DEVICE is set to "cuda" unless it says otherwise. */
 #include "device_emulate.h"
 
@@ -29,8 +30,10 @@ static const unsigned char GUARD_BYTE = 0x5a;
 struct allocation {
     unsigned char *data;            /* GUARD bytes before and behind are ours */
     size_t bytes, room;             /* room: with guards, whole pages */
+    size_t counted;
     std::string what;
     struct sd_device *device;
+    const void *whole;              /* the first part of what is freed as one */
 };
 
 static unsigned char *base, *high, *limit;          /* the range; the end of the last allocation; its end */
@@ -338,16 +341,22 @@ note_allocation(const struct sd_device *d, size_t bytes, const char *what)
     }
 }
 
-void *
-sd_device_alloc(struct sd_device *d, size_t bytes, const char *what)
+static void
+check_free(const struct sd_device *d, size_t bytes, const char *what)
+{
+    not_recording(d, "sd_device_alloc");
+    if (bytes > sd_device_free_bytes(d))
+        sd_die("device", "out of memory: %zu bytes for %s, %zu are free", bytes, what, sd_device_free_bytes(d));
+}
+
+/* whole: NULL where this is the first part. */
+static void *
+allocate(struct sd_device *d, size_t bytes, size_t counted, const char *what, const void *whole)
 {
     size_t room = (bytes + 2 * GUARD + PAGE - 1) / PAGE * PAGE;
     unsigned char *at = base;
     auto place = live.begin();
 
-    not_recording(d, "sd_device_alloc");
-    if (bytes > sd_device_free_bytes(d))
-        sd_die("device", "out of memory: %zu bytes for %s, %zu are free", bytes, what, sd_device_free_bytes(d));
     for (; place != live.end(); place++) {                  /* the first gap that is wide enough */
         if ((size_t)(place->data - GUARD - at) >= room)
             break;
@@ -368,10 +377,50 @@ sd_device_alloc(struct sd_device *d, size_t bytes, const char *what)
     memset(at + GUARD, FRESH, bytes);
     ASAN_POISON_MEMORY_REGION(at, GUARD);
     ASAN_POISON_MEMORY_REGION(at + GUARD + bytes, room - GUARD - bytes);
-    live.insert(place, { at + GUARD, bytes, room, what, d });
-    d->allocated += bytes;
-    note_allocation(d, bytes, what);
+    live.insert(place, { at + GUARD, bytes, room, counted, what, d, whole ? whole : at + GUARD });
+    d->allocated += counted;
     return at + GUARD;
+}
+
+void *
+sd_device_alloc(struct sd_device *d, size_t bytes, const char *what)
+{
+    void *at;
+
+    check_free(d, bytes, what);
+    at = allocate(d, bytes, bytes, what, NULL);
+    note_allocation(d, bytes, what);
+    return at;
+}
+
+void
+sd_device_alloc_parts(struct sd_device *d, struct sd_device_part *part, size_t parts)
+{
+    size_t bytes = 0;
+
+    for (size_t i = 0; i < parts; i++)
+        bytes += sd_device_rounded(part[i].bytes);
+    check_free(d, bytes, part[0].what);
+    for (size_t i = 0; i < parts; i++)
+        part[i].at = allocate(d, part[i].bytes, sd_device_rounded(part[i].bytes), part[i].what, i ? part[0].at : NULL);
+    note_allocation(d, bytes, part[0].what);
+}
+
+static void
+drop(struct sd_device *d, struct allocation *a)
+{
+    for (struct side &side : d->side)       /* what was to be copied there is waited for, and gone */
+        for (auto *list : { &side.pending, &side.taken })
+            list->erase(std::remove_if(list->begin(), list->end(), [a](const side::write &w) {
+                return w.to >= a->data && w.to < a->data + a->bytes; }), list->end());
+
+    door open;
+
+    check_guards(*a);
+    memset(a->data, FRESH, a->bytes);
+    ASAN_POISON_MEMORY_REGION(a->data, a->bytes);
+    d->allocated -= a->counted;
+    live.erase(live.begin() + (a - live.data()));
 }
 
 void
@@ -383,20 +432,11 @@ sd_device_free(struct sd_device *d, void *p)
     if (!p)
         return;
     not_recording(d, "sd_device_free");
-    if (!a || a->data != p)
-        sd_bug("emulate", "sd_device_free: %p is not allocated", p);
-    for (struct side &side : d->side)       /* what was to be copied there is waited for, and gone */
-        for (auto *list : { &side.pending, &side.taken })
-            list->erase(std::remove_if(list->begin(), list->end(), [a](const side::write &w) {
-                return w.to >= a->data && w.to < a->data + a->bytes; }), list->end());
-
-    door open;
-
-    check_guards(*a);
-    memset(a->data, FRESH, a->bytes);
-    ASAN_POISON_MEMORY_REGION(a->data, a->bytes);
-    d->allocated -= a->bytes;
-    live.erase(live.begin() + (a - live.data()));
+    if (!a || a->data != p || a->whole != p)
+        sd_bug("emulate", "sd_device_free: %p is not allocated%s", p, a && a->data == p ? " by itself" : "");
+    for (size_t i = live.size(); i--; )
+        if (live[i].whole == p)
+            drop(d, &live[i]);
     end = live.empty() ? base : live.back().data - GUARD + live.back().room;
     if (end < high && mprotect(end, (size_t)(high - end), PROT_NONE))
         sd_die("emulate", "mprotect: %s", strerror(errno));

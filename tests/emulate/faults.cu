@@ -318,7 +318,10 @@ check_faults(void)
     const char *behind = "written 0 bytes behind its end";
 #endif
     float on_host[4] = { 0, 0, 0, 0 }, *y = on_device<float>(NULL, 100, "the output"), *gone = on_device<float>(NULL, 100, "gone");
+    struct sd_device_part part[] = { { 40, "the first part", NULL }, { 500, "the second part", NULL } };
 
+    sd_device_alloc_parts(device, part, 2);
+    CHECK(sd_device_allocated(device) == 400 + 400 + 256 + 512, "parts are counted as a card's: %zu bytes", sd_device_allocated(device));
     for (size_t i = 0; i < sizeof faults / sizeof *faults; i++)
         check_fault(faults[i].what, faults[i].words, [&] { launch_fault(faults[i].fault, faults[i].threads); });
     check_fault("a write just behind shared memory", past, [] { launch_fault(PAST_SHARED, BLOCK); });
@@ -344,6 +347,11 @@ check_faults(void)
         sd_device_write(device, y, on_host, 4);
     });
     check_fault("a copy that runs over", "8 bytes from byte 396 of the output, which has 400", [&] { sd_device_fill(device, y + 99, 0, 8); });
+    check_fault("a write just behind a part of an allocation", behind, [&] { SD_LAUNCH(device, plain_kernel, 1, 32, 0, (float *)part[0].at, 10); });
+    check_fault("a copy from one part to the next", "44 bytes from byte 0 of the first part, which has 40",
+                [&] { sd_device_fill(device, part[0].at, 0, 44); });
+    check_fault("a part that is freed by itself", "is not allocated by itself", [&] { sd_device_free(device, part[1].at); });
+    sd_device_free(device, part[0].at);
     check_fault("memory that is left when the device closes", "is closed with the output (400 bytes) still allocated",
                 [] { sd_device_close(device); });
     sd_device_free(device, y);

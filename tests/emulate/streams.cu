@@ -168,6 +168,7 @@ static const char *cudaGetErrorName(cudaError_t) { return "planted"; }
 #define sd_device_alloc real_device_alloc
 #define sd_device_free real_device_free
 #define sd_device_allocated real_device_allocated
+#define sd_device_alloc_parts real_device_alloc_parts
 #define sd_device_write real_device_write
 #define sd_device_write_ahead real_device_write_ahead
 #define sd_device_take real_device_take

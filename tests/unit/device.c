@@ -70,6 +70,30 @@ small_writes(struct sd_device *d)
     free(back);
 }
 
+/* Parts of one allocation: apart, aligned, counted, and freed as one. */
+static void
+parts(struct sd_device *d)
+{
+    struct sd_device_part part[] = { { 1, "a", NULL }, { 256, "b", NULL }, { 257, "c", NULL }, { 3 << 20, "d", NULL } };
+    size_t before = sd_device_allocated(d), wrong = 0;
+    unsigned char *back = malloc(3 << 20);
+
+    sd_device_alloc_parts(d, part, 4);
+    CHECK(sd_device_allocated(d) - before == 256 + 256 + 512 + (3 << 20), "parts: %zu bytes", sd_device_allocated(d) - before);
+    for (int i = 0; i < 4; i++)
+        sd_device_fill(d, part[i].at, i + 1, part[i].bytes);
+    for (int i = 0; i < 4; i++) {
+        sd_device_read(d, back, part[i].at, part[i].bytes);
+        for (size_t k = 0; k < part[i].bytes; k++)
+            wrong += back[k] != i + 1;
+        wrong += (uintptr_t)part[i].at % 256 != 0;
+    }
+    CHECK(wrong == 0, "each part is its own, %zu wrong", wrong);
+    sd_device_free(d, part[0].at);
+    CHECK(sd_device_allocated(d) == before, "freed as one: %zu bytes left", sd_device_allocated(d) - before);
+    free(back);
+}
+
 static void
 recordings(struct sd_device *d)
 {
@@ -150,6 +174,7 @@ main(void)
     before = sd_device_allocated(d);
     bytes(d);
     small_writes(d);
+    parts(d);
     answers(d);
     recordings(d);
     CHECK(sd_device_allocated(d) == before, "all memory is given back: %zu bytes held, %zu before", sd_device_allocated(d), before);
