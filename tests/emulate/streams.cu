@@ -270,6 +270,26 @@ steps(enum pace pace, int deaf, bool no_pinned, int rounds)
     return wrong;
 }
 
+/* Parts lie behind one another in one allocation, from multiples of 256 bytes on. */
+static void
+check_parts(void)
+{
+    struct sd_device *d = (struct sd_device *)calloc(1, sizeof *d);
+    struct sd_device_part part[] = { { 300, "a", NULL }, { 256, "b", NULL }, { 1, "c", NULL } };
+    char *first;
+
+    sd_device_alloc_parts(d, part, 3);
+    first = (char *)part[0].at;
+    CHECK(part[1].at == first + 512 && part[2].at == first + 768 && d->allocated == 1024 && d->block_count == 1, "parts of one allocation");
+    cuda = runtime { QUEUE_FIRST, -1, false, {}, {}, 1 };
+    sd_cuda_copies_open(d);
+    sd_device_free(d, first);
+    sd_cuda_copies_close(d);
+    CHECK(d->allocated == 0 && d->block_count == 0, "freed as one");
+    free(d->blocks);
+    free(d);
+}
+
 int
 main(void)
 {
@@ -282,6 +302,7 @@ main(void)
         wrong = steps((enum pace)p, -1, true, 20);
         CHECK(wrong == 0, "%s, without pinned memory: %d of 20", names[p], wrong);
     }
+    check_parts();
     CHECK(steps(QUEUE_FIRST, 0, false, 20) > 0, "a queue that does not wait for a side is seen");
     CHECK(steps(AHEAD_FIRST, 1, false, 20) > 0, "a write that does not wait for a side's readers is seen");
     return check_done();
