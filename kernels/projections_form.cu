@@ -135,17 +135,17 @@ write_values(struct sd_device *d, float *to, const struct sd_param *p)
 
 /* Rows of a weight to their place. */
 void
-write_weight(struct sd_device *d, void *to, const struct projections_layout *l, const struct sd_param *p)
+write_weight(struct sd_device *d, char *to, const struct projections_layout *l, const struct sd_param *p)
 {
-    size_t size = sd_dtype_size(p->dtype);
-    bool known = sd_dtype_is_real(p->dtype);
-    void *room = sd_device_workspace(d, p->numel * (known ? size : sizeof(float)));
+    size_t in = (size_t)l->in, piece = sd_param_piece(p, in), row = (size_t)l->pitch * sd_dtype_size(l->dtype);
 
-    if (known)
-        sd_device_write(d, room, p->raw, p->numel * size);
-    else
-        write_values(d, static_cast<float *>(room), p);
-    sd_device_rows(d, to, l->dtype, l->pitch, room, known ? p->dtype : SD_F32, l->in, p->shape[0], l->in, false);
+    for (size_t begin = 0; begin < p->numel; begin += piece) {
+        size_t count = p->numel - begin < piece ? p->numel - begin : piece;
+        void *room = sd_device_workspace(d, piece * sd_param_sent_size(p));
+        enum sd_dtype dtype = sd_param_send(p, d, room, begin, count);
+
+        sd_device_rows(d, to + begin / in * row, l->dtype, l->pitch, room, dtype, l->in, (int64_t)(count / in), l->in, false);
+    }
 }
 
 }   /* namespace */

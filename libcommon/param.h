@@ -80,6 +80,14 @@ void  sd_params_refresh(struct sd_param *const *p, size_t count, struct sd_devic
 void  sd_param_forget(struct sd_param *p);      /* the forms on the device */
 size_t sd_param_device_bytes(void);             /* of all wanted forms of the program */
 size_t sd_param_device_scratch(void);           /* the most of the workspace that uploading one of them needs */
+/* What is to be converted goes through the workspace in pieces.  sd_param_piece - how many elements at a time, a multiple of
+ * `unit`: what sd_upload_bytes have room for (16 MiB; tests ask for less), but at least one unit.  sd_param_send - elements
+ * [begin, begin+count) of a frozen parameter go to `to` on the device, in the dtype that is returned: their own where the device
+ * knows it, else F32; sd_param_sent_size bytes each. */
+extern size_t sd_upload_bytes;
+size_t sd_param_piece(const struct sd_param *p, size_t unit);
+size_t sd_param_sent_size(const struct sd_param *p);
+enum sd_dtype sd_param_send(const struct sd_param *p, struct sd_device *d, void *to, size_t begin, size_t count);
 
 #ifdef __cplusplus
 }

@@ -27,6 +27,14 @@ struct sd_param_form {
 
 static size_t bytes_wanted, most_scratch;
 
+size_t sd_upload_bytes = 16 << 20;
+
+size_t
+sd_param_sent_size(const struct sd_param *p)
+{
+    return sd_dtype_is_real(p->dtype) ? sd_dtype_size(p->dtype) : sizeof(float);
+}
+
 size_t
 sd_param_device_bytes(void)
 {
@@ -39,11 +47,24 @@ sd_param_device_scratch(void)
     return most_scratch;
 }
 
+/* Elements that have to be converted together: one, or all that one output of a convolution reads. */
 static size_t
-raised(size_t bytes, const struct sd_param *p, bool convert)
+unit_of(const struct sd_param *p, enum sd_param_layout layout)
 {
-    size_t more = !p || p->trainable ? 0 : p->numel * (sd_dtype_is_real(p->dtype) && !convert ? sd_dtype_size(p->dtype) : sizeof(float));
+    return layout == SD_ROWS ? 1 : p->numel / (size_t)p->shape[0];
+}
 
+size_t
+sd_param_piece(const struct sd_param *p, size_t unit)
+{
+    size_t units = sd_upload_bytes / sd_param_sent_size(p) / unit, piece = units ? units * unit : unit;
+
+    return piece < p->numel ? piece : p->numel;
+}
+
+static size_t
+raised(size_t bytes, size_t more)
+{
     return more > bytes ? more : bytes;
 }
 
@@ -53,12 +74,17 @@ scratch_of(const struct sd_param *p, const struct sd_param_form *f)
 {
     size_t bytes = 0;
 
+    if (p->trainable && !p->joined)
+        return 0;
     if (!p->joined)
-        return f->layout == SD_ROWS && f->dtype == p->dtype ? 0 : raised(0, p, false);
+        return f->layout == SD_ROWS && f->dtype == p->dtype ? 0 : sd_param_piece(p, unit_of(p, f->layout)) * sd_param_sent_size(p);
     for (int i = 0; i < p->joined->parts; i++) {
         const struct sd_projection *q = &p->joined->part[i];
+        const struct sd_param *pair[] = { q->down, q->up };
 
-        bytes = raised(raised(raised(bytes, q->weight, false), q->down, true), q->up, true);
+        bytes = raised(bytes, sd_param_piece(q->weight, (size_t)q->weight->shape[1]) * sd_param_sent_size(q->weight));
+        for (int k = 0; k < 2; k++)
+            bytes = raised(bytes, pair[k] && !pair[k]->trainable ? pair[k]->numel * sizeof(float) : 0);
     }
     return bytes;
 }
@@ -161,40 +187,52 @@ sd_param_forget(struct sd_param *p)
 #if SD_WITH_CUDA && SD_REAL_IS_FLOAT
 #include "device_ops.h"
 
-/* f->data from what lies at `from` on the device, in the file's order. */
+/* `count` elements of f->data, whole units from `begin` on, from what lies at `from` on the device, in the file's order. */
 static void
-make(const struct sd_param *p, const struct sd_param_form *f, const void *from, enum sd_dtype dtype)
+make(const struct sd_param *p, const struct sd_param_form *f, size_t begin, size_t count, const void *from, enum sd_dtype dtype)
 {
+    char *to = (char *)f->data + begin * sd_dtype_size(f->dtype);
+
     if (f->layout == SD_TAPS)
-        sd_device_taps(f->device, f->data, f->dtype, from, dtype, p->shape[0], p->shape[1], p->shape[2], p->shape[3]);
+        sd_device_taps(f->device, to, f->dtype, from, dtype, (int64_t)(count / unit_of(p, f->layout)), p->shape[1], p->shape[2],
+                       p->shape[3]);
     else
-        sd_device_cast(f->device, f->data, f->dtype, from, dtype, p->numel);
+        sd_device_cast(f->device, to, f->dtype, from, dtype, count);
 }
 
+enum sd_dtype
+sd_param_send(const struct sd_param *p, struct sd_device *d, void *to, size_t begin, size_t count)
+{
+    float *values;
+
+    if (sd_dtype_is_real(p->dtype)) {
+        sd_device_write(d, to, (const char *)p->raw + begin * sd_param_sent_size(p), count * sd_param_sent_size(p));
+        return p->dtype;
+    }
+    if (!(values = malloc(count * sizeof *values + 1)))
+        sd_die(p->path, "out of memory");
+    sd_param_convert(values, p, begin, count);
+    sd_device_write(d, to, values, count * sizeof *values);
+    free(values);
+    return SD_F32;
+}
+
+/* In pieces: a piece is converted while the next one goes to the pinned memory. */
 static void
 upload(const struct sd_param *p, const struct sd_param_form *f)
 {
     struct sd_device *d = f->device;
-    void *room;
+    size_t piece = sd_param_piece(p, unit_of(p, f->layout));
 
     if (f->layout == SD_ROWS && f->dtype == p->dtype) {
         sd_device_write(d, f->data, p->raw, f->bytes);
         return;
     }
-    if (sd_dtype_is_real(p->dtype)) {
-        room = sd_device_workspace(d, p->numel * sd_dtype_size(p->dtype));
-        sd_device_write(d, room, p->raw, p->numel * sd_dtype_size(p->dtype));
-        make(p, f, room, p->dtype);
-    } else {
-        float *values = malloc(p->numel * sizeof *values + 1);
+    for (size_t begin = 0; begin < p->numel; begin += piece) {
+        size_t count = p->numel - begin < piece ? p->numel - begin : piece;
+        void *room = sd_device_workspace(d, piece * sd_param_sent_size(p));
 
-        if (!values)
-            sd_die(p->path, "out of memory");
-        sd_param_convert(values, p, 0, p->numel);
-        room = sd_device_workspace(d, p->numel * sizeof *values);
-        sd_device_write(d, room, values, p->numel * sizeof *values);
-        make(p, f, room, SD_F32);
-        free(values);
+        make(p, f, begin, count, room, sd_param_send(p, d, room, begin, count));
     }
 }
 
@@ -266,11 +304,12 @@ sd_params_upload(struct sd_param *const *p, size_t count, struct sd_device *d)
     for (size_t i = 0; i < count; i++)
         missing += find_missing(p[i], d, m + missing);
     allocate(m, missing, d);
+    sd_device_workspace(d, most_scratch);       /* once, not a little more for each larger one */
     for (size_t i = 0; i < missing; i++) {
         if (m[i].param->joined)
             projections_upload(d, m[i].form->data, m[i].form->dtype, m[i].param->joined);
         else if (m[i].param->trainable)
-            make(m[i].param, m[i].form, m[i].param->device_value, SD_F32);
+            make(m[i].param, m[i].form, 0, m[i].param->numel, m[i].param->device_value, SD_F32);
         else
             upload(m[i].param, m[i].form);
     }
@@ -311,7 +350,7 @@ sd_params_refresh(struct sd_param *const *p, size_t count, struct sd_device *d)
         sd_param_each_joined(p[i], refresh_joined, &r);
         for (struct sd_param_form *f = p[i]->trainable ? p[i]->forms : NULL; f; f = f->next)
             if (f->slab && f->device == d)
-                make(p[i], f, p[i]->device_value, SD_F32);
+                make(p[i], f, 0, p[i]->numel, p[i]->device_value, SD_F32);
     }
     projections_refresh(d, r.form, r.count);
 }

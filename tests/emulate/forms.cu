@@ -66,6 +66,7 @@ check_lives(struct sd_device *d)
     struct sd_param *a = param(s, "a", v[0], 2, square), *b = param(s, "b", v[1], 4, kernel), *c = param(inner, "c", v[2], 1, row);
     struct sd_param *all[] = { a, c, b, a };
     size_t before, counted = sd_param_device_bytes();
+    uint64_t written;
     void *was;
 
     sd_param_want(a, SD_F32, SD_ROWS);
@@ -87,8 +88,10 @@ check_lives(struct sd_device *d)
     sd_param_want(a, SD_F16, SD_ROWS);
     sd_params_upload(all, 4, d);
     CHECK(sd_device_allocated(d) - before == 6 * 256 && sd_param_on(a, SD_BF16, SD_ROWS) == was, "a form wanted later has its own");
+    written = sd_device_counts(d).written;
     sd_params_upload(all, 4, d);
-    CHECK(sd_device_allocated(d) - before == 6 * 256 && held<sd::f16>(d, a, SD_ROWS) == rounded<sd::f16>(v[0]), "nothing is made twice");
+    CHECK(sd_device_allocated(d) - before == 6 * 256 && sd_device_counts(d).written == written
+          && held<sd::f16>(d, a, SD_ROWS) == rounded<sd::f16>(v[0]), "nothing is made twice");
 
     sd_scope_close(inner);
     CHECK(sd_device_allocated(d) - before == 5 * 256, "what dies first goes: %zu left", sd_device_allocated(d) - before);
@@ -100,6 +103,45 @@ check_lives(struct sd_device *d)
     CHECK(held<sd::bf16>(d, a, SD_ROWS) == rounded<sd::bf16>(v[0]), "and may be made again");
     sd_scope_close(s);
     CHECK(sd_device_allocated(d) == before && sd_param_device_bytes() == counted, "all is freed");
+}
+
+/* Whatever the pieces are that a form is made in. */
+static void
+check_pieces(struct sd_device *d)
+{
+    const int64_t kernel[] = { 7, 5, 3, 3 }, matrix[] = { 11, 16 }, thin[] = { 3, 16 }, tall[] = { 11, 3 };
+    const floats v[4] = { numbers(315, 1), numbers(176, 2), numbers(48, 3), numbers(33, 4) };
+    std::vector<double> wide(v[1].begin(), v[1].end());
+    const size_t whole = sd_upload_bytes, bytes[] = { whole, 1, 4 * 45, 2 * 4 * 45, 1000 };
+    std::vector<uint8_t> first, form;
+
+    for (size_t limit : bytes) {
+        struct sd_scope *s = sd_scope_open();
+        struct sd_projection part[2] = {};
+        struct sd_param *all[3] = { param(s, "taps", v[0], 4, kernel), sd_param_new(s, "double", SD_F64, 2, matrix, wide.data()), NULL };
+        struct sd_projections both = { 2, part };
+        size_t size = sd_param_device_bytes();
+
+        part[0].weight = param(s, "weight", v[1], 2, matrix);
+        part[1].weight = all[1];
+        part[1].down = param(s, "down", v[2], 2, thin);
+        part[1].up = param(s, "up", v[3], 2, tall);
+        all[2] = sd_param_join(&both);
+        sd_upload_bytes = limit;
+        sd_param_want(all[2], SD_BF16, SD_ROWS);
+        size = sd_param_device_bytes() - size;
+        sd_param_want(all[0], SD_BF16, SD_TAPS);
+        sd_param_want(all[1], SD_F16, SD_ROWS);
+        sd_params_upload(all, 3, d);
+        CHECK(held<sd::bf16>(d, all[0], SD_TAPS) == rounded<sd::bf16>(turned(v[0], 7, 5, 9))
+              && held<sd::f16>(d, all[1], SD_ROWS) == rounded<sd::f16>(v[1]), "in pieces of %zu bytes", limit);
+        form = down(d, static_cast<const uint8_t *>(sd_param_on(all[2], SD_BF16, SD_ROWS)), size);
+        if (limit == whole)
+            first = form;
+        CHECK(form == first, "joined ones too");
+        sd_scope_close(s);
+    }
+    sd_upload_bytes = whole;
 }
 
 struct network {
@@ -182,6 +224,7 @@ main(void)
     struct sd_device *d = open_device();
 
     check_lives(d);
+    check_pieces(d);
     check_graphs(d);
     sd_device_close(d);
     return check_done();
