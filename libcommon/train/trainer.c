@@ -18,12 +18,7 @@ close_trainer(void *argument)
         sd_train_step_free(t->steps);
         t->steps = next;
     }
-    while (t->encoders) {
-        struct sd_text_states *next = t->encoders->next;
-
-        sd_text_states_free(t->encoders);
-        t->encoders = next;
-    }
+    sd_trainer_encoders_free(t);
     if (t->epoch_scope)
         sd_scope_close(t->epoch_scope);
     sd_trainer_resident_free(t);

@@ -108,10 +108,12 @@ sd_trainer_resident_free(struct sd_trainer *x)
 {
     struct sd_device *d = x->model.compute.device;
 
-    for (int i = 0; i < SD_TEXT_SLOTS; i++)
+    for (int i = 0; i < SD_TEXT_SLOTS && !x->ahead_of_steps.pool; i++)
         for (struct sd_text *e = x->texts[i]; e; e = e->next)
             if (e->device_states)
                 sd_device_free(d, e->device_states);
+    if (x->ahead_of_steps.pool)
+        sd_device_free(d, x->ahead_of_steps.pool);
     if (x->resident) {
         turn(x);
         sd_device_free(d, x->resident->pool);

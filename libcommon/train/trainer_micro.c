@@ -317,6 +317,8 @@ sd_trainer_ready(struct sd_trainer *x, int64_t index, struct sd_micro *k, struct
     struct sd_train_step *step;
 
     memset(k, 0, sizeof *k);
+    if (sd_trainer_texts(x, true) < 0)
+        return NULL;
     if ((x->replay ? replay_micro(x, index, k, s) : describe(x, index, k, s)) < 0)
         return NULL;
     if (on_host && !x->replay && make_micro(x, k, s) < 0)

@@ -4,8 +4,8 @@
 #include <string.h>
 
 /* What is kept of frozen texts' states: each caption once. */
-static size_t
-states_bytes(const struct sd_trainer *x)
+size_t
+sd_trainer_states_bytes(const struct sd_trainer *x)
 {
     size_t bytes = 0;
 
@@ -15,13 +15,13 @@ states_bytes(const struct sd_trainer *x)
     return bytes < SD_STATES_BYTES ? bytes : SD_STATES_BYTES;
 }
 
-static void
-on_device(const struct sd_trainer *x, size_t arena, struct sd_device_bytes *b)
+void
+sd_trainer_device_bytes(const struct sd_trainer *x, size_t arena, struct sd_device_bytes *b)
 {
     sd_device_bytes_of(b, x->model.compute.device, arena);
     sd_mirror_bytes(x->optimizer, x->model.compute.activations, x->options.accumulation, b);
     b->samples = sd_trainer_resident_bytes(x);
-    b->states = states_bytes(x);
+    b->states = sd_trainer_states_bytes(x);
     for (const struct sd_train_step *step = x->steps; step; step = step->next)
         b->input += sd_trainer_sent_bytes(x, &step->shape);
 }
@@ -35,12 +35,12 @@ held_bytes(const struct sd_trainer *x)
     if (x->model.compute.device) {
         struct sd_device_bytes b;
 
-        on_device(x, 0, &b);
+        sd_trainer_device_bytes(x, 0, &b);
         return sd_device_bytes_sum(&b);
     }
     for (uint32_t k = x->options.accumulation; k > 1; k >>= 1)
         buffers++;
-    bytes = sd_param_bytes_reserved() + x->t->count * buffers * sizeof(float) + states_bytes(x);
+    bytes = sd_param_bytes_reserved() + x->t->count * buffers * sizeof(float) + sd_trainer_states_bytes(x);
     for (size_t i = 0; x->data && i < x->data->count; i++) {
         const struct sd_sample *k = &x->data->sample[i];
 
@@ -147,7 +147,7 @@ plan_encoder(struct sd_trainer *x, int64_t chunks, int64_t length, struct sd_tra
 {
     struct sd_text_states *e;
 
-    if (x->model.text_trains)
+    if (x->model.text_trains || x->ahead_of_steps.ahead)
         return 0;
     if (!(e = sd_trainer_encoder(x, chunks, length)))
         return -1;
@@ -224,6 +224,10 @@ int
 sd_trainer_plan(struct sd_trainer *x, struct sd_trainer_plan *p)
 {
     memset(p, 0, sizeof *p);
+    if (sd_trainer_texts(x, false) < 0)
+        return -1;
+    p->arena_bytes = x->ahead_of_steps.arena_bytes;
+    p->activations_bytes = x->ahead_of_steps.activations_bytes;
     for (int b = 0; x->data && b < x->data->buckets; b++)
         if (plan_bucket(x, &x->data->bucket[b], p) < 0)
             return -1;
@@ -239,13 +243,15 @@ sd_trainer_plan(struct sd_trainer *x, struct sd_trainer_plan *p)
     }
     for (struct sd_train_step *step = x->steps; step; step = step->next)
         p->buckets++;
-    p->states_bytes = states_bytes(x);
+    p->states_bytes = sd_trainer_states_bytes(x);
     p->peak_bytes = held_bytes(x) + p->arena_bytes;
     if (x->model.compute.device) {
         size_t shorter = p->device.input;
 
-        on_device(x, p->arena_bytes, &p->device);
+        sd_trainer_device_bytes(x, p->arena_bytes, &p->device);
         p->device.input += shorter;
+        if (sd_device_bytes_sum(&x->ahead_of_steps.bytes) > sd_device_bytes_sum(&p->device))
+            p->device = x->ahead_of_steps.bytes;
         p->peak_bytes = sd_device_bytes_sum(&p->device);
     }
     return 0;

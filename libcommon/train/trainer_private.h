@@ -1,6 +1,6 @@
-/* trainer_private.h - the trainer in four files: trainer.c makes updates, trainer_micro.c the micro-batches they are made
- * of, trainer_device.c the same on a device, trainer_plan.c the plans they run by: a step for each shape, the frozen text
- * encoder for each count of chunks, each made on first use. */
+/* trainer_private.h - the trainer in five files: trainer.c makes updates, trainer_micro.c the micro-batches they are made
+ * of, trainer_device.c the same on a device, trainer_texts.c the states of frozen texts there, trainer_plan.c the plans they run
+ * by: a step for each shape, the frozen text encoder for each count of chunks, each made on first use. */
 #ifndef SD_TRAINER_PRIVATE_H
 #define SD_TRAINER_PRIVATE_H
 
@@ -50,6 +50,12 @@ struct sd_trainer {
     struct sd_text_states *encoders;
     struct sd_text *texts[SD_TEXT_SLOTS];
     size_t states_bytes;            /* kept states of frozen texts, at most SD_STATES_BYTES */
+    struct {                        /* on a device: all states before the first step */
+        bool looked, ahead;
+        float *pool;                /* where they are, NULL: not made yet */
+        size_t arena_bytes, activations_bytes;      /* of the encoders */
+        struct sd_device_bytes bytes;               /* what is taken while they are made */
+    } ahead_of_steps;
     int64_t length, width;          /* ids of a chunk, width of a state */
     struct sd_scope *epoch_scope;   /* the batches of one epoch */
     struct sd_batch *batches;
@@ -81,7 +87,15 @@ void sd_trainer_resident_free(struct sd_trainer *x);
 size_t sd_trainer_resident_bytes(const struct sd_trainer *x);
 size_t sd_trainer_sent_bytes(const struct sd_trainer *x, const struct sd_step_shape *shape);
 
-/* trainer_plan.c: planned, not bound; NULL with sd_fail, also where --memory is too small. */
+/* trainer_texts.c: the states of all texts, where the text encoder can go then; make: else it is only planned, and gone.  For
+ * the first step; -1 with sd_fail. */
+int sd_trainer_texts(struct sd_trainer *x, bool make);
+void sd_trainer_encoders_free(struct sd_trainer *x);
+
+/* trainer_plan.c: bytes of the states that are kept; what is taken of the device beside the arena */
+size_t sd_trainer_states_bytes(const struct sd_trainer *x);
+void sd_trainer_device_bytes(const struct sd_trainer *x, size_t arena, struct sd_device_bytes *b);
+/* planned, not bound; NULL with sd_fail, also where --memory is too small. */
 struct sd_train_step *sd_trainer_step(struct sd_trainer *x, const struct sd_step_shape *shape);
 struct sd_text_states *sd_trainer_encoder(struct sd_trainer *x, int64_t chunks, int64_t length);
 

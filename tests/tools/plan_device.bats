@@ -36,6 +36,17 @@ agrees() {
     SD_TRAIN_RESIDENT=0 agrees lora -q --overwrite --max-train-steps 10 --masked-loss
 }
 
+@test "a frozen text encoder is gone when the steps begin, unless it is needed again" {
+    weights() { emulated plain --device cuda --plan "$@" | jq .device.weights; }
+    gone=$(weights --train-batch-size 2) stays=$(weights --train-batch-size 2 --caption-dropout 0.5)
+    encoder=$(stat -c %s "$MODEL/text_encoder/model.safetensors")
+    echo "$gone bytes of weights without, $stays with; the encoder's file has $encoder"
+    ((stays - gone > encoder / 3))
+    SD_EMULATE_ALLOCATIONS=taken emulated plain -q --device cuda --max-train-steps 3
+    cat taken
+    [ "$(awk '/ text_encoder[.]/ { text = NR } / unet[.]/ && !unet { unet = NR } END { print text && unet && text < unet }' taken)" = 1 ]
+}
+
 @test "training of tokens: the plan's rows are what is taken" {
     for more in "--dtype f32" "--dtype bf16" "--gradient-accumulation-steps 2 --train-batch-size 2"; do
         agrees ti -q --overwrite --max-train-steps 10 $more
