@@ -33,6 +33,8 @@ conv2d_shape(struct sd_node *n)
     }
     if (a->stride < 1 || a->upsample < 1 || a->upsample > 2 || (a->upsample == 2 && a->stride != 1))
         sd_bug("conv2d", "stride %d, upsample %d", a->stride, a->upsample);
+    if (a->upsample == 2 && (a->top >= w->shape[2] || a->bottom >= w->shape[2] || a->left >= w->shape[3] || a->right >= w->shape[3]))
+        sd_bug("conv2d", "an enlarged picture padded as wide as the kernel");
     shape[0] = x->shape[0];
     shape[1] = (x->shape[1] * a->upsample + a->top + a->bottom - w->shape[2]) / a->stride + 1;
     shape[2] = (x->shape[2] * a->upsample + a->left + a->right - w->shape[3]) / a->stride + 1;

@@ -3,8 +3,7 @@
  *     forward   y[p] = sum over taps and channels of x[source(p, tap)] w[tap]            A gathers pixels, B is w as it lies
  *     data      by phases of the stride: dx[s i + p] = sum over the taps that fall there dy[i + (p + top - k) / s] w[k]
  *     weight    dw[tap] = dy' x[source(., tap)], a product for each tap
- *     enlarged  forward of a large picture, and data: products with sums of the weights that fall on one pixel, made in scratch
- *               (product.c, CPU, does the same): 4/9 of the multiplications
+ *     enlarged  conv_transposed(): 4/9 of the multiplications, by a form of the weight that is made once
  * Bytes: each tap reads its pixels again, from L2; from memory x, w and y once.  Flops: 2 pixels out in taps; a 3x3 layer of 320
  * channels has 9 x 320 x 2 / 4 = 1440 flops a byte: bound by the matrix units, but for conv_in and conv_out (4 channels).
  * A 1x1 kernel is a gemm_call. */
@@ -19,91 +18,6 @@ using namespace sd;
 namespace {
 
 enum { X, WEIGHT, BIAS, ADD, RESIDUAL };
-/* pixels from which on the multiplications that summed weights save outweigh the making of them */
-enum { ENOUGH_PIXELS = 4096 };
-
-int
-floor_half(int n)
-{
-    return (n - (n & 1)) / 2;
-}
-
-/* -- summed weights -------------------------------------------------------------------------------------------------- */
-
-/* Taps of an enlarged picture on one axis: tap u of `count` is at pixel i + y0 + u (data: 2 i + y0 - u) and sums the kernel's
- * elements first + each u and the one after it, where they are in the kernel. */
-struct merged { int y0, count, first, each; };
-
-struct merged
-merged_forward(int phase, int before, int kernel)
-{
-    struct merged m;
-
-    m.y0 = floor_half(phase - before);
-    m.count = floor_half(phase - before + kernel - 1) - m.y0 + 1;
-    m.first = 2 * m.y0 - phase + before;
-    m.each = 2;
-    return m;
-}
-
-struct merged
-merged_data(int before, int kernel)
-{
-    struct merged m;
-
-    m.y0 = before + 1;
-    m.count = kernel + 1;
-    m.first = -1;
-    m.each = 1;
-    return m;
-}
-
-template <class T> static __global__ void
-merge_kernel(T *to, const T *w, int64_t count, int kh, int kw, int in, struct merged m, struct merged h)
-{
-    int64_t at = (int64_t)blockIdx.x * blockDim.x + threadIdx.x;
-    int c, u, v;
-    const T *from;
-    float sum = 0;
-
-    if (at >= count)
-        return;
-    c = (int)(at % in);
-    v = (int)(at / in % h.count);
-    u = (int)(at / in / h.count % m.count);
-    from = w + at / in / h.count / m.count * kh * kw * in;
-    for (int ky = max(0, m.first + m.each * u); ky < min(kh, m.first + m.each * u + 2); ky++)
-        for (int kx = max(0, h.first + h.each * v); kx < min(kw, h.first + h.each * v + 2); kx++)
-            sum += to_float(from[(int64_t)(ky * kw + kx) * in + c]);
-    to[at] = from_float<T>(sum);
-}
-
-void
-merge(struct sd_device *d, const struct conv_call *k, void *to, struct merged m, struct merged h)
-{
-    int64_t count = k->out * m.count * h.count * k->in;
-
-    if (count)
-        SD_BY_DTYPE(k->dtype, T, SD_LAUNCH(d, merge_kernel<T>, (unsigned)ceil_div(count, 256), 256, 0, static_cast<T *>(to),
-                                           static_cast<const T *>(k->w), count, k->kernel_height, k->kernel_width, (int)k->in, m, h));
-}
-
-bool
-merges(const struct conv_call *k)
-{
-    return k->upsample == 2 && (k->kind == CONV_DATA ||
-                                (k->kind == CONV_FORWARD && k->batch * k->out_height * k->out_width >= ENOUGH_PIXELS));
-}
-
-size_t
-merged_bytes(const struct conv_call *k)
-{
-    int64_t high = k->kind == CONV_DATA ? k->kernel_height + 1 : k->kernel_height / 2 + 1;
-    int64_t wide = k->kind == CONV_DATA ? k->kernel_width + 1 : k->kernel_width / 2 + 1;
-
-    return merges(k) ? round256((size_t)(k->out * high * wide * k->in) * sd_dtype_size(k->dtype)) : 0;
-}
-
 /* -- products -------------------------------------------------------------------------------------------------------- */
 
 const char *
@@ -145,88 +59,43 @@ phase_result(struct product *p, void *to, const void *c, int64_t height, int64_t
     r->sn = 1;
 }
 
-/* w: [out, taps, in], taps of this product only */
+/* What is added to each number of a picture before it is rounded. */
+void
+add_to_result(struct result *r, const struct conv_call *k)
+{
+    r->bias = k->bias;
+    r->bias_d = k->bias_d;
+    r->channel_add = k->channel_add;
+}
+
 struct product
-forward_product(const struct conv_call *k, const void *w, int taps_down, int taps_across, int s, int y, int x)
+forward_product(const struct conv_call *k)
 {
     struct product p = {};
-    int64_t depth = (int64_t)taps_down * taps_across * k->in;
+    int64_t depth = (int64_t)k->kernel_height * k->kernel_width * k->in;
 
     p.dtype = k->dtype;
     p.batch = 1;
     p.a_deep = p.b_deep = true;
-    phase_result(&p, k->to, k->residual, k->out_height, k->out_width, k->out, s, y, x, k->dtype);
+    phase_result(&p, k->to, k->residual, k->out_height, k->out_width, k->out, 1, 0, 0, k->dtype);
+    add_to_result(&p.to, k);
     p.rows = (int)k->batch * p.to.n1 * p.to.n0;
     p.columns = (int)k->out;
     p.depth = (int)depth;
-    p.to.bias = k->bias;
-    p.to.bias_d = k->bias_d;
-    p.to.channel_add = k->channel_add;
     p.a = picture(k->x, k->height, k->width, k->in);
     p.a.n1 = p.to.n1;
     p.a.n0 = p.to.n0;
-    p.a.across = taps_across > 0 ? taps_across : 1;
-    p.b = plain_operand(w, k->out, depth, depth, 0);
+    p.a.across = k->kernel_width > 0 ? k->kernel_width : 1;
+    p.a.step = k->stride;
+    p.a.y0 = -k->top;
+    p.a.x0 = -k->left;
+    p.b = plain_operand(k->w, k->out, depth, depth, 0);
     p.b.across = 1;
     return p;
 }
 
-struct product
-forward_plain(const struct conv_call *k)
-{
-    struct product p = forward_product(k, k->w, k->kernel_height, k->kernel_width, 1, 0, 0);
-
-    p.a.step = k->stride;
-    p.a.y0 = -k->top;
-    p.a.x0 = -k->left;
-    p.a.shift = k->upsample - 1;
-    p.a.high *= k->upsample;
-    p.a.wide *= k->upsample;
-    return p;
-}
-
-struct product
-forward_merged(const struct conv_call *k, int y, int x, struct merged m, struct merged h)
-{
-    struct product p = forward_product(k, k->scratch, m.count, h.count, 2, y, x);
-
-    p.a.y0 = m.y0;
-    p.a.x0 = h.y0;
-    return p;
-}
-
-/* Taps u, v of a data gradient are the elements first + each u of the kernel. */
-struct taps { int count, first, each, y0; };
-
-struct product
-data_product(const struct conv_call *k, const void *w, int kw, int all, struct taps m, struct taps h, int s, int step, int y, int x)
-{
-    struct product p = {};
-
-    p.dtype = k->dtype;
-    p.batch = 1;
-    p.a_deep = true;
-    phase_result(&p, k->to, k->add ? k->to : nullptr, k->height, k->width, k->in, s, y, x, k->dtype);
-    p.rows = (int)k->batch * p.to.n1 * p.to.n0;
-    p.columns = (int)k->in;
-    p.depth = (int)(m.count * h.count * k->out);
-    p.a = picture(k->dy, k->out_height, k->out_width, k->out);
-    p.a.n1 = p.to.n1;
-    p.a.n0 = p.to.n0;
-    p.a.step = step;
-    p.a.dir = -1;
-    p.a.y0 = m.y0;
-    p.a.x0 = h.y0;
-    p.a.across = h.count > 0 ? h.count : 1;
-    p.b.data = at(w, p.depth ? (int64_t)(m.first * kw + h.first) * k->in : 0, k->dtype);
-    p.b.n1 = p.b.high = h.count > 0 ? h.count : 1;
-    p.b.n0 = p.b.wide = (int)k->out;
-    p.b.step = 1;
-    p.b.sb = (int64_t)m.each * kw * k->in;
-    p.b.sy = (int)(h.each * k->in);
-    p.b.sx = (int)(all * k->in);
-    return p;
-}
+/* Taps of a phase on one axis: tap u is the kernel's element first + stride u, at i + y0 - u. */
+struct taps { int count, first, y0; };
 
 struct taps
 taps_of_phase(int phase, int before, int kernel, int stride)
@@ -234,26 +103,40 @@ taps_of_phase(int phase, int before, int kernel, int stride)
     struct taps t;
 
     t.first = (phase + before) % stride;
-    t.each = stride;
     t.count = t.first < kernel ? (kernel - t.first + stride - 1) / stride : 0;
     t.y0 = (phase + before - t.first) / stride;
     return t;
 }
 
 struct product
-data_phase(const struct conv_call *k, int y, int x)
+data_product(const struct conv_call *k, int y, int x)
 {
-    return data_product(k, k->w, k->kernel_width, k->kernel_height * k->kernel_width,
-                        taps_of_phase(y, k->top, k->kernel_height, k->stride),
-                        taps_of_phase(x, k->left, k->kernel_width, k->stride), k->stride, 1, y, x);
-}
+    struct taps m = taps_of_phase(y, k->top, k->kernel_height, k->stride), h = taps_of_phase(x, k->left, k->kernel_width, k->stride);
+    struct product p = {};
 
-struct product
-data_merged(const struct conv_call *k, struct merged m, struct merged h)
-{
-    struct taps down = { m.count, 0, 1, m.y0 }, across = { h.count, 0, 1, h.y0 };
-
-    return data_product(k, k->scratch, h.count, m.count * h.count, down, across, 1, 2, 0, 0);
+    p.dtype = k->dtype;
+    p.batch = 1;
+    p.a_deep = true;
+    phase_result(&p, k->to, k->residual, k->height, k->width, k->in, k->stride, y, x, k->dtype);
+    add_to_result(&p.to, k);
+    p.rows = (int)k->batch * p.to.n1 * p.to.n0;
+    p.columns = (int)k->in;
+    p.depth = (int)(m.count * h.count * k->out);
+    p.a = picture(k->dy, k->out_height, k->out_width, k->out);
+    p.a.n1 = p.to.n1;
+    p.a.n0 = p.to.n0;
+    p.a.dir = -1;
+    p.a.y0 = m.y0;
+    p.a.x0 = h.y0;
+    p.a.across = h.count > 0 ? h.count : 1;
+    p.b.data = at(k->w, p.depth ? (int64_t)(m.first * k->kernel_width + h.first) * k->in : 0, k->dtype);
+    p.b.n1 = p.b.high = h.count > 0 ? h.count : 1;
+    p.b.n0 = p.b.wide = (int)k->out;
+    p.b.step = 1;
+    p.b.sb = (int64_t)k->stride * k->kernel_width * k->in;
+    p.b.sy = (int)(k->stride * k->in);
+    p.b.sx = (int)(k->kernel_height * k->kernel_width * k->in);
+    return p;
 }
 
 struct product
@@ -294,34 +177,20 @@ weight_product(const struct conv_call *k)
 size_t
 all_products(struct sd_device *d, const struct conv_call *k)
 {
-    int phases = k->kind == CONV_WEIGHT ? 1 : merges(k) ? (k->kind == CONV_FORWARD ? 2 : 1) : k->kind == CONV_DATA ? k->stride : 1;
+    int phases = k->kind == CONV_DATA ? k->stride : 1;
     size_t most = 0;
 
     for (int i = 0; i < phases * phases; i++) {
-        int y = i / phases, x = i % phases;
-        struct merged m = {}, h = {};
-        struct product p;
+        struct product p = k->kind == CONV_WEIGHT ? weight_product(k) : k->kind == CONV_FORWARD ? forward_product(k)
+                           : data_product(k, i / phases, i % phases);
 
-        if (k->kind == CONV_WEIGHT)
-            p = weight_product(k);
-        else if (merges(k)) {
-            bool data = k->kind == CONV_DATA;
-
-            m = data ? merged_data(k->top, k->kernel_height) : merged_forward(y, k->top, k->kernel_height);
-            h = data ? merged_data(k->left, k->kernel_width) : merged_forward(x, k->left, k->kernel_width);
-            p = data ? data_merged(k, m, h) : forward_merged(k, y, x, m, h);
-        } else
-            p = k->kind == CONV_DATA ? data_phase(k, y, x) : forward_plain(k);
         if (p.rows <= 0)
             continue;
         if (!d) {
             most = most > product_scratch(p) ? most : product_scratch(p);
             continue;
         }
-        if (merges(k))
-            merge(d, k, k->scratch, m, h);
-        if (k->scratch)
-            p.part = reinterpret_cast<float *>(static_cast<char *>(k->scratch) + merged_bytes(k));
+        p.part = static_cast<float *>(k->scratch);
         product_run(d, p);
     }
     return most;
@@ -337,12 +206,71 @@ taps_to_rows_kernel(float *to, const float *from, int64_t count, int64_t in, int
         to[at] = from[(o * taps + tap) * in + c] + (add ? to[at] : 0);
 }
 
+/* 16 bytes a thread, of the pixels of one sample */
+template <class T> static __global__ void
+added_kernel(T *to, const T *from, const float *bias, const T *channel_add, const T *residual, unsigned count, unsigned across)
+{
+    static const int N = wide<T>::count;
+    unsigned i = blockIdx.x * blockDim.x + threadIdx.x, column = i % across * N;
+    int64_t at = ((int64_t)blockIdx.y * count + i) * N;
+    float sum[N];
+    vec<T, N> x;
+
+    if (i >= count)
+        return;
+    x = load<N>(from + at);
+    #pragma unroll
+    for (int e = 0; e < N; e++)
+        sum[e] = to_float(x.at[e]) + (bias ? bias[column + e] : 0);
+    if (channel_add) {
+        x = load<N>(channel_add + (int64_t)blockIdx.y * across * N + column);
+        #pragma unroll
+        for (int e = 0; e < N; e++)
+            sum[e] += to_float(x.at[e]);
+    }
+    if (residual) {
+        x = load<N>(residual + at);
+        #pragma unroll
+        for (int e = 0; e < N; e++)
+            sum[e] += to_float(x.at[e]);
+    }
+    #pragma unroll
+    for (int e = 0; e < N; e++)
+        x.at[e] = from_float<T>(sum[e]);
+    store<N>(to + at, x);
+}
+
 }   /* namespace */
+
+struct conv_call
+conv_transposed(const struct conv_call *k)
+{
+    struct conv_call t = *k;
+
+    t.kind = k->kind == CONV_FORWARD ? CONV_DATA : CONV_FORWARD;
+    t.height = k->out_height;
+    t.width = k->out_width;
+    t.in = k->out;
+    t.out_height = k->height;
+    t.out_width = k->width;
+    t.out = k->in;
+    t.kernel_height = k->kernel_height + 1;
+    t.kernel_width = k->kernel_width + 1;
+    t.stride = 2;
+    t.top = k->kernel_height - 1 - k->top;
+    t.left = k->kernel_width - 1 - k->left;
+    t.bottom = k->kernel_height - 1 - k->bottom;
+    t.right = k->kernel_width - 1 - k->right;
+    t.upsample = 1;
+    t.x = k->dy;
+    t.dy = k->x;
+    return t;
+}
 
 size_t
 conv_scratch(const struct conv_call *k)
 {
-    return merged_bytes(k) + all_products(nullptr, k);
+    return all_products(nullptr, k);
 }
 
 bool
@@ -350,6 +278,8 @@ conv_cuda(struct sd_device *d, const struct conv_call *k)
 {
     int64_t most = INT32_MAX / 2;
 
+    if (k->upsample == 2 && k->kind != CONV_WEIGHT)
+        sd_bug("conv2d", "an enlarged picture");        /* conv_transposed() */
     if (k->batch * k->height * k->width * k->upsample > most || k->batch * k->out_height * k->out_width > most ||
         k->width * k->in > most || k->out_width * k->out > most || (int64_t)k->kernel_height * k->kernel_width * k->in > most ||
         (int64_t)k->kernel_height * k->kernel_width * k->out > most)
@@ -367,10 +297,32 @@ conv_taps_to_rows(struct sd_device *d, float *to, const float *from, int64_t out
         SD_LAUNCH(d, taps_to_rows_kernel, (unsigned)ceil_div(count, 256), 256, 0, to, from, count, in, taps, add);
 }
 
+void
+conv_added(struct sd_device *d, const struct conv_call *k, const void *from)
+{
+    bool data = k->kind == CONV_DATA;
+    int64_t each = 16 / (int64_t)sd_dtype_size(k->dtype), across = (data ? k->in : k->out) / each;
+    int64_t count = (data ? k->height * k->width : k->out_height * k->out_width) * across;
+    dim3 grid((unsigned)ceil_div(count, 256), (unsigned)k->batch);
+
+    if (count > INT32_MAX || k->batch > 65535)
+        sd_bug("conv2d", "%lld samples of %lld x 16 bytes", (long long)k->batch, (long long)count);
+    SD_BY_DTYPE(k->dtype, T, SD_LAUNCH(d, added_kernel<T>, grid, 256, 0, static_cast<T *>(k->to), static_cast<const T *>(from), k->bias,
+                                       static_cast<const T *>(k->channel_add), static_cast<const T *>(k->residual), (unsigned)count,
+                                       (unsigned)across));
+}
+
 /* -- the op ---------------------------------------------------------------------------------------------------------- */
 
 namespace {
 
+bool
+enlarges(const struct sd_node *n)
+{
+    return static_cast<const struct sd_conv2d *>(n->attr)->upsample == 2;
+}
+
+/* Forward: without what is added. */
 struct conv_call
 call_of(const struct sd_node *n, enum conv_kind kind)
 {
@@ -398,8 +350,9 @@ call_of(const struct sd_node *n, enum conv_kind kind)
     k.x = x->data;
     k.dy = kind == CONV_FORWARD ? nullptr : n->dout->data;
     k.to = kind == CONV_FORWARD ? y->data : n->din[kind == CONV_DATA ? X : WEIGHT]->data;
-    k.add = kind == CONV_DATA ? !n->din_store[X] : kind == CONV_WEIGHT && !n->din_store[WEIGHT];
-    return k;
+    k.add = kind == CONV_WEIGHT && !n->din_store[WEIGHT];
+    k.residual = kind == CONV_DATA && !n->din_store[X] ? k.to : nullptr;
+    return kind != CONV_WEIGHT && enlarges(n) ? conv_transposed(&k) : k;
 }
 
 /* Nothing but a product of rows? */
@@ -428,21 +381,29 @@ gemm_of(const struct conv_call &k, enum sd_dtype to)
     g.b_pitch = k.in;
     g.b_turned = k.kind == CONV_FORWARD;
     g.d = k.to;
-    g.c = k.kind == CONV_FORWARD ? k.residual : k.add ? k.to : nullptr;
+    g.c = k.add ? k.to : k.residual;
     g.c_pitch = g.d_pitch = g.columns;
     g.bias = k.bias;
     g.bias_d = k.bias_d;
     return g;
 }
 
-/* Scratch, in this order: the weight as [out, taps, in] where it is no parameter; dw in F32 where its gradient is not; the
- * product's own. */
+enum sd_param_layout
+layout_of(const struct sd_node *n)
+{
+    return enlarges(n) ? SD_TAPS_UPSAMPLED : SD_TAPS;
+}
+
+/* Scratch, in this order: the weight in that layout where it is no parameter; dw in F32 where its gradient is not; the product's
+ * own. */
 size_t
 weight_room(const struct sd_node *n)
 {
     const struct sd_tensor *w = n->in[WEIGHT];
+    int more = enlarges(n);
 
-    return whole_param(w) ? 0 : round256(w->numel * sd_dtype_size(n->in[X]->dtype));
+    return whole_param(w) ? 0 : round256((size_t)(w->shape[0] * w->shape[1] * (w->shape[2] + more) * (w->shape[3] + more)) *
+                                         sd_dtype_size(n->in[X]->dtype));
 }
 
 size_t
@@ -457,8 +418,13 @@ weight_of(const struct sd_node *n)
     const struct sd_tensor *w = n->in[WEIGHT];
 
     if (whole_param(w))
-        return sd_param_on(w->param, n->in[X]->dtype, SD_TAPS);
-    sd_device_taps(device_of(n), n->scratch, n->in[X]->dtype, w->data, w->dtype, w->shape[0], w->shape[1], w->shape[2], w->shape[3]);
+        return sd_param_on(w->param, n->in[X]->dtype, layout_of(n));
+    if (enlarges(n))
+        sd_device_taps_upsampled(device_of(n), n->scratch, n->in[X]->dtype, w->shape[0], w->data, w->dtype, w->shape[0], w->shape[1],
+                                 w->shape[2], w->shape[3]);
+    else
+        sd_device_taps(device_of(n), n->scratch, n->in[X]->dtype, w->data, w->dtype, w->shape[0], w->shape[1], w->shape[2],
+                       w->shape[3]);
     return n->scratch;
 }
 
@@ -501,7 +467,7 @@ conv2d_prepare_cuda(struct sd_node *n)
     size_t most = scratch_of(n, CONV_FORWARD), sums = 0;
 
     if (whole_param(n->in[WEIGHT]))
-        sd_param_want(n->in[WEIGHT]->param, n->in[X]->dtype, SD_TAPS);
+        sd_param_want(n->in[WEIGHT]->param, n->in[X]->dtype, layout_of(n));
     bias_want(n->in[BIAS], n->in[X]->dtype);
     if (n->din[X] && scratch_of(n, CONV_DATA) > most)
         most = scratch_of(n, CONV_DATA);

@@ -1,4 +1,9 @@
-/* cudnn_conv.c - convolutions and their gradients by cuDNN. */
+/* cudnn_conv.c - convolutions and their gradients by cuDNN.
+ *
+ * What is added to a picture (bias, channel_add, residual) is asked for in the same graph.  Behind a gradient of x, which the forward
+ * pass of an enlarged picture is (conv_transposed()), that is one way of two: asked for an H100, cuDNN 9.19 offers 8 engines, all
+ * compiled, for one with a bias or a residual (of Stable Diffusion's upsamplers and the VAE's; none for a row for each sample), and 33
+ * without, most of them ready.  So such a graph is timed against the plain one with conv_added() after it. */
 #include "cudnn_internal.h"
 
 #include <stdio.h>
@@ -44,12 +49,29 @@ convolution(struct graph *g, const struct conv_call *c)
     return d;
 }
 
+/* What the call makes, but for a gradient of w: a picture of so many channels. */
+struct result { int64_t channels, height, width; };
+
+static struct result
+result_of(const struct conv_call *c)
+{
+    return c->kind == CONV_DATA ? (struct result){ c->in, c->height, c->width } : (struct result){ c->out, c->out_height, c->out_width };
+}
+
+static void *
+result_picture(struct graph *g, const struct conv_call *c, int64_t uid, int type, enum tensor_kind kind)
+{
+    struct result r = result_of(c);
+
+    return picture(g, uid, type, c->batch, r.channels, r.height, r.width, kind);
+}
+
 /* to = from + more, which may be one row for a sample or for all */
 static void *
 added(struct graph *g, const struct conv_call *c, void *from, void *more, bool last, int *between)
 {
-    void *to = last ? picture(g, TO, dnn_type(c->dtype), c->batch, c->out, c->out_height, c->out_width, IN_MEMORY)
-                    : picture(g, (*between)++, DATA_FLOAT, c->batch, c->out, c->out_height, c->out_width, HIDDEN);
+    void *to = last ? result_picture(g, c, TO, dnn_type(c->dtype), IN_MEMORY)
+                    : result_picture(g, c, (*between)++, DATA_FLOAT, HIDDEN);
 
     dnn_pointwise(g, POINTWISE_ADD, from, more, to, "an addition");
     return to;
@@ -66,31 +88,30 @@ conv_graph(struct graph *g, const struct conv_call *c, void *handle)
     };
     const int *name = names[c->kind];
     int type = dnn_type(c->dtype), between = BETWEEN, rest = !!c->bias + !!c->channel_add + !!c->residual;
-    bool forward = c->kind == CONV_FORWARD;
     const float one = 1, zero = 0;
-    void *d = convolution(g, c), *o, *x, *w, *y;
+    void *d = convolution(g, c), *o, *part[3], *to;
+    struct result r = result_of(c);
 
-    if (!forward)
-        rest = 0;
-    x = picture(g, c->kind == CONV_DATA ? TO : X, type, c->batch, c->in, c->height, c->width, IN_MEMORY);
-    w = picture(g, c->kind == CONV_WEIGHT ? TO : W, c->kind == CONV_WEIGHT ? DATA_FLOAT : type, c->out, c->in, c->kernel_height,
-                c->kernel_width, IN_MEMORY);
-    y = picture(g, !forward ? DY : rest ? between++ : TO, rest ? DATA_FLOAT : type, c->batch, c->out, c->out_height, c->out_width,
-                rest ? HIDDEN : IN_MEMORY);
+    if (c->kind == CONV_WEIGHT)
+        to = picture(g, TO, DATA_FLOAT, c->out, c->in, c->kernel_height, c->kernel_width, IN_MEMORY);
+    else
+        to = rest ? result_picture(g, c, between++, DATA_FLOAT, HIDDEN) : result_picture(g, c, TO, type, IN_MEMORY);
+    part[0] = c->kind == CONV_DATA ? to : picture(g, X, type, c->batch, c->in, c->height, c->width, IN_MEMORY);
+    part[1] = c->kind == CONV_WEIGHT ? to : picture(g, W, type, c->out, c->in, c->kernel_height, c->kernel_width, IN_MEMORY);
+    part[2] = c->kind == CONV_FORWARD ? to : picture(g, DY, type, c->batch, c->out, c->out_height, c->out_width, IN_MEMORY);
     o = dnn_make(g, kinds[c->kind], "a convolution");
     dnn_set(g, o, name[0], TYPE_FLOAT, 1, &one);
     dnn_set(g, o, name[1], TYPE_FLOAT, 1, &zero);
     dnn_set_part(g, o, name[2], d);
-    dnn_set_part(g, o, name[3], x);
-    dnn_set_part(g, o, name[4], w);
-    dnn_set_part(g, o, name[5], y);
+    for (int i = 0; i < 3; i++)
+        dnn_set_part(g, o, name[3 + i], part[i]);
     dnn_add_operation(g, o, "a convolution");
-    if (forward && c->bias)
-        y = added(g, c, y, picture(g, BIAS, DATA_FLOAT, 1, c->out, 1, 1, IN_MEMORY), --rest == 0, &between);
-    if (forward && c->channel_add)
-        y = added(g, c, y, picture(g, CHANNEL_ADD, type, c->batch, c->out, 1, 1, IN_MEMORY), --rest == 0, &between);
-    if (forward && c->residual)
-        added(g, c, y, picture(g, RESIDUAL, type, c->batch, c->out, c->out_height, c->out_width, IN_MEMORY), --rest == 0, &between);
+    if (c->bias)
+        to = added(g, c, to, picture(g, BIAS, DATA_FLOAT, 1, r.channels, 1, 1, IN_MEMORY), --rest == 0, &between);
+    if (c->channel_add)
+        to = added(g, c, to, picture(g, CHANNEL_ADD, type, c->batch, r.channels, 1, 1, IN_MEMORY), --rest == 0, &between);
+    if (c->residual)
+        added(g, c, to, result_picture(g, c, RESIDUAL, type, IN_MEMORY), --rest == 0, &between);
     dnn_close(g, handle);
 }
 
@@ -125,64 +146,154 @@ own_conv(struct sd_device *d, const void *call, const struct pack *to)
     return true;
 }
 
-bool
-cudnn_conv2d(struct sd_device *d, const struct conv_call *c)
+static enum sd_dtype
+result_type(const struct conv_call *c)
 {
-    bool forward = c->kind == CONV_FORWARD, aside;
-    int64_t count = forward ? c->batch * c->out_height * c->out_width * c->out
-                    : c->kind == CONV_DATA ? c->batch * c->height * c->width * c->in
-                                           : c->out * c->in * c->kernel_height * c->kernel_width;
-    enum sd_dtype type = c->kind == CONV_WEIGHT ? SD_F32 : c->dtype;
-    size_t bytes = (size_t)count * sd_dtype_size(type);
-    struct state *s;
-    struct plan *p;
-    struct pack pack = { .own = own_conv, .call = c };
-    char key[256], *workspace;
-    void *to = c->to;
+    return c->kind == CONV_WEIGHT ? SD_F32 : c->dtype;
+}
 
-    if (sd_device_capability(d) == 0 || !takes_conv(c) || !dnn_open() || !(s = dnn_state(d)))
-        return false;
+static size_t
+result_count(const struct conv_call *c)
+{
+    struct result r = result_of(c);
+
+    return (size_t)(c->kind == CONV_WEIGHT ? c->out * c->in * c->kernel_height * c->kernel_width
+                                           : c->batch * r.height * r.width * r.channels);
+}
+
+typedef bool own_kernel(struct sd_device *d, const void *call, const struct pack *to);
+
+static void
+fill_pack(struct pack *pack, const struct conv_call *c, own_kernel *own)
+{
+    /* strides are what libraries are worst at */
+    *pack = (struct pack){ .own = own, .own_timed = own != own_conv || (c->stride > 1 && c->kind != CONV_WEIGHT), .call = c };
+    if (c->kind != CONV_DATA)
+        dnn_put(pack, X, c->x);
+    if (c->kind != CONV_WEIGHT)
+        dnn_put(pack, W, c->w);
+    if (c->kind != CONV_FORWARD)
+        dnn_put(pack, DY, c->dy);
+    if (c->bias)
+        dnn_put(pack, BIAS, c->bias);
+    if (c->channel_add)
+        dnn_put(pack, CHANNEL_ADD, c->channel_add);
+    if (c->residual)
+        dnn_put(pack, RESIDUAL, c->residual);
+    dnn_put_result(pack, TO, c->to, result_count(c), result_type(c));
+}
+
+/* The call's plan and what it runs on.  Plans move when one is made. */
+static struct plan *
+plan_of(struct state *s, const struct conv_call *c, own_kernel *own, struct pack *pack)
+{
+    char key[256];
+    struct plan *p;
+
+    fill_pack(pack, c, own);
     snprintf(key, sizeof key, "conv %d %s %lldx%lldx%lldx%lld>%lldx%lldx%lld k %dx%d/%d pad %d,%d,%d,%d%s%s%s%s", (int)c->kind,
              sd_dtype_name(c->dtype), (long long)c->batch, (long long)c->height, (long long)c->width, (long long)c->in,
              (long long)c->out_height, (long long)c->out_width, (long long)c->out, c->kernel_height, c->kernel_width, c->stride, c->top,
-             c->left, c->bottom, c->right, forward && c->bias ? " bias" : "", forward && c->channel_add ? " channels" : "",
-             forward && c->residual ? " residual" : "", vendor_tf32 ? " tf32" : "");
-    if (c->kind != CONV_DATA)
-        dnn_put(&pack, X, c->x);
-    if (c->kind != CONV_WEIGHT)
-        dnn_put(&pack, W, c->w);
-    if (!forward)
-        dnn_put(&pack, DY, c->dy);
-    if (forward && c->bias)
-        dnn_put(&pack, BIAS, c->bias);
-    if (forward && c->channel_add)
-        dnn_put(&pack, CHANNEL_ADD, c->channel_add);
-    if (forward && c->residual)
-        dnn_put(&pack, RESIDUAL, c->residual);
-    dnn_put_result(&pack, TO, c->to, (size_t)count, type);
+             c->left, c->bottom, c->right, c->bias ? " bias" : "", c->channel_add ? " channels" : "", c->residual ? " residual" : "",
+             vendor_tf32 ? " tf32" : "");
     if (!(p = dnn_find_plan(s, key))) {
         struct graph g = { .count = 0 };
 
         conv_graph(&g, c, s->handle);
-        p = dnn_new_plan(s, key, &g, &pack);
+        p = dnn_new_plan(s, key, &g, pack);
     }
+    return p;
+}
+
+/* By one graph; aside: the result lies in the workspace, behind the plan's.  Where it lies; NULL: there is no engine. */
+static void *
+run(struct state *s, const struct conv_call *c, own_kernel *own, bool aside)
+{
+    struct pack pack;
+    struct plan *p = plan_of(s, c, own, &pack);
+    size_t room;
+    char *workspace;
+
     if (!p->exec)
-        return false;
-    /* nothing says that a result may lie on an operand; sums and the file's order are made afterwards */
-    aside = c->kind == CONV_WEIGHT || (!forward && c->add) || (forward && c->residual == c->to);
-    workspace = sd_device_workspace(d, dnn_round_up((size_t)p->workspace) + (aside ? bytes : 0));
+        return NULL;
+    room = dnn_round_up((size_t)p->workspace);
+    workspace = sd_device_workspace(s->device, room + (aside ? result_count(c) * sd_dtype_size(result_type(c)) : 0));
     if (aside)
-        to = workspace + dnn_round_up((size_t)p->workspace);
-    pack.at[pack.count - 1] = to;
-    if (!dnn_run(s, p, &pack, workspace))
+        pack.at[pack.count - 1] = workspace + room;
+    return dnn_run(s, p, &pack, workspace) ? pack.at[pack.count - 1] : NULL;
+}
+
+static bool
+has_more(const struct conv_call *c)
+{
+    return c->bias || c->channel_add || c->residual;
+}
+
+static struct conv_call
+plain(const struct conv_call *c)
+{
+    struct conv_call p = *c;
+
+    p.bias = NULL;
+    p.bias_d = p.channel_add = p.residual = NULL;
+    return p;
+}
+
+/* A gradient of x, then what is added to it. */
+static bool
+run_apart(struct state *s, const struct conv_call *c)
+{
+    struct conv_call p = plain(c);
+    void *from = run(s, &p, own_conv, c->residual == c->to);
+
+    if (from)
+        conv_added(s->device, c, from);
+    return from != NULL;
+}
+
+/* What a graph that adds must be faster than; the plan without is there, as none may be made now. */
+static bool
+own_apart(struct sd_device *d, const void *call, const struct pack *to)
+{
+    struct conv_call c = *(const struct conv_call *)call;
+
+    c.to = dnn_result(to, TO);
+    return run_apart(dnn_state(d), &c) || conv_cuda(d, &c);
+}
+
+static bool
+run_data(struct state *s, const struct conv_call *c)
+{
+    struct conv_call p = plain(c);
+    struct pack pack;
+
+    if (!has_more(c))
+        return run(s, c, own_conv, false) != NULL;
+    if (c->residual != c->to) {
+        plan_of(s, &p, own_conv, &pack);
+        if (run(s, c, own_apart, false))
+            return true;
+    }
+    return run_apart(s, c);
+}
+
+bool
+cudnn_conv2d(struct sd_device *d, const struct conv_call *c)
+{
+    bool onto = c->residual == c->to;       /* nothing says that a result may lie on an operand: it is made aside */
+    struct state *s;
+    void *from;
+
+    if (sd_device_capability(d) == 0 || !takes_conv(c) || !dnn_open() || !(s = dnn_state(d)))
         return false;
-    if (c->kind == CONV_WEIGHT)
-        conv_taps_to_rows(d, c->to, to, c->out, c->in, (int64_t)c->kernel_height * c->kernel_width, c->add);
-    else if (aside && forward)
-        sd_device_copy(d, c->to, to, bytes);
-    else if (aside)
-        sd_device_rows(d, c->to, type, c->in, to, type, c->in, count / c->in, c->in, true);
-    return true;
+    if (c->kind == CONV_DATA)
+        return run_data(s, c);
+    from = run(s, c, own_conv, c->kind == CONV_WEIGHT || onto);
+    if (from && c->kind == CONV_WEIGHT)         /* to the file's order */
+        conv_taps_to_rows(d, c->to, from, c->out, c->in, (int64_t)c->kernel_height * c->kernel_width, c->add);
+    else if (from && onto)
+        sd_device_copy(d, c->to, from, result_count(c) * sd_dtype_size(c->dtype));
+    return from != NULL;
 }
 
 #endif

@@ -59,6 +59,23 @@ taps_kernel(Y *y, const X *x, int64_t count, int in, int taps)
         y[i] = from_float<Y>(to_float(x[(row / taps * in + i % in) * taps + row % taps]));
 }
 
+/* the same for [in, kh + 1, kw + 1, pitch], the first `out` of each row */
+template <class Y, class X> __global__ void
+taps_upsampled_kernel(Y *y, int pitch, const X *x, int64_t count, int out, int in, int kh, int kw)
+{
+    int64_t i = (int64_t)blockIdx.x * blockDim.x + threadIdx.x, row = i / out;
+    int u = (int)(row % (kw + 1)), t = (int)(row / (kw + 1) % (kh + 1));
+    float sum = 0;
+
+    if (i >= count)
+        return;
+    x += (i % out * in + row / (kw + 1) / (kh + 1)) * kh * kw;
+    for (int ky = max(0, kh - 1 - t); ky < min(kh, kh + 1 - t); ky++)
+        for (int kx = max(0, kw - 1 - u); kx < min(kw, kw + 1 - u); kx++)
+            sum += to_float(x[ky * kw + kx]);
+    y[row * pitch + i % out] = from_float<Y>(sum);
+}
+
 /* rows of `cols` elements, none at or behind x + end */
 template <int N, class X> __global__ void
 __launch_bounds__(POINT_THREADS)
@@ -111,6 +128,19 @@ sd_device_taps(struct sd_device *d, void *to, enum sd_dtype to_dtype, const void
     SD_BY_DTYPE(to_dtype, Y, SD_BY_DTYPE(from_dtype, X,
                 SD_LAUNCH(d, (taps_kernel<Y, X>), (unsigned)ceil_div(count, 256), 256, 0, static_cast<Y *>(to),
                           static_cast<const X *>(from), count, (int)in, (int)(kh * kw))));
+}
+
+void
+sd_device_taps_upsampled(struct sd_device *d, void *to, enum sd_dtype to_dtype, int64_t pitch, const void *from,
+                         enum sd_dtype from_dtype, int64_t out, int64_t in, int64_t kh, int64_t kw)
+{
+    int64_t count = out * in * (kh + 1) * (kw + 1);
+
+    if (!count)
+        return;
+    SD_BY_DTYPE(to_dtype, Y, SD_BY_DTYPE(from_dtype, X,
+                SD_LAUNCH(d, (taps_upsampled_kernel<Y, X>), (unsigned)ceil_div(count, 256), 256, 0, static_cast<Y *>(to),
+                          (int)pitch, static_cast<const X *>(from), count, (int)out, (int)in, (int)kh, (int)kw)));
 }
 
 void

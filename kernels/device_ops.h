@@ -26,6 +26,12 @@ void sd_device_rows(struct sd_device *d, void *to, enum sd_dtype to_dtype, int64
 void sd_device_taps(struct sd_device *d, void *to, enum sd_dtype to_dtype, const void *from, enum sd_dtype from_dtype, int64_t out,
                     int64_t in, int64_t kh, int64_t kw);
 
+/* sd_device_taps_upsampled - to [in, kh + 1, kw + 1, out] with rows `pitch` apart, of a convolution over a doubled picture: element
+ * (t, u) is the sum of the kernel's elements kh - 1 - t and kh - t down, kw - 1 - u and kw - u across, of those there are; in that
+ * order, in F32. */
+void sd_device_taps_upsampled(struct sd_device *d, void *to, enum sd_dtype to_dtype, int64_t pitch, const void *from,
+                              enum sd_dtype from_dtype, int64_t out, int64_t in, int64_t kh, int64_t kw);
+
 /* sd_device_finite - *flag = 1 when some x[r, c] is infinite or NaN; else *flag stays as it is (set it to 0 first). */
 void sd_device_finite(struct sd_device *d, const void *x, enum sd_dtype dtype, int64_t rows, int64_t cols, int64_t pitch, int *flag);
 

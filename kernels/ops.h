@@ -36,7 +36,7 @@ struct sd_tensor *sd_op_projections(struct sd_graph *g, struct sd_tensor *x, con
  *   x [B, H, W, in];  weight [out, in, kh, kw];  bias [out] or NULL
  *   channel_add [B, out] or NULL: added to every pixel (the time embedding of a resnet)
  *   residual like y or NULL
- *   upsample 1 or 2: x is first enlarged by repeating pixels (kernel 3x3, stride 1, padding 1 only)
+ *   upsample 1 or 2: x is first enlarged by repeating pixels (stride 1, padding less than the kernel only)
  *   returns [B, (H*upsample + top + bottom - kh)/stride + 1, ..., out] */
 struct sd_conv2d { int stride, top, left, bottom, right, upsample; };
 struct sd_tensor *sd_op_conv2d(struct sd_graph *g, struct sd_tensor *x, struct sd_tensor *weight, struct sd_tensor *bias,

@@ -37,13 +37,12 @@ size_t gemm_scratch(const struct gemm_call *call);
 bool   gemm_cuda(struct sd_device *d, const struct gemm_call *call);       /* true */
 
 /* conv_call - a convolution (conv2d.c has the formula) or one of its gradients; pictures are dense NHWC.
- *   x, dx  [batch, height, width, in]     before the enlargement (upsample 2)
+ *   x, dx  [batch, height, width, in]     before the enlargement (upsample 2: WEIGHT alone, others by conv_transposed())
  *   w      [out, kernel_height, kernel_width, in] of dtype: SD_TAPS
  *   y, dy  [batch, out_height, out_width, out]
- *   FORWARD  to = y of dtype, from x and w:   + bias + channel_add [batch, out] + residual, like y; residual may be `to`
- *   DATA     to = dx of dtype, from dy and w
- *   WEIGHT   to = dw, F32, in the FILE's order [out, in, kernel_height, kernel_width], from x and dy
- *   add      DATA, WEIGHT: added to what is in `to`
+ *   FORWARD  to = y of dtype, from x and w     both: + bias [channels] + channel_add [batch, channels] + residual, like `to`,
+ *   DATA     to = dx of dtype, from dy and w             which residual may be
+ *   WEIGHT   to = dw, F32, in the FILE's order [out, in, kernel_height, kernel_width], from x and dy;  add: added to what is there
  *   bias F32 and bias_d in dtype as above; channel_add and residual in dtype
  *   scratch  conv_scratch() bytes */
 enum conv_kind { CONV_FORWARD, CONV_DATA, CONV_WEIGHT };
@@ -61,6 +60,13 @@ struct conv_call {
 };
 size_t conv_scratch(const struct conv_call *call);
 bool   conv_cuda(struct sd_device *d, const struct conv_call *call);       /* true */
+/* conv_transposed - of an enlarged picture: each pixel of x adds to kernel + 1 pixels of y down and across, two further on for the
+ * next one.  So the forward pass is the data gradient of a convolution of stride 2 whose "dx" is y and whose "dy" is x, and the
+ * data gradient that convolution's forward pass.  w: SD_TAPS_UPSAMPLED, which is SD_TAPS of that one; padding < kernel. */
+struct conv_call conv_transposed(const struct conv_call *call);
+/* conv_added - to = from + bias + channel_add + residual of FORWARD or DATA: for a library that leaves them out.  `from` may be `to`;
+ * pointers and pixels are 16-byte aligned. */
+void   conv_added(struct sd_device *d, const struct conv_call *call, const void *from);
 /* conv_taps_to_rows - to [out, in, taps] = (or +=, add) from [out, taps, in], F32: for a library whose dw has taps outside. */
 void   conv_taps_to_rows(struct sd_device *d, float *to, const float *from, int64_t out, int64_t in, int64_t taps, bool add);
 

@@ -65,12 +65,13 @@ void sd_param_forget_joined(struct sd_param *p, bool dies);
 size_t sd_param_bytes_reserved(void);
 size_t sd_param_bytes_made(void);
 
-/* Forms on a device: dense, in dtype, in the file's order (SD_ROWS) or, for convolutions, [out, kh, kw, in] (SD_TAPS).
+/* Forms on a device: dense, in dtype, in the file's order (SD_ROWS) or, for convolutions, [out, kh, kw, in] (SD_TAPS) or, for those
+ * over a doubled picture, [in, kh + 1, kw + 1, out], sums of what falls on one pixel, rounded once (SD_TAPS_UPSAMPLED).
  * sd_param_want - announced when a plan is prepared; counted once.  sd_param_on - where it lies, from the bind on.
  * A trainable's F32 rows are its device_value itself, rows of shadow_dtype its device_shadow, which whoever set it keeps true;
  * other forms of trainables are made again by sd_params_refresh (recordable), which is for all trainables when all have
  * their values: a joined parameter's one form, that of kernels/projections.h, is made again with the first of its own. */
-enum sd_param_layout { SD_ROWS, SD_TAPS };
+enum sd_param_layout { SD_ROWS, SD_TAPS, SD_TAPS_UPSAMPLED };
 void  sd_param_want(struct sd_param *p, enum sd_dtype dtype, enum sd_param_layout layout);
 void *sd_param_on(const struct sd_param *p, enum sd_dtype dtype, enum sd_param_layout layout);
 /* sd_params_upload - make all forms that are wanted and not there yet: one allocation for those of each scope, since they die

@@ -97,10 +97,12 @@ is_value(const struct sd_param *p, enum sd_dtype dtype, enum sd_param_layout lay
 }
 
 static size_t
-bytes_of(const struct sd_param *p, enum sd_dtype dtype)
+bytes_of(const struct sd_param *p, enum sd_dtype dtype, enum sd_param_layout layout)
 {
     struct projections_layout l;
 
+    if (layout == SD_TAPS_UPSAMPLED)
+        return (size_t)(p->shape[0] * p->shape[1] * (p->shape[2] + 1) * (p->shape[3] + 1)) * sd_dtype_size(dtype);
     if (!p->joined)
         return p->numel * sd_dtype_size(dtype);
     projections_layout(&l, p->joined, dtype);
@@ -111,7 +113,7 @@ bytes_of(const struct sd_param *p, enum sd_dtype dtype)
 static enum sd_param_layout
 plain_layout(const struct sd_param *p, enum sd_param_layout layout)
 {
-    return p->ndim == 4 && p->shape[2] * p->shape[3] > 1 ? layout : SD_ROWS;
+    return layout == SD_TAPS && (p->ndim < 4 || p->shape[2] * p->shape[3] == 1) ? SD_ROWS : layout;
 }
 
 static struct sd_param_form *
@@ -138,7 +140,7 @@ sd_param_want(struct sd_param *p, enum sd_dtype dtype, enum sd_param_layout layo
         sd_die(p->path, "out of memory");
     f->dtype = dtype;
     f->layout = layout;
-    f->bytes = bytes_of(p, dtype);
+    f->bytes = bytes_of(p, dtype, layout);
     f->next = p->forms;
     p->forms = f;
     /* in another dtype than its own, a trainable's rows are its shadow's, which the optimizer has */
@@ -187,15 +189,18 @@ sd_param_forget(struct sd_param *p)
 #if SD_WITH_CUDA && SD_REAL_IS_FLOAT
 #include "device_ops.h"
 
-/* `count` elements of f->data, whole units from `begin` on, from what lies at `from` on the device, in the file's order. */
+/* `count` elements of p, whole units from `begin` on, into f->data, from what lies at `from` on the device in the file's order. */
 static void
 make(const struct sd_param *p, const struct sd_param_form *f, size_t begin, size_t count, const void *from, enum sd_dtype dtype)
 {
-    char *to = (char *)f->data + begin * sd_dtype_size(f->dtype);
+    size_t unit = unit_of(p, f->layout), size = sd_dtype_size(f->dtype);
+    char *to = (char *)f->data + (f->layout == SD_TAPS_UPSAMPLED ? begin / unit : begin) * size;
+    int64_t out = (int64_t)(count / unit);
 
     if (f->layout == SD_TAPS)
-        sd_device_taps(f->device, to, f->dtype, from, dtype, (int64_t)(count / unit_of(p, f->layout)), p->shape[1], p->shape[2],
-                       p->shape[3]);
+        sd_device_taps(f->device, to, f->dtype, from, dtype, out, p->shape[1], p->shape[2], p->shape[3]);
+    else if (f->layout == SD_TAPS_UPSAMPLED)
+        sd_device_taps_upsampled(f->device, to, f->dtype, p->shape[0], from, dtype, out, p->shape[1], p->shape[2], p->shape[3]);
     else
         sd_device_cast(f->device, to, f->dtype, from, dtype, count);
 }

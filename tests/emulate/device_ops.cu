@@ -73,6 +73,36 @@ check_taps(struct sd_device *d)
     sd_device_free(d, dy);
 }
 
+/* A number times its place, so that no sum is another's: the elements that fall on one pixel of a doubled picture. */
+template <class Y, class X> static void
+check_taps_upsampled(struct sd_device *d, int kh, int kw)
+{
+    const int out = 3, in = 2;
+    std::vector<X> x = rounded<X>(numbers((size_t)(out * in * kh * kw), 3));
+    std::vector<Y> y((size_t)(out * in * (kh + 1) * (kw + 1)));
+    X *dx = up(d, x);
+    Y *dy = up(d, y);
+
+    for (int i = 0; i < in; i++)
+        for (int t = 0; t <= kh; t++)
+            for (int u = 0; u <= kw; u++)
+                for (int o = 0; o < out; o++) {
+                    float sum = 0;
+
+                    for (int ky = 0; ky < kh; ky++)     /* on pixel 0, whose first place is t - (kh - 1) */
+                        for (int kx = 0; kx < kw; kx++)
+                            if ((t - (kh - 1) + ky) >> 1 == 0 && (u - (kw - 1) + kx) >> 1 == 0)
+                                sum += sd::to_float(x[(size_t)(((o * in + i) * kh + ky) * kw + kx)]);
+                    y[(size_t)(((i * (kh + 1) + t) * (kw + 1) + u) * out + o)] = sd::from_float<Y>(sum);
+                }
+    for (int o = 0; o < out; o += 2)            /* two outputs, and the last alone: as weights are sent in pieces */
+        sd_device_taps_upsampled(d, dy + o, dtype<Y>(), out, dx + o * in * kh * kw, dtype<X>(), o + 2 < out ? 2 : out - o, in, kh, kw);
+    CHECK(same_bits(down(d, dy, y.size()), y), "%d x %d taps of a doubled picture, %s to %s", kh, kw, sd_dtype_name(dtype<X>()),
+          sd_dtype_name(dtype<Y>()));
+    sd_device_free(d, dx);
+    sd_device_free(d, dy);
+}
+
 template <class T> static void
 check_finite(struct sd_device *d)
 {
@@ -124,6 +154,9 @@ check_all(struct sd_device *d)
     check_casts<T, sd::f16>(d);
     check_taps<T, float>(d);
     check_taps<T, sd::f16>(d);
+    check_taps_upsampled<T, float>(d, 3, 3);
+    check_taps_upsampled<T, sd::bf16>(d, 2, 5);
+    check_taps_upsampled<T, T>(d, 1, 1);
     check_finite<T>(d);
 }
 

@@ -287,6 +287,58 @@ convolutions(struct sd_device *d, bool good, int *taken)
         sd_device_free(d, p);
 }
 
+/* A doubled picture's forward pass and gradient; always: there is no choice by time, in which our own kernel may win. */
+template <class T> void
+doubled(struct sd_device *d, bool good, bool always, int64_t batch)
+{
+    const int64_t height = 3, width = 4, in = 8, out = 16;
+    size_t nx = batch * height * width * in, ny = 4 * batch * height * width * out;
+    T *x = up(d, eighths<T>(nx, 1)), *w = up(d, eighths<T>(out * in * 16, 2)), *dy = up(d, eighths<T>(ny, 3));
+    T *add = up(d, eighths<T>(batch * out, 5)), *more = up(d, eighths<T>(ny, 8));
+    T *one = up(d, eighths<T>(ny, 6)), *two = up(d, eighths<T>(ny, 6));
+    float *bias = up(d, eighths<float>(out, 4));
+
+    for (int form = 0; form < 12; form++) {         /* bit 0 bias, bit 1 channel_add; 0 to 2: residual: none, beside, in place */
+        bool forward = form < 10, took;
+        struct conv_call c = {};
+        void *scratch;
+
+        c.kind = forward ? CONV_FORWARD : CONV_DATA;
+        c.dtype = dtype_of<T>::value;
+        c.batch = batch;
+        c.height = height;
+        c.width = width;
+        c.in = in;
+        c.out_height = 2 * height;
+        c.out_width = 2 * width;
+        c.out = out;
+        c.kernel_height = c.kernel_width = 3;
+        c.stride = c.top = c.left = c.bottom = c.right = 1;
+        c.upsample = 2;
+        c.x = x;
+        c.dy = dy;
+        c = conv_transposed(&c);
+        c.w = w;
+        c.bias = forward && form & 1 ? bias : NULL;
+        c.channel_add = forward && form & 2 ? add : NULL;
+        c.to = one;
+        c.residual = !forward ? (form & 1 ? one : NULL) : form / 4 == 0 ? NULL : form / 4 == 1 ? more : one;
+        scratch = sd_device_alloc(d, conv_scratch(&c) + 1, "scratch");
+        c.scratch = scratch;
+        took = cudnn_conv2d(d, &c);
+        expect(always ? took == good : good || !took, "a doubled picture is taken, or not");
+        if (!took)
+            conv_cuda(d, &c);
+        c.to = two;
+        c.residual = c.residual == one ? two : c.residual;
+        conv_cuda(d, &c);
+        expect(apart(d, one, two, forward ? ny : nx) <= tuning_bound(c.dtype), "a doubled picture as our own");
+        sd_device_free(d, scratch);
+    }
+    for (void *p : std::vector<void *>{ x, w, dy, add, more, one, two, bias })
+        sd_device_free(d, p);
+}
+
 bool gradients_taken = true;            /* where attention is */
 
 template <class T> void
@@ -390,6 +442,10 @@ graphs(enum fake_refusal refusal)
     f->workspace = 4096;
     convolutions<bf16>(d, good, &taken);
     convolutions<f16>(d, good, &taken);
+    doubled<bf16>(d, good, false, 1);
+    setenv("SD_TUNE", "0", 1);
+    doubled<bf16>(d, good, true, 2);
+    unsetenv("SD_TUNE");
     heads<bf16>(d, good, 2, 2, 9, 7, true);
     heads<f16>(d, good, 2, 2, 9, 7, false);
     expect(f->handles == (refusal != FAKE_CREATE), "one handle");

@@ -73,7 +73,7 @@ engines(const char *name, const struct cudnn_asked *q, bool compiled)
     else if (compiled && !driver)
         check_skip(name, "engines that are compiled are not offered without libcuda.so.1");
     else
-        CHECK(q->kept > 0 && (compiled || q->built), "%s: %d engines offered for an H100, %d fit%s", name, q->proposed, q->kept,
+        CHECK(q->kept > 0 && (compiled || q->built), "%s: %d engines offered, %d fit%s", name, q->proposed, q->kept,
               q->built ? ", a plan is made" : "");
 }
 
@@ -112,6 +112,42 @@ forward(int operands)
     CHECK(!bias == !(operands & 1) && (!bias || (same(bias->dims, 1, 64, 1, 1) && bias->type == 0)), "%s: bias, F32", name);
     CHECK(!add == !(operands & 2) && (!add || same(add->dims, 2, 64, 1, 1)), "%s: one row for each sample", name);
     CHECK(!residual == !(operands & 4) && (!residual || same(residual->dims, 2, 64, 8, 12)), "%s: residual like y", name);
+}
+
+/* Upsamplers of Stable Diffusion and of the VAE, at 512 x 512: the transposed convolution that a doubled picture is, and back. */
+static void
+doubled(const char *card, const char *described)
+{
+    static const int64_t sizes[][3] = { { 2, 8, 1280 }, { 2, 16, 1280 }, { 2, 32, 640 }, { 1, 64, 512 }, { 1, 128, 512 }, { 1, 256, 256 } };
+
+    for (int i = 0; i < 24; i++) {
+        int64_t batch = sizes[i / 4][0], n = sizes[i / 4][1], channels = sizes[i / 4][2];
+        struct conv_call c = { .kind = i % 4 < 3 ? CONV_DATA : CONV_FORWARD, .dtype = SD_BF16, .batch = batch, .height = 2 * n,
+                               .width = 2 * n, .in = channels, .out_height = n, .out_width = n, .out = channels, .kernel_height = 4,
+                               .kernel_width = 4, .stride = 2, .top = 1, .left = 1, .bottom = 1, .right = 1, .upsample = 1, .x = bytes,
+                               .w = bytes, .dy = bytes, .to = bytes };
+        int more = i % 4 == 1 ? 1 : i % 4 == 2 ? 2 : 0;
+        const struct cudnn_tensor *to, *bias, *residual;
+        struct cudnn_asked q;
+        const char *why;
+        char name[96];
+
+        c.bias = more ? (const float *)bytes : NULL;
+        c.residual = more == 2 ? bytes : NULL;
+        snprintf(name, sizeof name, "%lld x %lld doubled, %lld channels, on an %s, %s%s", (long long)n, (long long)n, (long long)channels,
+                 card, c.kind == CONV_DATA ? "forward" : "gradient", more == 2 ? ", bias and residual" : more ? ", bias" : "");
+        if (!asked(cudnn_ask_conv2d(&c, described, &q, &why), name, &why))
+            continue;
+        engines(name, &q, more > 0);
+        to = find(&q, 4);
+        bias = find(&q, 5);
+        residual = find(&q, 7);
+        CHECK(q.operations == 1 + more && to && !to->hidden && to->type == 9
+              && (c.kind == CONV_DATA ? same(to->dims, batch, channels, 2 * n, 2 * n) : same(to->dims, batch, channels, n, n))
+              && !bias == !more && (!bias || (same(bias->dims, 1, channels, 1, 1) && bias->type == 0))
+              && !residual == (more < 2) && (!residual || same(residual->dims, batch, channels, 2 * n, 2 * n)),
+              "%s: %d operations", name, q.operations);
+    }
 }
 
 static void
@@ -252,8 +288,12 @@ stable_diffusion(void)
         struct conv_call c = { .kind = (enum conv_kind)(i % 3), .dtype = SD_BF16, .batch = 2, .height = s[0], .width = s[0],
                                .in = s[1], .out_height = s[0], .out_width = s[0], .out = s[2], .kernel_height = 3, .kernel_width = 3,
                                .stride = 1, .top = 1, .left = 1, .bottom = 1, .right = 1, .upsample = 1, .x = bytes, .w = bytes,
-                               .dy = bytes, .to = bytes, .bias = (float *)bytes, .channel_add = bytes };
+                               .dy = bytes, .to = bytes };
 
+        if (c.kind == CONV_FORWARD) {
+            c.bias = (float *)bytes;
+            c.channel_add = bytes;
+        }
         snprintf(name, sizeof name, "%s, %d x %d, %d to %d channels", kinds[i % 3], s[0], s[0], s[1], s[2]);
         if (asked(cudnn_ask_conv2d(&c, H100, &q, &why), name, &why))
             engines(name, &q, c.kind != CONV_DATA);
@@ -275,8 +315,9 @@ not_taken(void)
     c.in = 12;
     CHECK(!cudnn_ask_conv2d(&c, NULL, &q, &why) && !why, "12 channels of 16 bits: not for the library");
     c = a_call(CONV_FORWARD);
+    c.kind = CONV_WEIGHT;
     c.upsample = 2;
-    CHECK(!cudnn_ask_conv2d(&c, NULL, &q, &why) && !why, "an enlarged picture: not for the library");
+    CHECK(!cudnn_ask_conv2d(&c, NULL, &q, &why) && !why, "the gradient of w under an enlarged picture: not for the library");
     CHECK(!cudnn_ask_attention(&a, NULL, &q, &why) && !why, "causal: not for the library");
     a.causal = false;
     a.k_pitch = 12;
@@ -295,6 +336,8 @@ main(void)
     for (int operands = 0; operands < 8; operands++)
         forward(operands);
     gradients();
+    doubled("H100", H100);
+    doubled("A100", A100);
     heads(false);
     heads(true);
     stable_diffusion();
