@@ -35,7 +35,7 @@ chunk_kernel(float *part, const T *dy, int64_t rows, int64_t columns)
 
 /* sums over the chunks to one sample's row, or over all samples too */
 template <class U> static __global__ void
-finish_kernel(U *to, const float *part, int64_t chunks, int64_t samples, int64_t columns, bool store)
+finish_kernel(U *to, int64_t pitch, const float *part, int64_t chunks, int64_t samples, int64_t columns, bool store)
 {
     int64_t column = (int64_t)blockIdx.x * blockDim.x + threadIdx.x, b = blockIdx.y;
     float sum = 0;
@@ -49,7 +49,7 @@ finish_kernel(U *to, const float *part, int64_t chunks, int64_t samples, int64_t
             one += part[((b + i) * chunks + k) * columns + column];
         sum += one;
     }
-    to += b * columns + column;
+    to += b * pitch + column;
     *to = from_float<U>(sum + (store ? 0 : to_float(*to)));
 }
 
@@ -59,7 +59,8 @@ finish(struct sd_device *d, const struct sd_tensor *to, const float *part, int64
 {
     dim3 grid((unsigned)ceil_div(columns, 128), (unsigned)rows);
 
-    SD_BY_DTYPE(to->dtype, U, SD_LAUNCH(d, finish_kernel<U>, grid, 128, 0, data<U>(to), part, chunks, samples, columns, store));
+    SD_BY_DTYPE(to->dtype, U, SD_LAUNCH(d, finish_kernel<U>, grid, 128, 0, data<U>(to), to->pitch, part, chunks, samples, columns,
+                                         store));
 }
 
 }   /* namespace */

@@ -100,7 +100,7 @@ conv2d_forward_cpu(struct sd_node *n)
         for (int64_t j = 0; j < s.out_width; j++)
             for (int64_t o = 0; o < s.out; o++) {
                 int64_t b = r / s.out_height, i = r % s.out_height, at = (r * s.out_width + j) * s.out + o;
-                real sum = (bias ? bias[o] : 0) + (add ? add[b * s.out + o] : 0) + (residual ? residual[at] : 0);
+                real sum = (bias ? bias[o] : 0) + (add ? add[b * n->in[ADD]->pitch + o] : 0) + (residual ? residual[at] : 0);
 
                 for (int ky = 0; ky < s.kernel_height; ky++)
                     for (int kx = 0; kx < s.kernel_width; kx++) {
@@ -181,7 +181,7 @@ conv2d_backward_cpu(struct sd_node *n)
             if (dbias)
                 dbias[i % s.out] += sums[i];
             if (dadd)
-                dadd[i] += sums[i];
+                dadd[i / s.out * n->din[ADD]->pitch + i % s.out] += sums[i];
         }
     }
     if (n->din[RESIDUAL])

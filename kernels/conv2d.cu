@@ -66,6 +66,7 @@ add_to_result(struct result *r, const struct conv_call *k)
     r->bias = k->bias;
     r->bias_d = k->bias_d;
     r->channel_add = k->channel_add;
+    r->channel_add_pitch = k->channel_add_pitch;
 }
 
 struct product
@@ -208,7 +209,8 @@ taps_to_rows_kernel(float *to, const float *from, int64_t count, int64_t in, int
 
 /* 16 bytes a thread, of the pixels of one sample */
 template <class T> static __global__ void
-added_kernel(T *to, const T *from, const float *bias, const T *channel_add, const T *residual, unsigned count, unsigned across)
+added_kernel(T *to, const T *from, const float *bias, const T *channel_add, int64_t pitch, const T *residual, unsigned count,
+             unsigned across)
 {
     static const int N = wide<T>::count;
     unsigned i = blockIdx.x * blockDim.x + threadIdx.x, column = i % across * N;
@@ -223,7 +225,7 @@ added_kernel(T *to, const T *from, const float *bias, const T *channel_add, cons
     for (int e = 0; e < N; e++)
         sum[e] = to_float(x.at[e]) + (bias ? bias[column + e] : 0);
     if (channel_add) {
-        x = load<N>(channel_add + (int64_t)blockIdx.y * across * N + column);
+        x = load<N>(channel_add + blockIdx.y * pitch + column);
         #pragma unroll
         for (int e = 0; e < N; e++)
             sum[e] += to_float(x.at[e]);
@@ -308,8 +310,8 @@ conv_added(struct sd_device *d, const struct conv_call *k, const void *from)
     if (count > INT32_MAX || k->batch > 65535)
         sd_bug("conv2d", "%lld samples of %lld x 16 bytes", (long long)k->batch, (long long)count);
     SD_BY_DTYPE(k->dtype, T, SD_LAUNCH(d, added_kernel<T>, grid, 256, 0, static_cast<T *>(k->to), static_cast<const T *>(from), k->bias,
-                                       static_cast<const T *>(k->channel_add), static_cast<const T *>(k->residual), (unsigned)count,
-                                       (unsigned)across));
+                                       static_cast<const T *>(k->channel_add), k->channel_add_pitch,
+                                       static_cast<const T *>(k->residual), (unsigned)count, (unsigned)across));
 }
 
 /* -- the op ---------------------------------------------------------------------------------------------------------- */
@@ -488,6 +490,7 @@ conv2d_forward_cuda(struct sd_node *n)
     k.bias = bias_f32(n->in[BIAS]);
     k.bias_d = bias_in(n->in[BIAS], k.dtype);
     k.channel_add = data<void>(n->in[ADD]);
+    k.channel_add_pitch = n->in[ADD] ? n->in[ADD]->pitch : 0;
     k.residual = data<void>(n->in[RESIDUAL]);
     convolve(n, k);
 }

@@ -23,7 +23,7 @@ takes_conv(const struct conv_call *c)
 
     return type && c->upsample < 2 && all % ALIGNED == 0 && c->in * size % ALIGNED == 0 && c->out * size % ALIGNED == 0
            && c->batch > 0 && c->height > 0 && c->width > 0 && c->in > 0 && c->out_height > 0 && c->out_width > 0 && c->out > 0
-           && (!c->bias_d || c->bias);
+           && (!c->bias_d || c->bias) && (!c->channel_add || c->channel_add_pitch * size % ALIGNED == 0);
 }
 
 /* [n, c, h, w] in NHWC; of weights [out, in, kh, kw] in [out, kh, kw, in] */
@@ -64,6 +64,14 @@ result_picture(struct graph *g, const struct conv_call *c, int64_t uid, int type
     struct result r = result_of(c);
 
     return picture(g, uid, type, c->batch, r.channels, r.height, r.width, kind);
+}
+
+/* channel_add, which may be columns of something wider */
+static void *
+channels(struct graph *g, const struct conv_call *c, int64_t count)
+{
+    return dnn_tensor(g, CHANNEL_ADD, dnn_type(c->dtype), (int64_t[]){ c->batch, count, 1, 1 },
+                      (int64_t[]){ c->channel_add_pitch, 1, count, count }, IN_MEMORY);
 }
 
 /* to = from + more, which may be one row for a sample or for all */
@@ -109,7 +117,7 @@ conv_graph(struct graph *g, const struct conv_call *c, void *handle)
     if (c->bias)
         to = added(g, c, to, picture(g, BIAS, DATA_FLOAT, 1, r.channels, 1, 1, IN_MEMORY), --rest == 0, &between);
     if (c->channel_add)
-        to = added(g, c, to, picture(g, CHANNEL_ADD, type, c->batch, r.channels, 1, 1, IN_MEMORY), --rest == 0, &between);
+        to = added(g, c, to, channels(g, c, r.channels), --rest == 0, &between);
     if (c->residual)
         added(g, c, to, result_picture(g, c, RESIDUAL, type, IN_MEMORY), --rest == 0, &between);
     dnn_close(g, handle);
@@ -187,14 +195,16 @@ fill_pack(struct pack *pack, const struct conv_call *c, own_kernel *own)
 static struct plan *
 plan_of(struct state *s, const struct conv_call *c, own_kernel *own, struct pack *pack)
 {
-    char key[256];
+    char key[256], channels[32] = "";
     struct plan *p;
 
     fill_pack(pack, c, own);
+    if (c->channel_add)
+        snprintf(channels, sizeof channels, " channels/%lld", (long long)c->channel_add_pitch);
     snprintf(key, sizeof key, "conv %d %s %lldx%lldx%lldx%lld>%lldx%lldx%lld k %dx%d/%d pad %d,%d,%d,%d%s%s%s%s", (int)c->kind,
              sd_dtype_name(c->dtype), (long long)c->batch, (long long)c->height, (long long)c->width, (long long)c->in,
              (long long)c->out_height, (long long)c->out_width, (long long)c->out, c->kernel_height, c->kernel_width, c->stride, c->top,
-             c->left, c->bottom, c->right, c->bias ? " bias" : "", c->channel_add ? " channels" : "", c->residual ? " residual" : "",
+             c->left, c->bottom, c->right, c->bias ? " bias" : "", channels, c->residual ? " residual" : "",
              vendor_tf32 ? " tf32" : "");
     if (!(p = dnn_find_plan(s, key))) {
         struct graph g = { .count = 0 };

@@ -183,7 +183,7 @@ put_vector(void *to, int64_t at, const float *sum)
 
 /* N neighbours of row m, from column n on; U: of D. */
 template <class T, class U, int N> static __device__ inline void
-finish(const struct result &r, float *sum, int m, int n, int columns, int z)
+finish(const struct result &r, float *sum, int m, int n, int z)
 {
     int b = 0, i = 0, j = m;
     int64_t d, c;
@@ -200,19 +200,19 @@ finish(const struct result &r, float *sum, int m, int n, int columns, int z)
     else if (r.bias_d)
         add_vector<U, N>(sum, r.bias_d, n);
     if (r.channel_add)
-        add_vector<T, N>(sum, r.channel_add, (int64_t)b * columns + n);
+        add_vector<T, N>(sum, r.channel_add, b * r.channel_add_pitch + n);
     if (r.c)
         add_vector<U, N>(sum, r.c, c);
     put_vector<U, N>(r.d, d, sum);
 }
 
 template <class T, int N> static __device__ inline void
-finish_any(const struct result &r, float *sum, int m, int n, int columns, int z)
+finish_any(const struct result &r, float *sum, int m, int n, int z)
 {
     if (sizeof(T) == 4 || !r.f32)
-        finish<T, T, N>(r, sum, m, n, columns, z);
+        finish<T, T, N>(r, sum, m, n, z);
     else
-        finish<T, float, N>(r, sum, m, n, columns, z);
+        finish<T, float, N>(r, sum, m, n, z);
 }
 
 /* -- kernels --------------------------------------------------------------------------------------------------------- */
@@ -286,10 +286,10 @@ product_kernel(struct product p)
             for (int e = 0; e < columns; e++)
                 to[e] = x[e];
         } else if (p.to.vectors)
-            finish_any<T, 8>(p.to, x, m0 + m, n0 + n, p.columns, z);
+            finish_any<T, 8>(p.to, x, m0 + m, n0 + n, z);
         else
             for (int e = 0; e < columns; e++)
-                finish_any<T, 1>(p.to, x + e, m0 + m, n0 + n + e, p.columns, z);
+                finish_any<T, 1>(p.to, x + e, m0 + m, n0 + n + e, z);
     }
 }
 
@@ -306,7 +306,7 @@ parts_kernel(struct product p)
         return;
     for (int i = 0; i < p.splits; i++)
         sum += part[i * each];
-    finish_any<T, 1>(p.to, &sum, (int)(at / p.columns), (int)(at % p.columns), p.columns, z);
+    finish_any<T, 1>(p.to, &sum, (int)(at / p.columns), (int)(at % p.columns), z);
 }
 
 /* -- which tile ------------------------------------------------------------------------------------------------------ */
@@ -396,6 +396,8 @@ vectors_fit(const struct product &p)
 
     if (r.c)
         any |= r.c_batch | r.c_sb | r.c_sy | r.c_sx;
+    if (r.channel_add)
+        any |= r.channel_add_pitch;
     return r.sn == 1 && any % 8 == 0 && at % 16 == 0;
 }
 

@@ -34,7 +34,7 @@ struct sd_tensor *sd_op_projections(struct sd_graph *g, struct sd_tensor *x, con
 
 /* conv2d - 2-D convolution over NHWC with a file-layout weight.
  *   x [B, H, W, in];  weight [out, in, kh, kw];  bias [out] or NULL
- *   channel_add [B, out] or NULL: added to every pixel (the time embedding of a resnet)
+ *   channel_add [B, out], pitched ok, or NULL: added to every pixel (the time embedding of a resnet)
  *   residual like y or NULL
  *   upsample 1 or 2: x is first enlarged by repeating pixels (stride 1, padding less than the kernel only)
  *   returns [B, (H*upsample + top + bottom - kh)/stride + 1, ..., out] */

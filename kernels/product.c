@@ -350,7 +350,7 @@ whole_bias(float *room, const struct sd_node *n, const struct product_shape *s)
         return bias;
     for (int64_t b = 0; b < s->batch; b++)
         for (int64_t o = 0; o < s->out; o++)
-            room[b * s->out + o] = add[b * s->out + o] + (bias ? bias[o] : 0);
+            room[b * s->out + o] = add[b * n->in[3]->pitch + o] + (bias ? bias[o] : 0);
     return room;
 }
 

@@ -43,7 +43,7 @@ bool   gemm_cuda(struct sd_device *d, const struct gemm_call *call);       /* tr
  *   FORWARD  to = y of dtype, from x and w     both: + bias [channels] + channel_add [batch, channels] + residual, like `to`,
  *   DATA     to = dx of dtype, from dy and w             which residual may be
  *   WEIGHT   to = dw, F32, in the FILE's order [out, in, kernel_height, kernel_width], from x and dy;  add: added to what is there
- *   bias F32 and bias_d in dtype as above; channel_add and residual in dtype
+ *   bias F32 and bias_d in dtype as above; channel_add (rows channel_add_pitch apart) and residual in dtype
  *   scratch  conv_scratch() bytes */
 enum conv_kind { CONV_FORWARD, CONV_DATA, CONV_WEIGHT };
 struct conv_call {
@@ -56,6 +56,7 @@ struct conv_call {
     bool add;
     const float *bias;
     const void *bias_d, *channel_add, *residual;
+    int64_t channel_add_pitch;
     void *scratch;
 };
 size_t conv_scratch(const struct conv_call *call);

@@ -32,7 +32,8 @@ struct result {
     bool f32;                               /* of float, else of the operands' type */
     const float *bias;
     const void *bias_d;
-    const void *channel_add;                /* [b, columns], of the operands' type */
+    const void *channel_add;                /* [b, columns], of the operands' type, rows channel_add_pitch apart */
+    int64_t channel_add_pitch;
     bool vectors;                           /* eight neighbours are 16 (32) aligned bytes: set by product_run */
 };
 

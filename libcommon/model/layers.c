@@ -133,8 +133,9 @@ sd_linear_beside(const struct sd_module *m, const char *name, struct sd_tensor *
     return y;
 }
 
-struct sd_tensor *
-sd_projections(const struct sd_module *m, const char *name, struct sd_tensor *x, const struct sd_part *part, int count)
+/* One product, or NULL where it cannot be. */
+static struct sd_tensor *
+one_product(const struct sd_module *m, const char *name, struct sd_tensor *x, const struct sd_part *part, int count)
 {
     struct sd_projection p[SD_MAX_PROJECTIONS];
     struct sd_tensor *y = NULL;
@@ -153,8 +154,17 @@ sd_projections(const struct sd_module *m, const char *name, struct sd_tensor *x,
 
         y = sd_op_projections(m->graph, x, &(struct sd_projections){ count, p }, NULL);
         leave(m, in);
-        return y;
     }
+    return y;
+}
+
+struct sd_tensor *
+sd_projections(const struct sd_module *m, const char *name, struct sd_tensor *x, const struct sd_part *part, int count)
+{
+    struct sd_tensor *y = one_product(m, name, x, part, count);
+
+    if (y)
+        return y;
     for (int i = 0; i < count; i++) {
         struct sd_tensor *one = sd_linear(m, part[i].name, x, part[i].out, part[i].bias, NULL);
 
@@ -167,7 +177,7 @@ void
 sd_linears(const struct sd_module *m, const char *name, struct sd_tensor *x, const struct sd_part *part, int count,
            struct sd_tensor **y)
 {
-    struct sd_tensor *all = together(m) ? sd_projections(m, name, x, part, count) : NULL;
+    struct sd_tensor *all = together(m) ? one_product(m, name, x, part, count) : NULL;
     int64_t at = 0;
 
     for (int i = 0; i < count; at += part[i++].out)

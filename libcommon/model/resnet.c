@@ -1,19 +1,17 @@
 /* resnet.c - resnet and upsampling blocks. */
 #include "resnet.h"
 
-/* h = conv1(silu(norm1(x))) + time_emb_proj(silu(emb));   y = conv_shortcut(x) + conv2(silu(norm2(h)))
+/* h = conv1(silu(norm1(x))) + time, which is time_emb_proj(silu(emb));   y = conv_shortcut(x) + conv2(silu(norm2(h)))
  * conv_shortcut (1x1) only where the width changes. */
 struct sd_tensor *
-sd_resnet(const struct sd_module *m, struct sd_tensor *x, struct sd_tensor *beside, struct sd_tensor *emb, int out,
+sd_resnet(const struct sd_module *m, struct sd_tensor *x, struct sd_tensor *beside, struct sd_tensor *time, int out,
           int groups, double eps)
 {
-    struct sd_tensor *h, *t = NULL, *shortcut;
+    struct sd_tensor *h, *shortcut;
 
     sd_block_begin(m->graph);
     h = sd_group_norm_beside(m, "norm1", x, beside, groups, eps, true);
-    if (emb)
-        t = sd_linear(m, "time_emb_proj", emb, out, true, NULL);
-    h = sd_conv2d(m, "conv1", h, out, 3, sd_same(3), t, NULL);
+    h = sd_conv2d(m, "conv1", h, out, 3, sd_same(3), time, NULL);
     h = sd_group_norm(m, "norm2", h, groups, eps, true);
     if (sd_cols(x) + (beside ? sd_cols(beside) : 0) != out)
         shortcut = sd_linear_beside(m, "conv_shortcut", x, beside, out, true, NULL);

@@ -11,7 +11,8 @@ static const double layer_norm_eps = 1e-5;
 struct describe {
     struct sd_module m;
     const struct sd_unet_config *c;
-    struct sd_tensor *emb;             /* silu(time embedding) [B, time_embed_dim] */
+    struct sd_tensor **time;           /* each resnet's, in the order of the net: [B, out] */
+    int time_at;                       /* of them that are taken */
     struct sd_tensor *text_kv;         /* sd_unet_text */
     int64_t text_at;                   /* columns of it that are taken */
     struct sd_tensor *skip[MAX_SKIPS]; /* down blocks' outputs, for the up blocks */
@@ -93,7 +94,7 @@ static struct sd_tensor *
 resnet_at(struct describe *d, int j, struct sd_tensor *x, struct sd_tensor *beside, int out)
 {
     sd_path_push(d->m.graph, "resnets.%d", j);
-    x = sd_resnet(&d->m, x, beside, d->emb, out, d->c->norm_num_groups, d->c->norm_eps);
+    x = sd_resnet(&d->m, x, beside, d->time[d->time_at++], out, d->c->norm_num_groups, d->c->norm_eps);
     sd_path_pop(d->m.graph);
     return x;
 }
@@ -188,57 +189,122 @@ time_embedding(struct describe *d, struct sd_tensor *timesteps)
     return sd_op_silu(g, t); /* every resnet takes it through SiLU first: done once */
 }
 
-/* -- the text's keys and values ------------------------------------------------------------------------------------ */
+/* -- layers over the same thing all through the net --------------------------------------------------------------- */
 
-/* Called for every cross-attention, in the order of the net. */
+/* In the order of the net. */
 struct visit {
     struct sd_scope *scope;
     struct sd_part *part;           /* NULL: only counted */
     int count;
     int64_t width;                  /* of all */
 };
+typedef void visit_layers(const struct sd_unet_config *c, struct visit *v);
 
 static void
-visit(struct visit *v, const char *block, int i, int j, int64_t width, int layers)
+visit(struct visit *v, int64_t width, bool bias, const char *block, int i, const char *layer)
 {
-    static const char *const name[2] = { "to_k", "to_v" };
-
-    for (int l = 0; l < layers; l++)
-        for (int k = 0; k < 2; k++) {
-            if (v->part) {
-                const char *module = i < 0 ? sd_strdup(v->scope, block) : sd_sprintf(v->scope, "%s.%d", block, i);
-
-                v->part[v->count] = (struct sd_part){
-                    sd_sprintf(v->scope, "%s.attentions.%d.transformer_blocks.%d.attn2.%s", module, j, l, name[k]), width,
-                    false
-                };
-            }
-            v->count++;
-            v->width += width;
-        }
+    if (v->part)
+        v->part[v->count] = (struct sd_part){
+            i < 0 ? sd_sprintf(v->scope, "%s.%s", block, layer) : sd_sprintf(v->scope, "%s.%d.%s", block, i, layer), width, bias
+        };
+    v->count++;
+    v->width += width;
 }
 
 static void
-visit_all(const struct sd_unet_config *c, struct visit *v)
+visit_text(struct visit *v, const char *block, int i, int j, int64_t width, int layers)
+{
+    static const char *const name[2] = { "to_k", "to_v" };
+    char layer[80];
+
+    for (int l = 0; l < layers; l++)
+        for (int k = 0; k < 2; k++) {
+            snprintf(layer, sizeof layer, "attentions.%d.transformer_blocks.%d.attn2.%s", j, l, name[k]);
+            visit(v, width, false, block, i, layer);
+        }
+}
+
+/* to_k and to_v of every cross-attention */
+static void
+visit_all_text(const struct sd_unet_config *c, struct visit *v)
 {
     const int *width = c->block_out_channels, deepest = c->levels - 1;
 
     for (int i = 0; i < c->levels; i++)
         for (int j = 0; c->down_attention[i] && j < c->layers_per_block[i]; j++)
-            visit(v, "down_blocks", i, j, width[i], c->transformer_layers[i]);
+            visit_text(v, "down_blocks", i, j, width[i], c->transformer_layers[i]);
     if (c->mid_block)
-        visit(v, "mid_block", -1, 0, width[deepest], c->transformer_layers[deepest]);
+        visit_text(v, "mid_block", -1, 0, width[deepest], c->transformer_layers[deepest]);
     for (int i = 0; i < c->levels; i++)
         for (int j = 0; c->up_attention[i] && j <= c->layers_per_block[deepest - i]; j++)
-            visit(v, "up_blocks", i, j, width[deepest - i], c->up_transformer_layers[i]);
+            visit_text(v, "up_blocks", i, j, width[deepest - i], c->up_transformer_layers[i]);
 }
+
+static void
+visit_time(struct visit *v, const char *block, int i, int resnets, int64_t width)
+{
+    char layer[40];
+
+    for (int j = 0; j < resnets; j++) {
+        snprintf(layer, sizeof layer, "resnets.%d.time_emb_proj", j);
+        visit(v, width, true, block, i, layer);
+    }
+}
+
+/* time_emb_proj of every resnet */
+static void
+visit_all_time(const struct sd_unet_config *c, struct visit *v)
+{
+    const int *width = c->block_out_channels, deepest = c->levels - 1;
+
+    for (int i = 0; i < c->levels; i++)
+        visit_time(v, "down_blocks", i, c->layers_per_block[i], width[i]);
+    if (c->mid_block)
+        visit_time(v, "mid_block", -1, 2, width[deepest]);
+    for (int i = 0; i < c->levels; i++)
+        visit_time(v, "up_blocks", i, c->layers_per_block[deepest - i] + 1, width[deepest - i]);
+}
+
+static struct visit
+visited(struct sd_scope *s, const struct sd_unet_config *c, visit_layers *all)
+{
+    struct visit v = { .scope = s };
+
+    all(c, &v);
+    v.part = sd_alloc_array(s, (size_t)v.count + 1, sizeof *v.part);
+    v.count = 0;
+    v.width = 0;
+    all(c, &v);
+    return v;
+}
+
+/* Of a number of parts, how many from the i-th on are one product's. */
+static int
+portion(const struct visit *v, int i)
+{
+    return v->count - i < SD_MAX_PROJECTIONS ? v->count - i : SD_MAX_PROJECTIONS;
+}
+
+/* On a device one product: the embedding has few rows, and weights are read at full speed only when they are many. */
+static void
+time_projections(struct describe *d, struct sd_tensor *emb)
+{
+    struct sd_scope *s = sd_graph_scope(d->m.graph);
+    struct visit v = visited(s, d->c, visit_all_time);
+
+    d->time = sd_alloc_array(s, (size_t)v.count + 1, sizeof *d->time);
+    for (int i = 0; i < v.count; i += SD_MAX_PROJECTIONS)
+        sd_linears(&d->m, "time_emb_proj", emb, v.part + i, portion(&v, i), d->time + i);
+}
+
+/* -- the text's keys and values ------------------------------------------------------------------------------------ */
 
 int64_t
 sd_unet_text_width(const struct sd_unet_config *c)
 {
     struct visit v = { .count = 0 };
 
-    visit_all(c, &v);
+    visit_all_text(c, &v);
     return v.width;
 }
 
@@ -258,15 +324,10 @@ sd_unet_text(struct sd_graph *g, struct sd_unet *unet, const struct sd_adapters 
 {
     struct sd_module m = sd_module_begin(g, unet->weights, adapters);
     struct sd_tensor *x = sd_op_cast(g, encoder_hidden_states, sd_graph_activations(g)), *all = NULL;
-    struct visit v = { .scope = sd_graph_scope(g) };
+    struct visit v = visited(sd_graph_scope(g), &unet->config, visit_all_text);
 
-    visit_all(&unet->config, &v);
-    v.part = sd_alloc_array(v.scope, (size_t)v.count + 1, sizeof *v.part);
-    v.count = 0;
-    visit_all(&unet->config, &v);
     for (int i = 0; text_fits(g, &unet->config, x) && i < v.count; i += SD_MAX_PROJECTIONS) {
-        int count = v.count - i < SD_MAX_PROJECTIONS ? v.count - i : SD_MAX_PROJECTIONS;
-        struct sd_tensor *y = sd_projections(&m, "text_kv", x, v.part + i, count);
+        struct sd_tensor *y = sd_projections(&m, "text_kv", x, v.part + i, portion(&v, i));
 
         all = all ? sd_op_concat(g, all, y) : y;
     }
@@ -308,7 +369,7 @@ sd_unet_denoise(struct sd_graph *g, struct sd_unet *unet, const struct sd_adapte
     if (text_kv && (text_kv->ndim != 3 || sd_cols(text_kv) != sd_unet_text_width(c)))
         sd_bug("unet", "text_kv %lld wide, %lld wanted", (long long)sd_cols(text_kv), (long long)sd_unet_text_width(c));
     if (fits(d, sample, timesteps, text_kv)) {
-        d->emb = time_embedding(d, timesteps);
+        time_projections(d, time_embedding(d, timesteps));
         x = sd_conv2d(&d->m, "conv_in", sd_op_cast(g, sample, dtype), c->block_out_channels[0], c->conv_in_kernel,
                       sd_same(c->conv_in_kernel), NULL, NULL);
         push_skip(d, x);

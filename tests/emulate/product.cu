@@ -177,7 +177,7 @@ check_conv(const struct shape &s, enum conv_kind kind, bool add)
     int64_t pixels = (int64_t)s.batch * s.height * s.width, outs = s.batch * oh * ow, taps = s.kernel * s.kernel, wrong = 0;
     matrix<T> sums(s.in, (s.kernel + 1) * (s.kernel + 1) * s.out, (s.kernel + 1) * (s.kernel + 1) * s.out, false);
     matrix<T> x(pixels, s.in, s.in, kind != CONV_DATA || add), w(s.out, taps * s.in, taps * s.in, true);
-    matrix<T> y(outs, s.out, s.out, kind != CONV_FORWARD || add), channels(s.batch, s.out, s.out, true);
+    matrix<T> y(outs, s.out, s.out, kind != CONV_FORWARD || add), channels(s.batch, s.out, s.out + (s.width % 2 ? 8 : 3), true);
     matrix<float> dw(s.out, taps * s.in, taps * s.in, add), bias(1, s.out, s.out, true);
     std::vector<double> sum;
     void *scratch;
@@ -230,6 +230,7 @@ check_conv(const struct shape &s, enum conv_kind kind, bool add)
     if (kind == CONV_FORWARD) {
         k.bias = bias.on;
         k.channel_add = channels.on;
+        k.channel_add_pitch = channels.pitch;
         k.residual = add ? y.on : nullptr;
     }
     if (s.upsample == 2 && kind != CONV_WEIGHT) {

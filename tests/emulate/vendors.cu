@@ -236,7 +236,7 @@ convolutions(struct sd_device *d, bool good, int *taken)
     const int64_t batch = 2, height = 6, width = 5, in = 8, out = 16;
     size_t nx = batch * height * width * in, ny = batch * height * width * out, nw = out * in * 9;
     T *x = up(d, eighths<T>(nx, 1)), *w = up(d, eighths<T>(nw, 2)), *dy = up(d, eighths<T>(ny, 3));
-    T *add = up(d, eighths<T>(batch * out, 5));
+    T *add = up(d, eighths<T>(batch * (out + 8), 5));
     T *one = up(d, eighths<T>(ny, 6)), *two = up(d, eighths<T>(ny, 6)), *bias_d = up(d, eighths<T>(out, 4));
     float *bias = up(d, eighths<float>(out, 4)), *dw = up(d, eighths<float>(nw, 7)), *dw_own = up(d, eighths<float>(nw, 7));
 
@@ -263,6 +263,7 @@ convolutions(struct sd_device *d, bool good, int *taken)
             c.bias = bias;
             c.bias_d = bias_d;
             c.channel_add = add;
+            c.channel_add_pitch = out + 8;
         }
         c.to = c.kind == CONV_WEIGHT ? (void *)dw : one;
         c.residual = c.kind == CONV_FORWARD && i / 3 & 2 ? one : NULL;
@@ -294,7 +295,7 @@ doubled(struct sd_device *d, bool good, bool always, int64_t batch)
     const int64_t height = 3, width = 4, in = 8, out = 16;
     size_t nx = batch * height * width * in, ny = 4 * batch * height * width * out;
     T *x = up(d, eighths<T>(nx, 1)), *w = up(d, eighths<T>(out * in * 16, 2)), *dy = up(d, eighths<T>(ny, 3));
-    T *add = up(d, eighths<T>(batch * out, 5)), *more = up(d, eighths<T>(ny, 8));
+    T *add = up(d, eighths<T>(batch * (out + 8), 5)), *more = up(d, eighths<T>(ny, 8));
     T *one = up(d, eighths<T>(ny, 6)), *two = up(d, eighths<T>(ny, 6));
     float *bias = up(d, eighths<float>(out, 4));
 
@@ -321,6 +322,7 @@ doubled(struct sd_device *d, bool good, bool always, int64_t batch)
         c.w = w;
         c.bias = forward && form & 1 ? bias : NULL;
         c.channel_add = forward && form & 2 ? add : NULL;
+        c.channel_add_pitch = out + 8;
         c.to = one;
         c.residual = !forward ? (form & 1 ? one : NULL) : form / 4 == 0 ? NULL : form / 4 == 1 ? more : one;
         scratch = sd_device_alloc(d, conv_scratch(&c) + 1, "scratch");

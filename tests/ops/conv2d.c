@@ -21,6 +21,16 @@ full(struct sd_graph *g, struct sd_tensor **in)
     return sd_op_conv2d(g, in[0], in[1], in[2], in[3], in[4], how);
 }
 
+/* channel_add is columns of something wider */
+static struct sd_tensor *
+sliced(struct sd_graph *g, struct sd_tensor **in)
+{
+    int64_t out = in[1]->shape[0];
+    struct sd_tensor *y = sd_op_conv2d(g, in[0], in[1], in[2], sd_slice(in[3], 1, 3, out), NULL, how);
+
+    return sd_op_conv2d(g, in[0], in[1], NULL, sd_slice(in[3], 1, out + 3, out), y, how);
+}
+
 static struct sd_tensor *
 residual(struct sd_graph *g, struct sd_tensor **in)
 {
@@ -166,6 +176,7 @@ main(void)
     how = (struct sd_conv2d){ 1, 1, 1, 1, 1, 1 };
     check_gradient("conv 3x3", plain, "2x3x5x3 4x3x3x3", 1e-7);
     check_gradient("conv 3x3, all inputs", full, "2x3x4x3 5x3x3x3 5 2x5 2x3x4x5", 1e-7);
+    check_gradient("conv 3x3, added columns", sliced, "2x3x4x3 5x3x3x3 5 2x13", 1e-7);
     check_gradient("conv 3x3, one pixel", biased, "1x1x1x2 3x2x3x3 3", 1e-7);
     check_gradient("conv 3x3, twice", twice, "1x3x4x2 3x2x3x3 3x2x3x3", 1e-7);
     check_gradient("conv 3x3, many rows", biased, "1x30x21x1 2x1x3x3 2", 1e-7);
@@ -188,6 +199,7 @@ main(void)
     /* sums of up to 20000 terms in f32, in another order than the C loops */
     how = (struct sd_conv2d){ 1, 1, 1, 1, 1, 1 };
     check_paths("conv 3x3", full, "2x9x7x32 64x32x3x3 64 2x64 2x9x7x64", 5e-6);
+    check_paths("conv 3x3, added columns", sliced, "2x9x7x32 64x32x3x3 64 2x136", 5e-6);
     check_paths("conv 3x3, into 4", biased, "2x8x9x33 4x33x3x3 4", 5e-6);
     check_paths("conv 3x3, out of 4", biased, "2x8x9x4 50x4x3x3 50", 5e-6);
     check_paths("conv 3x3, 3 to 5", full, "2x7x5x3 5x3x3x3 5 2x5 2x7x5x5", 5e-6);
@@ -244,6 +256,7 @@ main(void)
 
     how = (struct sd_conv2d){ 1, 1, 1, 1, 1, 1 };
     check_dtypes("conv 3x3", full, "2x5x7x33 50x33x3x3 50 2x50 2x5x7x50", nothing);
+    check_dtypes("conv 3x3, added columns", sliced, "2x5x7x33 40x33x3x3 40 2x83", nothing);
     check_dtypes("conv 3x3, deep", plain, "1x4x5x130 17x130x3x3", nothing);
     check_dtypes("conv 3x3, tiles", full, "2x9x14x33 50x33x3x3 50 2x50 2x9x14x50", two_forms);
     how = (struct sd_conv2d){ 2, 0, 0, 1, 1, 1 };

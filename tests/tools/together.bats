@@ -28,6 +28,25 @@ near() {
     ! cmp -s one.safetensors out.safetensors        # not one path taken twice
 }
 
+@test "training on a device: time projections and upsamplers' convolutions, as on the CPU" {
+    asked() {
+        plain -q --overwrite --max-train-steps 5 --learning-rate 1e-2 --conv-rank 2 --seed 2 \
+            --target-modules time_emb_proj,upsamplers.0.conv --dtype f32 --log log "$@"
+    }
+    emulated asked --device cuda
+    mv log one.log
+    mv out.safetensors one.safetensors
+    apart asked --device cuda
+    mv log other.log
+    mv out.safetensors other.safetensors
+    asked --device cpu
+    jq -s -e '[range(5) as $i | (.[$i], .[$i + 5]) as $on | .[$i + 10] as $cpu | (($on.loss / $cpu.loss - 1 | fabs) < 1e-4),
+        (($on.grad_norm / $cpu.grad_norm - 1 | fabs) < 1e-3)] | length == 20 and all' one.log other.log log
+    near one.safetensors out.safetensors 1e-3
+    near other.safetensors out.safetensors 1e-3
+    jq -s -e '.[0].loss != .[4].loss' log
+}
+
 @test "drawing on a device: several adapters, some layers with one of them; together, apart and on the CPU" {
     draw() {
         local to=$1

@@ -91,6 +91,7 @@ forward(int operands)
     snprintf(name, sizeof name, "convolution with %d more operands (%d)", extras, operands);
     c.bias = operands & 1 ? (const float *)bytes : NULL;
     c.channel_add = operands & 2 ? bytes : NULL;
+    c.channel_add_pitch = 96;
     c.residual = operands & 4 ? bytes : NULL;
     if (!asked(cudnn_ask_conv2d(&c, H100, &q, &why), name, &why))
         return;
@@ -110,7 +111,8 @@ forward(int operands)
     CHECK(to && same(to->dims, 2, 64, 8, 12) && same(to->strides, 8 * 12 * 64, 1, 12 * 64, 64) && to->type == 9 && !to->hidden,
           "%s: y is NHWC", name);
     CHECK(!bias == !(operands & 1) && (!bias || (same(bias->dims, 1, 64, 1, 1) && bias->type == 0)), "%s: bias, F32", name);
-    CHECK(!add == !(operands & 2) && (!add || same(add->dims, 2, 64, 1, 1)), "%s: one row for each sample", name);
+    CHECK(!add == !(operands & 2) && (!add || (same(add->dims, 2, 64, 1, 1) && add->strides[0] == 96 && add->strides[1] == 1)),
+          "%s: one row for each sample, columns of something wider", name);
     CHECK(!residual == !(operands & 4) && (!residual || same(residual->dims, 2, 64, 8, 12)), "%s: residual like y", name);
 }
 
@@ -293,6 +295,7 @@ stable_diffusion(void)
         if (c.kind == CONV_FORWARD) {
             c.bias = (float *)bytes;
             c.channel_add = bytes;
+            c.channel_add_pitch = 20160;
         }
         snprintf(name, sizeof name, "%s, %d x %d, %d to %d channels", kinds[i % 3], s[0], s[0], s[1], s[2]);
         if (asked(cudnn_ask_conv2d(&c, H100, &q, &why), name, &why))
@@ -314,6 +317,10 @@ not_taken(void)
     c = a_call(CONV_FORWARD);
     c.in = 12;
     CHECK(!cudnn_ask_conv2d(&c, NULL, &q, &why) && !why, "12 channels of 16 bits: not for the library");
+    c = a_call(CONV_FORWARD);
+    c.channel_add = bytes;
+    c.channel_add_pitch = 68;
+    CHECK(!cudnn_ask_conv2d(&c, NULL, &q, &why) && !why, "what is added, in rows that are not aligned: not for the library");
     c = a_call(CONV_FORWARD);
     c.kind = CONV_WEIGHT;
     c.upsample = 2;
