@@ -4,14 +4,16 @@
  * shape     checks n->in, sets n->out by sd_out(), saved tensors by sd_save(), flops; attributes are in n->attr.
  *           A mismatch is sd_graph_fault(), then sd_out() with the best shape there is.
  * prepare   runs when the plan knows which gradients are wanted (n->din) and before any byte is allocated: choose the
- *           implementation, make vendor primitives, sd_param_reserve() packed weights, set n->scratch_bytes.
+ *           implementation, make vendor primitives, sd_param_reserve() packed weights, set n->scratch_bytes, sd_save()
+ *           what only some gradients read.
  * forward   computes n->out (and n->saved) from n->in.  backward computes every n->din[i] that is not NULL from n->dout
  *           and what ops.def says it reads; n->din_store[i]: store, else add.  Neither allocates.
  * Parallel loops are cut by the shape, never by the thread count; reductions sum in a fixed order.
  * Inputs may be pitched only where ops.def says so (rows n->in[i]->pitch apart); a din has the pitch of its own tensor.
  *
- * dtypes: activations (and their gradients) are F32, BF16 or F16, all of one node alike; saved tensors and the gradients of
- * parameters are F32.  The C loops see F32 alone: around them, run.c converts.  A CUDA twin takes all three and sums in F32.
+ * dtypes: activations (and their gradients) are F32, BF16 or F16, all of one node alike; the gradients of parameters are F32,
+ * and saved tensors, but for what a CUDA twin's prepare saves.  The C loops see F32 alone: around them, run.c converts.  A
+ * CUDA twin takes all three and sums in F32.
  * On a device: every data pointer is device memory.  prepare_cuda announces by sd_param_want() the forms of the weights (W_IN)
  * that it will read by sd_param_on(); parameters that are ordinary operands are there as F32 rows at tensor->data. */
 #ifndef SD_OP_H
@@ -94,7 +96,7 @@ extern const struct sd_op_info sd_ops[SD_OP_COUNT];
  * made dense by a counted copy.  Returns the output. */
 struct sd_tensor *sd_apply(struct sd_graph *g, enum sd_op op, struct sd_tensor *const *in, const void *attr, size_t attr_size);
 
-/* For shape rules. */
+/* For shape rules; sd_save for prepare too. */
 void sd_out(struct sd_node *n, enum sd_dtype dtype, int ndim, const int64_t *shape);
 void sd_out_like(struct sd_node *n, const struct sd_tensor *x);
 void sd_save(struct sd_node *n, int index, enum sd_dtype dtype, int ndim, const int64_t *shape);

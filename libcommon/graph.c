@@ -370,6 +370,8 @@ sd_save(struct sd_node *n, int index, enum sd_dtype dtype, int ndim, const int64
 {
     n->saved[index] = sd_tensor_new(n->graph, n->path, dtype, ndim, shape);
     n->saved[index]->node = n;
+    if (n->graph->planned)
+        n->saved[index]->storage = sd_alloc(n->graph->scope, sizeof *n->saved[index]->storage);
 }
 
 bool

@@ -31,6 +31,7 @@ struct how {
     struct sd_device *device;
     int runs;
     bool refresh;                   /* the first run is with zeros for down and up */
+    bool block, redo;               /* silu behind it, in one block;  which is redone */
 };
 
 struct result {
@@ -38,6 +39,7 @@ struct result {
     float *data;
     double *wide;
     size_t forms;                   /* bytes of parameters on the device */
+    int redone;
 };
 
 struct trial {
@@ -205,13 +207,21 @@ compute(struct sd_scope *s, const struct shape *shape, const struct how *how, co
         first = parameter(&t, false, 2, (int64_t[]){ out, in }, nudge);
     if (how->twice)
         residual = sd_op_linear(g, x, sd_use(g, first), NULL, residual);
+    if (how->block)
+        sd_block_begin(g);
     y = how->composed ? composed(g, x, &a, residual) : sd_op_projections(g, x, &a, residual);
+    if (how->block) {
+        y = sd_op_silu(g, y);
+        sd_block_end(g);
+    }
     if (how->twice_after)
         y = sd_op_linear(g, x, sd_use(g, first), NULL, y);
     sd_keep(y);
-    plan = how->wanted ? sd_plan_training(g, y, SD_KEEP_ALL, 0) : sd_plan_inference(g, 0);
+    plan = how->wanted ? sd_plan_training(g, y, how->redo ? SD_REDO_BLOCKS : SD_KEEP_ALL, 0)
+                       : sd_plan_inference(g, 0);
     if (!plan)
         sd_bug("check", "%s", sd_reason());
+    r.redone = sd_plan_report(plan).redone;
     sd_plan_bind(plan, NULL);
     r.forms = sd_param_device_bytes() - forms;
     seed = sd_alloc_array(t.scope, y->numel, sizeof *seed);
@@ -524,6 +534,28 @@ check_paths_here(const char *name, const struct shape *shape, double tolerance)
     }
 }
 
+/* Redone before its gradient or kept: the same bits. */
+static void
+check_redo(const char *name, const struct shape *shape)
+{
+    struct sd_scope *s = sd_scope_open();
+
+    sd_guard = true;
+    for (unsigned wanted = UP; wanted <= ALL; wanted += ALL - UP) {
+        struct how how = { .wanted = wanted, .frozen = SD_F32, .activations = SD_BF16, .device = check_tested_device(),
+                           .block = true };
+        struct result kept = compute(s, shape, &how, NULL, false), redone;
+
+        how.redo = true;
+        redone = compute(s, shape, &how, NULL, false);
+        CHECK(!kept.redone && redone.redone &&
+              memcmp(kept.data, redone.data, kept.count * sizeof *kept.data) == 0,
+              "%s, gradients %u: the same bits, redone", name, wanted);
+    }
+    sd_guard = false;
+    sd_scope_close(s);
+}
+
 /* Only the gradient of down overflows: it is found, and named by the module. */
 static void
 check_scan(void)
@@ -586,14 +618,22 @@ main(void)
         { "apart", 2e-6, 0, { 130, 21, 40, "9 70 3", "9 0 12", true, true, true } },
         { "no adapters", 2e-6, 0, { 65, 40, 2, "24 56", "0", true, false, true } },
         { "middle", 5e-6, 0, { 33, 200, 3, "136 128 130", "16 8 0", true, true, false } },
+        /* more depth than a block asks for at once; so many parts that their gradients are not one launch's; so many rows
+         * that tiles are large */
+        { "deep", 1e-5, 0, { 20, 1300, 3, "8 24 16", "16", true, true, false } },
+        { "deep back", 1e-5, 0, { 17, 24, 1, "1100", "16", true, false, false } },
+        { "most", 2e-6, 0, { 19, 12, 50, "9 8", "3 2", false, true, false } },
+        { "rows", 2e-6, 0, { 4500, 24, 1, "8", "20", false, false, true } },
         { "broad", 5e-6, 0, { 33, 1100, 3, "1040 1024 1032", "16 8 0", true, true, false } },   /* on the CPU */
     };
     int count = (int)(sizeof cases / sizeof *cases) - (check_tested_device() != NULL);
 
     for (int i = 0; i < count; i++) {
-        if (SD_REAL_IS_FLOAT)
+        if (SD_REAL_IS_FLOAT) {
             check_paths_here(cases[i].name, &cases[i].shape, cases[i].tolerance);
-        else if (cases[i].exact)
+            if (cases[i].shape.residual && at_list(cases[i].shape.ranks, 0))
+                check_redo(cases[i].name, &cases[i].shape);
+        } else if (cases[i].exact)
             check_composed(cases[i].name, &cases[i].shape, 1e-13);
         if (!SD_REAL_IS_FLOAT && cases[i].exact == 2)
             check_differences(cases[i].name, &cases[i].shape, 1e-7);
