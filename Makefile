@@ -88,7 +88,7 @@ fuzz_o   := $(patsubst %.c,$(BUILD)/fuzz/%.o,$(filter-out %/graph.c %/plan.c %/r
             $(BUILD)/fuzz/kernels/projections_layout.o
 first    := $(filter deps,$(MAKECMDGOALS))             # before anything is compiled, under -j too
 
-.PHONY: all deps check check-cuda check-long check-full demo bench bench-cuda device-bundle check-device-bundle emulate fuzz lint install uninstall clean clip-vocabulary tests
+.PHONY: all deps check check-cuda check-long check-full demo bench bench-cuda ledger device-bundle check-device-bundle emulate fuzz lint install uninstall clean clip-vocabulary tests
 .DELETE_ON_ERROR:
 .SECONDARY:
 all: $(bins)
@@ -158,12 +158,14 @@ $(BUILD)/emulate/tests/ops/%: $(BUILD)/tests/ops/%.o $(BUILD)/emulate/tests/chec
 $(BUILD)/emulate/tests/models/%: $(BUILD)/tests/models/%.o $(models_o) $(lib_emulate)
 	@mkdir -p $(@D)
 	$(call say,LD,$@) $(CXX) $(ldflags) -o $@ $< $(models_o) $(lib_emulate) $(pkg_libs) -lm -ldl
+# what the libraries of tests/fake find in the program that opens them
+for_fakes := -Wl,--export-dynamic-symbol=sd_emulate_library_work
 $(BUILD)/emulate/tests/bench/%: $(BUILD)/tests/bench/%.o $(models_o) $(lib_emulate)
 	@mkdir -p $(@D)
-	$(call say,LD,$@) $(CXX) $(ldflags) -o $@ $< $(models_o) $(lib_emulate) $(pkg_libs) -lm -ldl
+	$(call say,LD,$@) $(CXX) $(ldflags) $(for_fakes) -o $@ $< $(models_o) $(lib_emulate) $(pkg_libs) -lm -ldl
 # programs whose --device cuda is the emulated one: whole models and training, through the same kernels
 $(BUILD)/emulate/sd-%: $(BUILD)/tools/sd-%.o $(models_o) $(lib_emulate)
-	$(call say,LD,$@) $(CXX) $(ldflags) -o $@ $< $(models_o) $(lib_emulate) $(pkg_libs) -lm -ldl
+	$(call say,LD,$@) $(CXX) $(ldflags) $(for_fakes) -o $@ $< $(models_o) $(lib_emulate) $(pkg_libs) -lm -ldl
 $(BUILD)/tests/emulate/%: $(BUILD)/emulate/tests/emulate/%.cu.o $(models_o) $(lib_emulate)
 	@mkdir -p $(@D)
 	$(call say,LD,$@) $(CXX) $(ldflags) -o $@ $< $(models_o) $(lib_emulate) $(pkg_libs) -lm -ldl
@@ -190,7 +192,7 @@ $(fuzzers): $(BUILD)/fuzz/%: $(BUILD)/fuzz/tests/fuzz/%.o $(BUILD)/fuzz/libsd.a
 	$(call say,LD,$@) clang -fsanitize=fuzzer,address,undefined -o $@ $< $(BUILD)/fuzz/libsd.a $(libs)
 
 emulated_bins := $(patsubst %,$(BUILD)/emulate/%,sd-encode-latents sd-sample sd-train-lora sd-train-ti)
-tests: all $(unit) $(models) $(ops) $(ops64) $(emulated) $(emulated_bins) $(BUILD)/tests/bench/table $(BUILD)/emulate/tests/bench/cuda
+tests: all $(unit) $(models) $(ops) $(ops64) $(emulated) $(emulated_bins) $(BUILD)/tests/bench/table $(BUILD)/emulate/tests/bench/cuda $(fakes)
 check: tests $(fuzzers)
 	@BUILD=$(abspath $(BUILD)) tests/run $(unit) $(ops64) $(ops) $(emulated) $(models) $(bats) tests/lint tests/fuzz/run
 # The kernels of kernels/*.cu on the CPU: every op against the C loops, and the emulator's own tests
@@ -206,6 +208,10 @@ check-cuda: all $(BUILD)/tests/unit/device $(on_card) $(ops) $(models)
 bench-cuda: $(bench_cuda)
 	@$(if $(nvcc),,echo "bench-cuda: this build has no CUDA: $$(cat $(BUILD)/with_cuda)" >&2; exit 1)
 	@tests/bench/on_card $(abspath $(BUILD))/tests/bench/ $(if $(RESULT),tests/bench/results/$(RESULT),$(BUILD)/bench-cuda.md)
+# What a step launches, counted without a card (tests/bench/ledger); to tests/bench/results/ when RESULT names a file
+ledger: $(BUILD)/emulate/tests/bench/cuda $(BUILD)/tests/bench/full_model $(fakes)
+	@to=$(if $(RESULT),tests/bench/results/$(RESULT),$(BUILD)/ledger.md); \
+	 tests/bench/ledger $(abspath $(BUILD)) > $$to.part && mv $$to.part $$to && echo "  $$to"
 # Programs and tests for a machine with a card and none of our libraries: two files that are many programs each, their
 # libraries beside them, the data, and tests/device/run
 boxed    := $(programs:%=$(BUILD)/tools/%.o) $(BUILD)/tests/unit/device.o $(ops:=.o) $(models:=.o) $(bench_cuda:=.o) $(on_card_o)

@@ -111,6 +111,7 @@ struct shape {
 
 struct plan {
     struct shape shape;
+    char *key;                  /* "gemm 320x4096x320/...": for messages */
     struct desc desc;
     struct layout a, b, c, d;
     struct algo algo;
@@ -298,6 +299,15 @@ key_of(char *text, size_t room, const struct shape *s)
     return text;
 }
 
+static char *
+named(const struct shape *s)
+{
+    char text[512] = "gemm ";
+
+    key_of(text + 5, sizeof text - 5, s);
+    return strdup(text);
+}
+
 static const char *
 algo_text(char text[2 * sizeof(struct algo) + 1], const struct algo *a)
 {
@@ -475,6 +485,8 @@ close_state(void *value)
     struct state *s = value;
 
     lt.destroy(s->handle);
+    for (size_t i = 0; i < s->count; i++)
+        free(s->plans[i].key);
     free(s->plans);
     free(s);
 }
@@ -526,6 +538,8 @@ cublas_gemm(struct sd_device *d, const struct gemm_call *g)
         p = &s->plans[s->count++];
         memset(p, 0, sizeof *p);
         p->shape = shape;
+        if (!(p->key = named(&shape)))
+            sd_die("memory", "no room for a product's name");
         if (!describe(p) || !set_bias(p, g))
             p->none = true;
         else {
@@ -537,13 +551,11 @@ cublas_gemm(struct sd_device *d, const struct gemm_call *g)
         return false;
     attempt = (struct attempt){ s, p, g, g->d };
     if (!multiply(&attempt)) {
-        char key[512];
-
-        sd_warn("cublasLt", "refuses what it offered, our own kernel takes over: gemm %s", key_of(key, sizeof key, &p->shape));
+        sd_warn("cublasLt", "refuses what it offered, our own kernel takes over: %s", p->key);
         p->none = true;
         return false;
     }
-    sd_device_launched(d, "cublasLt");
+    sd_device_launched(d, p->key);
     return true;
 }
 

@@ -439,7 +439,7 @@ dnn_run(struct state *s, struct plan *p, const struct pack *pack, void *workspac
         p->exec = NULL;
         return false;
     }
-    sd_device_launched(s->device, "cudnn");
+    sd_device_launched(s->device, p->key);
     return true;
 }
 

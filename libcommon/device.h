@@ -86,9 +86,10 @@ void sd_recording_free(struct sd_recording *r);
 
 /* sd_device_enter - before another thread of the host asks a library for something of this device. */
 void sd_device_enter(struct sd_device *d);
-/* For kernels and vendor files: the CUDA stream; the number of the last kernel that was launched is checked with its name. */
+/* For kernels and vendor files: the CUDA stream.  sd_device_launched - after each launch: a fault is reported with `what`, a kernel's
+ * name or a library's call and its shapes, which lies there until the slots are closed. */
 void *sd_device_stream(struct sd_device *d);
-void  sd_device_launched(struct sd_device *d, const char *kernel);
+void  sd_device_launched(struct sd_device *d, const char *what);
 /* Scratch of vendor libraries and the like, made once, at least `bytes` (grows only before recording). */
 void *sd_device_workspace(struct sd_device *d, size_t bytes);
 /* One slot for each vendor file's handles: set once, freed by `close` when the device is closed. */

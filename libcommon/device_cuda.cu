@@ -256,6 +256,7 @@ sd_device_close(struct sd_device *d)
     if (!d)
         return;
     sd_cuda_copies_wait(d);
+    d->kernel = NULL;               /* a library's call is named by what its slot holds */
     for (int i = SD_SLOTS; i--; )
         if (d->slots[i].close)
             d->slots[i].close(d->slots[i].value);
@@ -372,12 +373,12 @@ sd_device_stream(struct sd_device *d)
 }
 
 extern "C" void
-sd_device_launched(struct sd_device *d, const char *kernel)
+sd_device_launched(struct sd_device *d, const char *what)
 {
-    d->kernel = kernel;
-    sd_cuda_check(d, cudaPeekAtLastError(), kernel);
+    d->kernel = what;
+    sd_cuda_check(d, cudaPeekAtLastError(), what);
     if (d->check && !d->recording)
-        sd_cuda_check(d, cudaStreamSynchronize(d->stream), kernel);
+        sd_cuda_check(d, cudaStreamSynchronize(d->stream), what);
 }
 
 extern "C" void *

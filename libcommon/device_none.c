@@ -89,7 +89,7 @@ sd_recording_free(struct sd_recording *r)
 
 void sd_device_enter(struct sd_device *d) { (void)d; NONE; }
 void *sd_device_stream(struct sd_device *d) { (void)d; NONE; }
-void sd_device_launched(struct sd_device *d, const char *kernel) { (void)d, (void)kernel; NONE; }
+void sd_device_launched(struct sd_device *d, const char *what) { (void)d, (void)what; NONE; }
 void *sd_device_workspace(struct sd_device *d, size_t bytes) { (void)d, (void)bytes; NONE; }
 void *sd_device_slot(const struct sd_device *d, enum sd_device_slot slot) { (void)d, (void)slot; NONE; }
 

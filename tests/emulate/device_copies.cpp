@@ -100,7 +100,7 @@ void
 sd_device_copy(struct sd_device *d, void *to, const void *from, size_t bytes)
 {
     if (bytes)
-        do_or_record(d, [to, from, bytes] {
+        do_or_record(d, dry_line("copy\t%zu", bytes), [to, from, bytes] {
             check_range("sd_device_copy", to, bytes);
             check_range("sd_device_copy", from, bytes);
 
@@ -114,7 +114,7 @@ void
 sd_device_fill(struct sd_device *d, void *to, int byte, size_t bytes)
 {
     if (bytes)
-        do_or_record(d, [to, byte, bytes] {
+        do_or_record(d, dry_line("fill\t%zu", bytes), [to, byte, bytes] {
             check_range("sd_device_fill", to, bytes);
 
             door open;
@@ -149,7 +149,10 @@ sd_device_ask(struct sd_device *d, const void *from, size_t bytes)
 
     door open;
 
-    d->asked[i].assign(p, p + bytes);
+    if (dry())
+        d->asked[i].assign(bytes, DRY_ANSWER);      /* of a step that did not run: nobody is to stop at it */
+    else
+        d->asked[i].assign(p, p + bytes);
     return i;
 }
 

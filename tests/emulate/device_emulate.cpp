@@ -4,7 +4,9 @@
  * kernels only while they run: elsewhere it is PROT_NONE, and a fault names what was touched.  Allocations are poisoned with
  * 0xff (NaN) and lie between guards of 256 bytes, looked at after every launch while there are few, else on wait and free.  What a
  * card has as the parts of one allocation has guards of its own here, each part, and is counted as the card's.
- * A process that links this runs the tests on the emulated device: SD_TEST_DEVICE is set to "cuda" unless it says otherwise. */
+ * A process that links this runs the tests on the emulated device: SD_TEST_DEVICE is set to "cuda" unless it says otherwise.
+ * Where nothing runs (dry.cpp) memory is neither poisoned nor cleared, so that what is not written takes none of the machine's:
+ * it holds zeros, or what was there before. */
 #include "device_emulate.h"
 
 #include <algorithm>
@@ -44,7 +46,7 @@ static std::string last_kernel;
 static bool
 strict(void)
 {
-    static const bool on = !getenv("SD_EMULATE_STRICT") || strcmp(getenv("SD_EMULATE_STRICT"), "0") != 0;
+    static const bool on = !dry() && (!getenv("SD_EMULATE_STRICT") || strcmp(getenv("SD_EMULATE_STRICT"), "0") != 0);
 
     return on;
 }
@@ -202,12 +204,22 @@ sd::emulate::check_struct(const char *kernel, int argument, const void *words, s
 }
 
 void
-sd::emulate::do_or_record(struct sd_device *d, std::function<void()> what)
+sd::emulate::do_or_record(struct sd_device *d, std::string line, std::function<void()> what)
 {
-    if (d->recording)
-        d->recording->list.push_back(std::move(what));
-    else
-        what();
+    if (d->recording) {
+        d->recording->list.push_back({ std::move(line), std::move(what) });
+        return;
+    }
+    dry_now(line);
+    what();
+}
+
+static std::string
+kernel_line(const launch &l)
+{
+    return dry_line("kernel\t%s\t%s\t%lldx%lldx%lld\t%lldx%lldx%lld\t%lld", l.file, l.kernel, (long long)l.grid.x,
+                    (long long)l.grid.y, (long long)l.grid.z, (long long)l.block.x, (long long)l.block.y, (long long)l.block.z,
+                    (long long)l.shared);
 }
 
 void
@@ -218,10 +230,12 @@ sd::emulate::submit(struct sd_device *d, const launch &l, size_t argument_bytes,
     if (argument_bytes > 4096)
         sd_bug(l.kernel, "%zu bytes of arguments: at most 4096", argument_bytes);
     check_launch(l);
-    do_or_record(d, [l, check, body] {
+    do_or_record(d, kernel_line(l), [l, check, body] {
         door open;
 
         check();
+        if (dry())
+            return;
         last_kernel = l.kernel;
         run_blocks(l, body);
         if (live.size() <= FEW)
@@ -229,19 +243,29 @@ sd::emulate::submit(struct sd_device *d, const launch &l, size_t argument_bytes,
     });
 }
 
-/* A library's work: of the stream's device, with a copy of its argument. */
+/* A library's work: of the stream's device, with a copy of its argument.  sd_device_launched says what it was. */
 void
 sd::emulate::library_work(void *stream, void (*work)(void *), const void *argument, size_t bytes)
 {
     std::string copy((const char *)argument, bytes);
 
-    do_or_record(static_cast<struct sd_device *>(stream), [work, copy]() mutable {
+    do_or_record(static_cast<struct sd_device *>(stream), dry_line("library\tan attempt"), [work, copy]() mutable {
         door open;
+
+        if (dry())
+            return;
 
         last_kernel = "a library";
         work(&copy[0]);
         check_all_guards();
     });
+}
+
+/* For tests/fake, which finds it in the program that opened it. */
+extern "C" void
+sd_emulate_library_work(void *stream, void (*work)(void *), const void *argument, size_t bytes)
+{
+    sd::emulate::library_work(stream, work, argument, bytes);
 }
 
 /* -- device.h ------------------------------------------------------------------------------------------------------- */
@@ -300,7 +324,15 @@ int sd_device_multiprocessors(const struct sd_device *d) { (void)d; return MULTI
 void *sd_device_stream(struct sd_device *d) { return d; }
 void sd_device_enter(struct sd_device *d) { (void)d; }
 size_t sd_device_allocated(const struct sd_device *d) { return d->allocated; }
-void sd_device_launched(struct sd_device *d, const char *kernel) { (void)d; last_kernel = kernel; }
+
+/* Libraries alone say so here: of kernels SD_LAUNCH tells more. */
+void
+sd_device_launched(struct sd_device *d, const char *call)
+{
+    last_kernel = call;
+    if (d->recording)
+        d->recording->list.back().line = dry_line("library\t%s", call);
+}
 
 /* 0: libraries are not asked; SD_EMULATE_CAPABILITY says otherwise, for those of tests/fake. */
 int
@@ -373,8 +405,10 @@ allocate(struct sd_device *d, size_t bytes, size_t counted, const char *what, co
     door open;
 
     ASAN_UNPOISON_MEMORY_REGION(at, room);
-    memset(at, GUARD_BYTE, room);
-    memset(at + GUARD, FRESH, bytes);
+    memset(at, GUARD_BYTE, GUARD);
+    memset(at + GUARD + bytes, GUARD_BYTE, room - GUARD - bytes);
+    if (!dry())
+        memset(at + GUARD, FRESH, bytes);
     ASAN_POISON_MEMORY_REGION(at, GUARD);
     ASAN_POISON_MEMORY_REGION(at + GUARD + bytes, room - GUARD - bytes);
     live.insert(place, { at + GUARD, bytes, room, counted, what, d, whole ? whole : at + GUARD });
@@ -417,7 +451,8 @@ drop(struct sd_device *d, struct allocation *a)
     door open;
 
     check_guards(*a);
-    memset(a->data, FRESH, a->bytes);
+    if (!dry())
+        memset(a->data, FRESH, a->bytes);
     ASAN_POISON_MEMORY_REGION(a->data, a->bytes);
     d->allocated -= a->counted;
     live.erase(live.begin() + (a - live.data()));
@@ -495,8 +530,9 @@ void
 sd_device_replay(struct sd_device *d, struct sd_recording *r)
 {
     not_recording(d, "sd_device_replay");
-    for (const auto &what : r->list)
-        what();
+    dry_replay(r);
+    for (const struct launched &l : r->list)
+        l.run();
 }
 
 void

@@ -1,5 +1,5 @@
-/* device_emulate.h - the emulated device in two files: device_emulate.cpp has its memory, recordings and what kernels ask for,
- * device_copies.cpp what is copied. */
+/* device_emulate.h - the emulated device in three files: device_emulate.cpp has its memory, recordings and what kernels ask for,
+ * device_copies.cpp what is copied, dry.cpp what is written down where nothing runs. */
 #ifndef SD_DEVICE_EMULATE_H
 #define SD_DEVICE_EMULATE_H
 
@@ -8,7 +8,7 @@
 #include <string>
 #include <vector>
 
-static const unsigned char FRESH = 0xff;
+static const unsigned char FRESH = 0xff, DRY_ANSWER = 0x3c;   /* DRY_ANSWER: of any real type a small number, of any other true */
 
 /* Memory that is there twice: what was written to it, and not yet copied; and where it lies. */
 struct side {
@@ -17,8 +17,14 @@ struct side {
     bool is_taken;
 };
 
+/* line: dry.cpp's */
+struct launched {
+    std::string line;
+    std::function<void()> run;
+};
 struct sd_recording {
-    std::vector<std::function<void()>> list;
+    std::vector<struct launched> list;
+    int number;                     /* in dry.cpp's file, 0: not yet there */
 };
 
 struct sd_device {
@@ -40,7 +46,11 @@ struct door {                       /* device memory can be touched while one li
     ~door(void);
 };
 void not_recording(const struct sd_device *d, const char *what);
-void do_or_record(struct sd_device *d, std::function<void()> what);
+void do_or_record(struct sd_device *d, std::string line, std::function<void()> what);
+bool dry(void);
+std::string dry_line(const char *format, ...) __attribute__((format(printf, 1, 2)));   /* empty where things run */
+void dry_now(const std::string &line);
+void dry_replay(struct sd_recording *r);
 void check_range(const char *what, const void *p, size_t bytes);
 void check_host(const char *what, const void *p);
 void check_all_guards(void);

@@ -7,7 +7,10 @@
  * written (NaN) or written behind its end; pointers that are not device memory, be it in a struct; an asynchronous copy used
  * before its wait (NaN), or still under way when its thread returns; vectors, rows of ldmatrix and copy_async that are not
  * aligned, or not shared; launches that some card does not take.  Built with RACES=1, data races too (races.cpp).
- * Environment: SD_EMULATE_SEED=N another order; SD_EMULATE_STRICT=0 lets the host touch device memory (a debugger's wish). */
+ * Environment: SD_EMULATE_SEED=N another order; SD_EMULATE_STRICT=0 lets the host touch device memory (a debugger's wish).
+ * SD_EMULATE_DRY=FILE: kernels and libraries are launched and do nothing, what a replayed recording launches is written to FILE
+ * (dry.cpp), and what a program asks for by sd_device_ask is a small positive number: steps of a full-size model in seconds.
+ * SD_EMULATE_CAPABILITY=90 SD_CUDA_LIBS=build/tests/fake: with libraries, in that mode or computing. */
 #ifndef SD_EMULATE_H
 #define SD_EMULATE_H
 
@@ -77,10 +80,11 @@ struct launch {
     const char *kernel;
     extent grid, block;
     int64_t shared;
+    const char *file;               /* the .cu */
 };
 
 /* run_now or note it in d's recording; dies where no card would take it */
-void library_work(void *stream, void (*work)(void *), const void *argument, size_t bytes);     /* of tests/fake */
+void library_work(void *stream, void (*work)(void *), const void *argument, size_t bytes);     /* of tests/fake; C: sd_emulate_library_work */
 void submit(struct sd_device *d, const launch &l, size_t argument_bytes, std::function<void()> check, std::function<void()> body);
 void check_launch(const launch &l);
 void run_blocks(const launch &l, const std::function<void()> &body);
@@ -126,7 +130,8 @@ run(struct sd_device *d, const launch &l, void (*kernel)(P...), A... a)
 #define SD_LAUNCH(device, kernel, grid, block, shared, ...)                                                          \
     do {                                                                                                             \
         auto sd_kernel_ = kernel;                                                                                    \
-        sd::emulate::run(device, sd::emulate::launch{ #kernel, grid, block, (int64_t)(shared) }, sd_kernel_, __VA_ARGS__); \
+        sd::emulate::run(device, sd::emulate::launch{ #kernel, grid, block, (int64_t)(shared), __BASE_FILE__ }, sd_kernel_, \
+                         __VA_ARGS__);                                                                               \
     } while (0)
 
 void misaligned(const void *p, size_t bytes) __attribute__((noreturn));

@@ -5,10 +5,13 @@
 #ifndef SD_TEST_FAKE_H
 #define SD_TEST_FAKE_H
 
+#include <dlfcn.h>
 #include <math.h>
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
 
 enum fake_refusal {
     FAKE_NOTHING, FAKE_CREATE, FAKE_DESCRIBE, FAKE_HEURISTIC, FAKE_PLAN, FAKE_RUN,
@@ -21,9 +24,24 @@ struct fake {
     int handles, descriptors;           /* made and not ended */
     int compiled;                       /* cuDNN's plans of several operations, but those that were made from their text */
     int runs, inside;                   /* inside: of a call; else what works is a recording */
-    /* Work of the device: of `stream`, with a copy of its argument, now or when a recording is replayed. */
+    /* Work of the device: of `stream`, with a copy of its argument, now or when a recording is replayed.  NULL: that of the emulated
+     * device in the program that opened the library. */
     void (*queue)(void *stream, void (*work)(void *argument), const void *argument, size_t bytes);
 };
+
+static inline void
+fake_queue(struct fake *f, void *stream, void (*work)(void *argument), const void *argument, size_t bytes)
+{
+    void *found = f->queue ? NULL : dlsym(RTLD_DEFAULT, "sd_emulate_library_work");
+
+    if (found)
+        memcpy(&f->queue, &found, sizeof found);
+    if (!f->queue)
+        abort();                        /* no program with an emulated device */
+    f->inside++;
+    f->queue(stream, work, argument, bytes);
+    f->inside--;
+}
 
 static inline double
 fake_load(const void *at, int type, int64_t i)      /* 0 F32, 2 F16, 9 BF16, -1 double */
