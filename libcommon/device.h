@@ -84,6 +84,13 @@ struct sd_recording *sd_device_recorded(struct sd_device *d);
 void sd_device_replay(struct sd_device *d, struct sd_recording *r);
 void sd_recording_free(struct sd_recording *r);
 
+/* Timing, for benchmarks.  sd_device_mark - notes, as number `mark` below SD_MARKS, the moment at which all that was asked before is
+ * done; it may be recorded, is then noted at each replay, and a recording is not the first to use its number.
+ * sd_device_between - seconds from one mark to a later one, which it waits for; -1 with sd_fail where the driver has no answer. */
+enum { SD_MARKS = 8192 };
+void sd_device_mark(struct sd_device *d, int mark);
+double sd_device_between(struct sd_device *d, int first, int last);
+
 /* sd_device_enter - before another thread of the host asks a library for something of this device. */
 void sd_device_enter(struct sd_device *d);
 /* For kernels and vendor files: the CUDA stream.  sd_device_launched - after each launch: a fault is reported with `what`, a kernel's

@@ -1,7 +1,7 @@
 /* device_cuda.cu - device.h on the CUDA runtime, linked statically: a program starts without driver and CUDA libraries, and the
  * runtime opens libcuda.so.1 when it is first asked for something.
  *
- * Here: which GPU and whose turn it is, recordings, what libraries keep.  Memory and copies: device_cuda_copy.cu. */
+ * Here: which GPU and whose turn it is, recordings, marks, what libraries keep.  Memory and copies: device_cuda_copy.cu. */
 #include "device_cuda.h"
 
 #include <errno.h>
@@ -262,6 +262,10 @@ sd_device_close(struct sd_device *d)
             d->slots[i].close(d->slots[i].value);
     for (size_t i = 0; i < d->block_count; i++)
         CHECK(d, cudaFree(d->blocks[i].at));
+    for (int i = 0; d->marks && i < SD_MARKS; i++)
+        if (d->marks[i])
+            CHECK(d, cudaEventDestroy(d->marks[i]));
+    free(d->marks);
     sd_cuda_copies_close(d);
     for (int i = 0; i < LOCKS; i++)
         if (d->locks[i] >= 0)
@@ -356,6 +360,39 @@ sd_recording_free(struct sd_recording *r)
     CHECK(r->device, cudaGraphExecDestroy(r->exec));
     r->device->recordings--;
     free(r);
+}
+
+/* -- timing --------------------------------------------------------------------------------------------------------- */
+
+extern "C" void
+sd_device_mark(struct sd_device *d, int mark)
+{
+    if (mark < 0 || mark >= SD_MARKS)
+        sd_bug("device", "mark %d of %d", mark, SD_MARKS);
+    if (!d->marks && !(d->marks = (cudaEvent_t *)calloc(SD_MARKS, sizeof *d->marks)))
+        sd_die("memory", "no room for marks");
+    if (!d->marks[mark]) {
+        sd_cuda_not_recording(d, "a mark's first use");
+        CHECK(d, cudaEventCreate(&d->marks[mark]));
+    }
+    /* external: a node of the graph, which notes the time at each replay; else it would order streams and no more */
+    CHECK(d, cudaEventRecordWithFlags(d->marks[mark], d->stream, d->recording ? cudaEventRecordExternal : cudaEventRecordDefault));
+}
+
+extern "C" double
+sd_device_between(struct sd_device *d, int first, int last)
+{
+    float milliseconds = 0;
+    cudaError_t e = cudaErrorInvalidResourceHandle;
+
+    sd_cuda_not_recording(d, "a look at marks");
+    if (d->marks && d->marks[first] && d->marks[last] && (e = cudaEventSynchronize(d->marks[last])) == cudaSuccess)
+        e = cudaEventElapsedTime(&milliseconds, d->marks[first], d->marks[last]);
+    if (e == cudaSuccess)
+        return milliseconds * 1e-3;
+    (void)cudaGetLastError();
+    sd_fail("marks %d and %d: %s (%s)", first, last, cudaGetErrorString(e), cudaGetErrorName(e));
+    return -1;
 }
 
 /* -- kernels and libraries ------------------------------------------------------------------------------------------ */

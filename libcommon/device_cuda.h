@@ -53,6 +53,7 @@ struct sd_device {
     cudaEvent_t answered[SD_ASKED];
     size_t asked[SD_ASKED];             /* bytes; 0: free */
     struct sd_device_counts counts;
+    cudaEvent_t *marks;                 /* SD_MARKS of them, NULL until used */
     void *workspace;
     size_t workspace_bytes;
     struct { void *value; void (*close)(void *); } slots[SD_SLOTS];

@@ -55,6 +55,8 @@ struct sd_arena {
 /* run.c for run_device.c */
 void sd_step_addresses(struct sd_plan *p, struct sd_step *s);
 void sd_address(struct sd_tensor *x, void *data);
+/* and for profiles: "linear forward 4096x320 -> 320", op, kind, shapes */
+void sd_step_describe(char *text, size_t room, const struct sd_step *s);
 
 /* run_device.c - the same for a plan on a device.  sd_device_run: by repeat.h. */
 void sd_device_bind(struct sd_plan *p);

@@ -401,8 +401,8 @@ by_seconds(const void *a, const void *b)
     return x < y ? 1 : x > y ? -1 : 0;
 }
 
-static void
-describe(char *text, size_t room, const struct sd_step *s)
+void
+sd_step_describe(char *text, size_t room, const struct sd_step *s)
 {
     static const char *const kinds[] = { "forward", "redo", "backward", "zero", "one" };
     const struct sd_tensor *x = s->node ? s->node->in[0] : s->tensor, *y = s->node ? s->node->out : NULL;
@@ -432,7 +432,7 @@ sd_plan_profile(struct sd_plan *p)
         char text[128];
         size_t k = 0;
 
-        describe(text, sizeof text, s);
+        sd_step_describe(text, sizeof text, s);
         while (k < count && strcmp(rows[k].text, text))
             k++;
         if (k == count)

@@ -1,6 +1,7 @@
 /* cuda - a card's base rates, our rows on it, and the same rows of PyTorch processes, in turn: raw numbers for `table`.
  * Usage: cuda [--tiny] [--rounds N] [--steps N] [--seconds N] [--peers COMMAND NAMES] [--room GB] MODEL [ROW ...]
  *        cuda [--tiny] --alone ROW MODEL     that row in a process of its own: start to first step, memory
+ *        cuda [--tiny] --profile ROW MODEL   where that row's plan spends its time, by op and shape
  *        cuda --rates                        the base rates alone
  *   MODEL   a model's folder; its tokenizer is not used (captions are letters here)
  *   ROW     text guided decode512 decode1024 lora1 lora8 ti lora1-tf32 (without: all)
@@ -12,11 +13,13 @@
  *
  * Standard output, words between tabs:   rate WHAT WHO UNIT VALUE    time ROW WHO MS    start ROW WHO SECONDS
  *   memory ROW WHO GB    flops ROW VALUE    about NAME TEXT    note TEXT
+ *   profile ROW OP SHAPE CALLS US FLOPS BYTES   of a step; op "all": the step without what timing adds
  * One line for each round; `table` takes medians.
  * WHO of ours: "ours" is what a program of ours waits for (training: the update with noise, optimizer and its loss read
  * back; guided: the loop of a picture; decode: latents to a picture in memory), "kernels" the network's plan alone,
  * replayed. */
 #include "cuda_peers.h"
+#include "cuda_profile.h"
 #include "cuda_rates.h"
 
 /* Rounds of a wave: the base rates, and each of its rows with its peers. */
@@ -61,17 +64,19 @@ measure_waves(const char *command, const char *names, double room)
     }
 }
 
-/* A row as a program of its own has it, from nothing to the end of its first step; then what it takes. */
-static void
-alone(const char *name, size_t free_before)
+static struct row *
+row_named(const char *option, const char *name)
 {
-    struct row *r = NULL;
-
     for (int i = 0; i < ROWS; i++)
         if (strcmp(rows[i].name, name) == 0)
-            r = &rows[i];
-    if (!r)
-        sd_usage("--alone", "there is no row %s", name);
+            return &rows[i];
+    sd_usage(option, "there is no row %s", name);
+}
+
+/* A row as a program of its own has it, from nothing to the end of its first step; then what it takes. */
+static void
+alone(struct row *r, size_t free_before)
+{
     open_row(r);
     vendor_tf32 = r->tf32;
     if (r->trainer)
@@ -92,21 +97,14 @@ choose(int count, char **names)
 {
     for (int i = 0; i < ROWS && count; i++)
         rows[i].wanted = false;
-    for (int k = 0; k < count; k++) {
-        bool found = false;
-
-        for (int i = 0; i < ROWS; i++)
-            if (strcmp(rows[i].name, names[k]) == 0)
-                rows[i].wanted = found = true;
-        if (!found)
-            sd_usage(NULL, "there is no row %s", names[k]);
-    }
+    for (int k = 0; k < count; k++)
+        row_named(NULL, names[k])->wanted = true;
 }
 
 int
 main(int argc, char **argv)
 {
-    const char *command = NULL, *names = NULL, *only = NULL;
+    const char *command = NULL, *names = NULL, *only = NULL, *profiled = NULL;
     bool rates_only = false;
     double room = 0;
     size_t free_before;
@@ -128,6 +126,8 @@ main(int argc, char **argv)
             seconds = strtod(argv[++i], NULL);
         else if (strcmp(argv[i], "--alone") == 0 && i + 1 < argc)
             only = argv[++i];
+        else if (strcmp(argv[i], "--profile") == 0 && i + 1 < argc)
+            profiled = argv[++i];
         else if (strcmp(argv[i], "--room") == 0 && i + 1 < argc)
             room = strtod(argv[++i], NULL);
         else if (strcmp(argv[i], "--peers") == 0 && i + 2 < argc) {
@@ -148,7 +148,9 @@ main(int argc, char **argv)
         choose(argc - i - 1, argv + i + 1);
     }
     if (only)
-        alone(only, free_before);
+        alone(row_named("--alone", only), free_before);
+    else if (profiled)
+        profile(row_named("--profile", profiled));
     else {
         printf("about\tmachine\t%s\nabout\tlibraries\t%s\n", sd_device_name(device), sd_device_engine(device));
         printf("about\tsteps\t%d rounds of at most %d steps\n", rounds, steps);

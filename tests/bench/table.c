@@ -9,7 +9,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { KEYS = 512, VALUES = 64, FIELDS = 5 };
+enum { KEYS = 512, VALUES = 64, FIELDS = 8, PARTS = 512 };
 
 static struct key {
     char kind[8], row[64], who[32], unit[16];
@@ -17,6 +17,13 @@ static struct key {
     int count;
 } keys[KEYS];
 static int key_count;
+
+/* Of a row's profile, in the order in which it came. */
+static struct part {
+    const char *row, *op, *shape;
+    double calls, us, flops, bytes;
+} parts[PARTS];
+static int part_count;
 
 static struct sd_scope *scope;
 static const char *about[32][2], *notes[256];
@@ -124,6 +131,25 @@ put_about(const char *name, const char *text)
 }
 
 static int
+put_part(char *const *field)
+{
+    struct part p = { sd_strdup(scope, field[1]), sd_strdup(scope, field[2]), sd_strdup(scope, field[3]), 0, 0, 0, 0 };
+    double *const value[] = { &p.calls, &p.us, &p.flops, &p.bytes };
+
+    for (int i = 0; i < 4; i++) {
+        char *end;
+
+        *value[i] = strtod(field[4 + i], &end);
+        if (end == field[4 + i] || *end || !(*value[i] >= 0))
+            return sd_fail("profile %s %s: %s is no measurement", p.row, p.op, field[4 + i]);
+    }
+    if (part_count == PARTS)
+        return sd_fail("profile %s: more than %d parts of steps", p.row, PARTS);
+    parts[part_count++] = p;
+    return 0;
+}
+
+static int
 put_line(char *line)
 {
     char *field[FIELDS] = { line };
@@ -140,6 +166,8 @@ put_line(char *line)
         return put(field[0], field[1], field[2], "", field[3]);
     if (!strcmp(field[0], "flops") && n == 3)
         return put("flops", field[1], "", "", field[2]);
+    if (!strcmp(field[0], "profile") && n == 8)
+        return put_part(field);
     if (!strcmp(field[0], "about") && n == 3)
         return put_about(field[1], field[2]);
     if (!strcmp(field[0], "note") && n == 2 && note_count < (int)(sizeof notes / sizeof *notes)) {
@@ -283,6 +311,51 @@ put_memory(void)
     printf("\n");
 }
 
+/* 0: not known */
+static void
+rate(double amount, double us, double unit)
+{
+    number(us > 0 ? amount / us * 1e6 / unit : 0);
+}
+
+static void
+put_parts(const char *row)
+{
+    double sum = 0;
+
+    for (int i = 0; i < part_count; i++)
+        sum += strcmp(parts[i].row, row) || !strcmp(parts[i].op, "all") ? 0 : parts[i].us;
+    printf("## Where %s goes\n\nIts plan in sequence, with a mark after each step, by op and shape: operations and bytes are what a step cannot do without.\n"
+           "\"all\" is the same plan without marks; the rest of \"ours\" above is noise, optimizer, feeding and waiting.\n\n"
+           "| op | shape | calls | us | share | TFLOP/s | GB/s |\n| --- | --- | --- | --- | --- | --- | --- |\n", row);
+    for (int i = 0; i < part_count; i++) {
+        const struct part *p = &parts[i];
+
+        if (strcmp(p->row, row))
+            continue;
+        printf("| %s | %s | %.0f |", p->op, p->shape, p->calls);
+        number(p->us);
+        printf(" %.1f %% |", sum > 0 ? 100 * p->us / sum : 0);
+        rate(p->flops, p->us, 1e12);
+        rate(p->bytes, p->us, 1e9);
+        printf("\n");
+    }
+    printf("\n");
+}
+
+static void
+put_profiles(void)
+{
+    for (int i = 0; i < part_count; i++) {
+        int k = 0;
+
+        while (strcmp(parts[k].row, parts[i].row))
+            k++;
+        if (k == i)
+            put_parts(parts[i].row);
+    }
+}
+
 int
 main(int argc, char **argv)
 {
@@ -317,6 +390,7 @@ main(int argc, char **argv)
     put_rates();
     put_rows();
     put_memory();
+    put_profiles();
     sd_scope_close(scope);
     if (fflush(stdout) != 0 || ferror(stdout))
         sd_die("standard output", "%s", strerror(errno));

@@ -9,6 +9,8 @@
  * it holds zeros, or what was there before. */
 #include "device_emulate.h"
 
+#include "clock.h"
+
 #include <algorithm>
 #include <errno.h>
 #include <signal.h>
@@ -539,6 +541,28 @@ void
 sd_recording_free(struct sd_recording *r)
 {
     delete r;
+}
+
+void
+sd_device_mark(struct sd_device *d, int mark)
+{
+    if (mark < 0 || mark >= SD_MARKS)
+        sd_bug("emulate", "mark %d of %d", mark, SD_MARKS);
+    d->marks.resize(SD_MARKS);
+    if (!d->marks[mark])
+        not_recording(d, "sd_device_mark of a new number");
+    do_or_record(d, dry_line("mark\t%d", mark), [d, mark] { d->marks[mark] = sd_clock(); });
+}
+
+double
+sd_device_between(struct sd_device *d, int first, int last)
+{
+    not_recording(d, "sd_device_between");
+    if (d->marks.empty() || !d->marks[first] || !d->marks[last]) {
+        sd_fail("marks %d and %d: not both were noted", first, last);
+        return -1;
+    }
+    return d->marks[last] - d->marks[first];
 }
 
 void *

@@ -37,6 +37,7 @@ struct sd_device {
     std::vector<unsigned char> asked[SD_ASKED];
     struct side side[SD_SIDES];
     struct sd_device_counts counts;
+    std::vector<double> marks;      /* when, 0: never */
 };
 
 namespace sd {
