@@ -9,6 +9,7 @@
  * A 1x1 kernel is a gemm_call. */
 #include "device_ops.h"
 #include "ops.h"
+#include "product.h"
 #include "product_cuda.h"
 #include "tile.cuh"
 #include "vendor.h"
@@ -468,6 +469,7 @@ conv2d_prepare_cuda(struct sd_node *n)
 {
     size_t most = scratch_of(n, CONV_FORWARD), sums = 0;
 
+    product_backward_flops(n);
     if (whole_param(n->in[WEIGHT]))
         sd_param_want(n->in[WEIGHT]->param, n->in[X]->dtype, layout_of(n));
     bias_want(n->in[BIAS], n->in[X]->dtype);

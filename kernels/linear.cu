@@ -5,6 +5,7 @@
  * What lies beside x is a product of its own, with its columns of w; y is its C.  So y of 16 bits is rounded once more in between
  * and passes twice, 4 out bytes a row, where a copy of x and beside as one would cost 4 (in + in2). */
 #include "device_ops.h"
+#include "product.h"
 #include "product_cuda.h"
 #include "tile.cuh"
 #include "vendor.h"
@@ -132,6 +133,7 @@ linear_prepare_cuda(struct sd_node *n)
 {
     size_t most = 0;
 
+    product_backward_flops(n);
     if (whole_param(n->in[WEIGHT]))
         sd_param_want(n->in[WEIGHT]->param, n->in[X]->dtype, SD_ROWS);
     bias_want(n->in[BIAS], n->in[X]->dtype);

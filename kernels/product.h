@@ -10,6 +10,10 @@
 #include "op.h"
 #include "ops.h"
 
+#ifdef __cplusplus
+extern "C" {
+#endif
+
 /* A linear layer is a 1x1 convolution of a picture one pixel high; what lies beside its x is a product of its own. */
 enum { PRODUCT_BESIDE = 4 };        /* input of linear */
 struct product_shape {
@@ -38,8 +42,12 @@ size_t product_sums_bytes(int64_t batch, int64_t rows, int64_t columns);
 void product_sums(real *sums, const real *dy, int64_t batch, int64_t rows, int64_t columns, void *scratch);
 /* product_pass - dout to the gradient of the input that was only added. */
 void product_pass(struct sd_node *n, int input);
-/* product_flops - sets n->flops; product_backward_flops - sets n->backward_flops for the wanted gradients. */
+/* product_flops - sets n->flops; product_backward_flops - sets n->backward_flops for the wanted gradients: wherever they are
+ * computed. */
 void product_flops(struct sd_node *n);
 void product_backward_flops(struct sd_node *n);
 
+#ifdef __cplusplus
+}
+#endif
 #endif

@@ -64,8 +64,8 @@ projections_shape(struct sd_node *n)
                      projection_rank(&a->part[i]) * (in + projection_out(&a->part[i])));
 }
 
-static void
-backward_flops(struct sd_node *n)
+void
+projections_backward_flops(struct sd_node *n)
 {
     const struct sd_projections *a = parts_of(n);
     int64_t in = sd_cols(n->in[X]), sums = 0;
@@ -225,7 +225,7 @@ projections_prepare(struct sd_node *n)
     const struct sd_projections *a = parts_of(n);
     bool products = projections_prepare_products(n);
 
-    backward_flops(n);
+    projections_backward_flops(n);
     if (!products)
         n->scratch_bytes = (size_t)(sd_rows(n->in[X]) * most_rank(a)) * sizeof(real);
     for (int i = 0; i < a->parts; i++) {

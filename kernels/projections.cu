@@ -497,6 +497,7 @@ projections_prepare_cuda(struct sd_node *n)
     const struct sd_tensor *x = n->in[X];
     struct projections_layout l;
 
+    projections_backward_flops(n);
     sd_param_want(n->in[PARTS]->param, x->dtype, SD_ROWS);
     projections_layout(&l, n->in[PARTS]->param->joined, x->dtype);
     if (any_trains(n, true)) {

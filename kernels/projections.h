@@ -33,6 +33,8 @@ struct projections_layout {
 };
 static inline int64_t projection_out(const struct sd_projection *p) { return p->weight->shape[0]; }
 static inline int64_t projection_rank(const struct sd_projection *p) { return p->down ? p->down->shape[0] : 0; }
+/* projections_backward_flops - sets n->backward_flops for the wanted gradients: wherever they are computed. */
+void projections_backward_flops(struct sd_node *n);
 void projections_layout(struct projections_layout *l, const struct sd_projections *a, enum sd_dtype dtype);
 void projections_upload(struct sd_device *d, void *form, enum sd_dtype dtype, const struct sd_projections *a);
 struct projections_form {

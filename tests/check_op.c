@@ -131,6 +131,7 @@ check_gradient(const char *name, check_describe *f, const char *shapes, double t
 struct result {
     size_t count;
     float *data;        /* output, then the gradients */
+    double flops;       /* that the plan says it takes */
 };
 
 static struct result
@@ -151,6 +152,7 @@ compute(struct sd_scope *s, check_describe *f, const struct shape *shapes, int c
     sd_run(t.plan);
     sd_run(t.plan);             /* the second run must not depend on what the first left behind; gradients double */
     sd_run(t.plan);             /* on a device: once as it stands, recorded and replayed, replayed */
+    r.flops = sd_plan_report(t.plan).flops;
     r.count = t.out->numel;
     for (int i = 0; i < count; i++)
         r.count += wanted >> i & 1 && t.in[i].param ? t.in[i].param->numel : 0;
@@ -344,8 +346,9 @@ check_device(struct sd_device *d, const char *name, check_describe *f, const cha
             again = compute(s, f, shapes, count, wanted, frozen, way, values);
             device = NULL;
             error = check_distance(found.data, plain.data, plain.count);
-            CHECK(error <= limit, "%s [%s] %s, %s on %s: %.1e from the C loops, allowed %.0e", name, text, names[variant],
-                  sd_dtype_name(dtypes[k]), sd_device_name(d), error, limit);
+            CHECK(error <= limit && found.flops == plain.flops,
+                  "%s [%s] %s, %s on %s: %.1e from the C loops, allowed %.0e; %.0f operations, not other ones (%.0f)", name, text,
+                  names[variant], sd_dtype_name(dtypes[k]), sd_device_name(d), error, limit, found.flops, plain.flops);
             CHECK(memcmp(found.data, again.data, found.count * sizeof *found.data) == 0, "%s [%s] %s, %s: the same bits twice", name,
                   text, names[variant], sd_dtype_name(dtypes[k]));
         }
