@@ -4,7 +4,8 @@
  * gradients, with v[r, k] = scale sum_o dy[r, c + o] up[o, k]:
  *     dx[r, i] += sum_o dy[r, c + o] w[o, i] + sum_k v[r, k] down[k, i]
  *     dup[o, k] += sum_r dy[r, c + o] u[r, k]     ddown[k, i] += sum_r v[r, k] x[r, i]     dresidual += dy
- * x, w, dy, down, up, u and v as products see them: sd_operand().  u is computed again for the gradient of up.
+ * x, w, dy, down, up, u and v as products see them: sd_operand().  u is computed again for the gradient of up (the
+ * CUDA twin keeps it).
  * Fast path: projections_products.c. */
 #include "product.h"
 #include "projections_products.h"

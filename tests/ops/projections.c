@@ -1,5 +1,5 @@
 /* projections: against linear, scale and concat, which say the same with a node for each step; gradients against
- * differences. */
+ * differences.  One file, as all cases are described and run by `compute`. */
 #include <omp.h>
 
 #include "check_op.h"
