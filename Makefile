@@ -280,4 +280,4 @@ bench: all $(benches)
 	@BUILD=$(abspath $(BUILD)) tests/bench/run $(if $(RESULT),| tee tests/bench/results/$(RESULT))
 clean:
 	rm -rf build build-san build-races $(BUILD)
--include $(cu_lib:%=$(BUILD)/%.d) $(on_card_o:.o=.d) $(emulate_own:.o=.d) $(patsubst %.cu,$(BUILD)/emulate/%.cu.d,$(wildcard tests/emulate/*.cu)) $(c_all:%.c=$(BUILD)/%.d) $(fuzz_o:.o=.d) $(fuzzers:$(BUILD)/fuzz/%=$(BUILD)/fuzz/tests/fuzz/%.d) $(c_all:%.c=$(BUILD)/f64/%.d) $(foreach i,$(isas),$(simd:%.c=$(BUILD)/%.$(i).d))
+-include $(cu_lib:%=$(BUILD)/%.d) $(on_card_o:.o=.d) $(emulate_own:.o=.d) $(BUILD)/emulate/tests/check_op.d $(patsubst %.cu,$(BUILD)/emulate/%.cu.d,$(wildcard tests/emulate/*.cu)) $(c_all:%.c=$(BUILD)/%.d) $(fuzz_o:.o=.d) $(fuzzers:$(BUILD)/fuzz/%=$(BUILD)/fuzz/tests/fuzz/%.d) $(c_all:%.c=$(BUILD)/f64/%.d) $(foreach i,$(isas),$(simd:%.c=$(BUILD)/%.$(i).d))
