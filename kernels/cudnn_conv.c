@@ -3,7 +3,7 @@
  * What is added to a picture (bias, channel_add, residual) is asked for in the same graph.  Behind a gradient of x, which the forward
  * pass of an enlarged picture is (conv_transposed()), that is one way of two: asked for an H100, cuDNN 9.19 offers 8 engines, all
  * compiled, for one with a bias or a residual (of Stable Diffusion's upsamplers and the VAE's; none for a row for each sample), and 33
- * without, most of them ready.  So such a graph is timed against the plain one with conv_added() after it. */
+ * without, some of them not compiled.  So such a graph is timed against the plain one with conv_added() after it. */
 #include "cudnn_internal.h"
 
 #include <stdio.h>
