@@ -93,7 +93,10 @@ sd_device_read(struct sd_device *d, void *to, const void *from, size_t bytes)
 
     door open;
 
-    memcpy(to, from, bytes);
+    if (dry())
+        memset(to, 0, bytes);
+    else
+        memcpy(to, from, bytes);
 }
 
 void

@@ -3,7 +3,7 @@
  *   kernel FILE NAME GRID BLOCK SHARED    library CALL    copy BYTES    fill BYTES
  *   replay NUMBER               each time
  *   now ...                     a launch that is in no recording
- * CALL is what the library's file in kernels/ calls it.  A call that was an attempt, made to choose, is "an attempt". */
+ * CALL is what the library's file in kernels/ calls it.  What is read is zero.  A call that was an attempt, made to choose, is "an attempt". */
 #include "device_emulate.h"
 
 #include <errno.h>
