@@ -467,9 +467,11 @@ scratch_of(const struct sd_node *n, enum conv_kind kind)
 void
 conv2d_prepare_cuda(struct sd_node *n)
 {
+    struct conv_call call = call_of(n, CONV_FORWARD);
     size_t most = scratch_of(n, CONV_FORWARD), sums = 0;
 
     product_backward_flops(n);
+    n->apart = n->in[RESIDUAL] && !is_gemm(call) && cudnn_takes_conv2d(device_of(n), &call);      /* which then adds the residual itself */
     if (whole_param(n->in[WEIGHT]))
         sd_param_want(n->in[WEIGHT]->param, n->in[X]->dtype, layout_of(n));
     bias_want(n->in[BIAS], n->in[X]->dtype);

@@ -1,14 +1,15 @@
 /* cudnn_conv.c - convolutions and their gradients by cuDNN.
  *
- * What is added to a picture (bias, channel_add, residual) is asked for in the same graph.  Behind a gradient of x, which the forward
- * pass of an enlarged picture is (conv_transposed()), that is one way of two: asked for an H100, cuDNN 9.19 offers 8 engines, all
- * compiled, for one with a bias or a residual (of Stable Diffusion's upsamplers and the VAE's; none for a row for each sample), and 33
- * without, some of them not compiled.  So such a graph is timed against the plain one with conv_added() after it. */
+ * What is added to a picture (bias, channel_add, residual) is one graph with the convolution, whose engines are compiled, or comes
+ * after a plain convolution, whose engines are the library's best, by conv_added(): the two are timed against one another.  Behind a
+ * gradient of x, which the forward pass of an enlarged picture is (conv_transposed()), cuDNN 9.19 offers 8 engines for an H100 with a
+ * bias or a residual (of Stable Diffusion's upsamplers and the VAE's; none for a row for each sample), and 33 without. */
 #include "cudnn_internal.h"
 
 #include <stdio.h>
 
 #include "device_ops.h"
+#include "tuning.h"
 #include "vendor.h"
 
 enum { X = 1, W, DY, TO, BIAS, CHANNEL_ADD, RESIDUAL, BETWEEN };        /* uids */
@@ -191,21 +192,32 @@ fill_pack(struct pack *pack, const struct conv_call *c, own_kernel *own)
     dnn_put_result(pack, TO, c->to, result_count(c), result_type(c));
 }
 
-/* The call's plan and what it runs on.  Plans move when one is made. */
-static struct plan *
-plan_of(struct state *s, const struct conv_call *c, own_kernel *own, struct pack *pack)
-{
-    char key[256], channels[32] = "";
-    struct plan *p;
+enum { KEY_BYTES = 256 };
 
-    fill_pack(pack, c, own);
+static const char *
+key_of(char key[KEY_BYTES], const struct conv_call *c)
+{
+    char channels[32] = "";
+
     if (c->channel_add)
         snprintf(channels, sizeof channels, " channels/%lld", (long long)c->channel_add_pitch);
-    snprintf(key, sizeof key, "conv %d %s %lldx%lldx%lldx%lld>%lldx%lldx%lld k %dx%d/%d pad %d,%d,%d,%d%s%s%s%s", (int)c->kind,
+    snprintf(key, KEY_BYTES, "conv %d %s %lldx%lldx%lldx%lld>%lldx%lldx%lld k %dx%d/%d pad %d,%d,%d,%d%s%s%s%s", (int)c->kind,
              sd_dtype_name(c->dtype), (long long)c->batch, (long long)c->height, (long long)c->width, (long long)c->in,
              (long long)c->out_height, (long long)c->out_width, (long long)c->out, c->kernel_height, c->kernel_width, c->stride, c->top,
              c->left, c->bottom, c->right, c->bias ? " bias" : "", channels, c->residual ? " residual" : "",
              vendor_tf32 ? " tf32" : "");
+    return key;
+}
+
+/* The call's plan and what it runs on.  Plans move when one is made. */
+static struct plan *
+plan_of(struct state *s, const struct conv_call *c, own_kernel *own, struct pack *pack)
+{
+    char key[KEY_BYTES];
+    struct plan *p;
+
+    fill_pack(pack, c, own);
+    key_of(key, c);
     if (!(p = dnn_find_plan(s, key))) {
         struct graph g = { .count = 0 };
 
@@ -249,7 +261,7 @@ plain(const struct conv_call *c)
     return p;
 }
 
-/* A gradient of x, then what is added to it. */
+/* The plain convolution, then what is added to it. */
 static bool
 run_apart(struct state *s, const struct conv_call *c)
 {
@@ -261,7 +273,7 @@ run_apart(struct state *s, const struct conv_call *c)
     return from != NULL;
 }
 
-/* What a graph that adds must be faster than; the plan without is there, as none may be made now. */
+/* What a graph that adds must be faster than. */
 static bool
 own_apart(struct sd_device *d, const void *call, const struct pack *to)
 {
@@ -271,39 +283,43 @@ own_apart(struct sd_device *d, const void *call, const struct pack *to)
     return run_apart(dnn_state(d), &c) || conv_cuda(d, &c);
 }
 
+/* A picture: by one graph, or apart.  Nothing says that a graph's result may lie on an operand. */
 static bool
-run_data(struct state *s, const struct conv_call *c)
+run_picture(struct state *s, const struct conv_call *c)
 {
     struct conv_call p = plain(c);
     struct pack pack;
+    char key[KEY_BYTES];
 
     if (!has_more(c))
         return run(s, c, own_conv, false) != NULL;
-    if (c->residual != c->to) {
-        plan_of(s, &p, own_conv, &pack);
-        if (run(s, c, own_apart, false))
-            return true;
-    }
-    return run_apart(s, c);
+    if (c->residual == c->to)
+        return run_apart(s, c);
+    if (!dnn_find_plan(s, key_of(key, c)) && !tuning_find(s->device, "dnn", key))
+        plan_of(s, &p, own_conv, &pack);        /* before the one that is compared with it: a trial makes no plans */
+    return run(s, c, own_apart, false) || run_apart(s, c);
 }
 
 bool
 cudnn_conv2d(struct sd_device *d, const struct conv_call *c)
 {
-    bool onto = c->residual == c->to;       /* nothing says that a result may lie on an operand: it is made aside */
     struct state *s;
     void *from;
 
-    if (sd_device_capability(d) == 0 || !takes_conv(c) || !dnn_open() || !(s = dnn_state(d)))
+    if (!cudnn_takes_conv2d(d, c) || !(s = dnn_state(d)))
         return false;
-    if (c->kind == CONV_DATA)
-        return run_data(s, c);
-    from = run(s, c, own_conv, c->kind == CONV_WEIGHT || onto);
-    if (from && c->kind == CONV_WEIGHT)         /* to the file's order */
+    if (c->kind != CONV_WEIGHT)
+        return run_picture(s, c);
+    from = run(s, c, own_conv, true);
+    if (from)                   /* to the file's order */
         conv_taps_to_rows(d, c->to, from, c->out, c->in, (int64_t)c->kernel_height * c->kernel_width, c->add);
-    else if (from && onto)
-        sd_device_copy(d, c->to, from, result_count(c) * sd_dtype_size(c->dtype));
     return from != NULL;
+}
+
+bool
+cudnn_takes_conv2d(const struct sd_device *d, const struct conv_call *c)
+{
+    return sd_device_capability(d) != 0 && takes_conv(c) && dnn_open();
 }
 
 #endif

@@ -52,6 +52,7 @@ struct sd_node {
     size_t own_scratch;                         /* of these, the op's own; the rest is run_convert.c's */
     void *scratch;                              /* 64-byte aligned, given while it runs */
     bool training;                              /* some gradient flows through this node */
+    bool apart;                                 /* set by prepare: out may lie on no input, whatever the table says */
     bool bf16;                                  /* operands of products are rounded: sd_operand() */
     struct sd_tensor *dout;
     struct sd_tensor *din[SD_MAX_IN];           /* NULL: not wanted */

@@ -24,6 +24,7 @@ enum { CUBLAS_WORKSPACE = 32 << 20 };       /* that it is given */
 bool cublas_gemm(struct sd_device *d, const struct gemm_call *call);
 extern bool vendor_tf32;            /* --dtype tf32: products of F32 may round their operands to TF32 */
 bool cudnn_conv2d(struct sd_device *d, const struct conv_call *call);
+bool cudnn_takes_conv2d(const struct sd_device *d, const struct conv_call *call);       /* it may, where there is an engine */
 bool cudnn_attention(struct sd_device *d, const struct attention_call *call);
 
 /* vendor_open - dlopen of the first of `names` (ended by NULL) found in $SD_CUDA_LIBS (folders, separated by ':'; set and

@@ -55,7 +55,7 @@ inherit(struct sd_node *n, int step)
 {
     struct sd_life *out = n->out->storage->life;
 
-    for (int a = 0; a < n->n_in; a++) {
+    for (int a = 0; a < n->n_in && !n->apart; a++) {
         struct sd_tensor *x = n->in[a];
         struct sd_life *l;
         bool again = false;     /* read through another operand too, while out is being written */
