@@ -10,6 +10,7 @@ enum { THREADS = 256 };
 template <class T> __global__ void
 add_noise_kernel(T *y, struct operand x, struct operand noise, struct operand a, struct operand s, int64_t count)
 {
+    SD_BEGIN();
     int64_t b = blockIdx.y, i = (int64_t)blockIdx.x * THREADS + threadIdx.x, at = b * count + i;
 
     if (i < count)

@@ -25,6 +25,7 @@ namespace {
 template <class T> static __global__ void
 delta_kernel(problem<T> p, int64_t count)
 {
+    SD_BEGIN();
     const int W = wide<T>::count;
     int64_t at = ((int64_t)blockIdx.x * blockDim.x + threadIdx.x) / 8, head = at % p.heads, row = at / p.heads;
     int lane = threadIdx.x % 8;

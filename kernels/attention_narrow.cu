@@ -16,6 +16,7 @@ template <class T, int DP, int N> static __global__ void
 __launch_bounds__(THREADS)
 forward_narrow(problem<T> p)
 {
+    SD_BEGIN();
     typedef forward_tiles<T, DP, N> shared_tiles;
     SD_SHARED(shared_tiles, tiles);
     int warp = threadIdx.x / WARP, g = threadIdx.x % WARP / 4, t = threadIdx.x % 4;
@@ -110,6 +111,7 @@ template <class T, int DP, int N> static __global__ void
 __launch_bounds__(THREADS)
 dq_narrow(problem<T> p)
 {
+    SD_BEGIN();
     typedef dq_tiles<T, DP, N> shared_tiles;
     SD_SHARED(shared_tiles, tiles);
     int warp = threadIdx.x / WARP, g = threadIdx.x % WARP / 4, t = threadIdx.x % 4;
@@ -173,6 +175,7 @@ template <class T, int DP, int N, bool DK, bool DV> static __global__ void
 __launch_bounds__(THREADS)
 dkv_narrow(problem<T> p)
 {
+    SD_BEGIN();
     typedef dkv_tiles<T, DP, N> shared_tiles;
     SD_SHARED(shared_tiles, tiles);
     int warp = threadIdx.x / WARP, g = threadIdx.x % WARP / 4, t = threadIdx.x % 4;

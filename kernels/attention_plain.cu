@@ -108,6 +108,7 @@ template <class T, int CD> static __global__ void
 __launch_bounds__(PLAIN_THREADS, 1)
 forward_plain(problem<T> p, int chunks)
 {
+    SD_BEGIN();
     SD_SHARED(plain_tiles<CD>, tiles);
     int x = threadIdx.x % 16, y = threadIdx.x / 16, from = (int)blockIdx.y % chunks * CD;
     int64_t first = (int64_t)blockIdx.x * SIDE, head = blockIdx.y / chunks, sample = blockIdx.z;
@@ -167,6 +168,7 @@ template <class T, int CD> static __global__ void
 __launch_bounds__(PLAIN_THREADS, 1)
 dq_plain(problem<T> p, int chunks)
 {
+    SD_BEGIN();
     SD_SHARED(plain_tiles<CD>, tiles);
     int x = threadIdx.x % 16, y = threadIdx.x / 16, from = (int)blockIdx.y % chunks * CD;
     int64_t first = (int64_t)blockIdx.x * SIDE, head = blockIdx.y / chunks, sample = blockIdx.z;
@@ -205,6 +207,7 @@ template <class T, int CD> static __global__ void
 __launch_bounds__(PLAIN_THREADS, 1)
 dkv_plain(problem<T> p, int chunks)
 {
+    SD_BEGIN();
     SD_SHARED(plain_tiles<CD>, tiles);
     int x = threadIdx.x % 16, y = threadIdx.x / 16, from = (int)blockIdx.y % chunks * CD;
     int64_t first = (int64_t)blockIdx.x * SIDE, head = blockIdx.y / chunks, sample = blockIdx.z;

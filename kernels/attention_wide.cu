@@ -27,6 +27,7 @@ template <class T> static __global__ void
 __launch_bounds__(WIDE_THREADS, 1)
 forward_wide(problem<T> p)
 {
+    SD_BEGIN();
     SD_SHARED(wide_tiles<T>, tiles);
     int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, g = lane / 4, t = lane % 4;
     int up = warp / 4 * 16, across = warp % 4;          /* scores: rows from up, columns from 8 across */

@@ -15,6 +15,7 @@ struct lines { float at[LINES][WARP]; };
 template <class T> static __global__ void
 chunk_kernel(float *part, const T *dy, int64_t rows, int64_t columns)
 {
+    SD_BEGIN();
     SD_SHARED(struct lines, s);
     int64_t column = (int64_t)blockIdx.y * WARP + threadIdx.x % WARP, b = blockIdx.z, chunk = blockIdx.x;
     int64_t end = min(rows, (chunk + 1) * SUM_ROWS);
@@ -37,6 +38,7 @@ chunk_kernel(float *part, const T *dy, int64_t rows, int64_t columns)
 template <class U> static __global__ void
 finish_kernel(U *to, int64_t pitch, const float *part, int64_t chunks, int64_t samples, int64_t columns, bool store)
 {
+    SD_BEGIN();
     int64_t column = (int64_t)blockIdx.x * blockDim.x + threadIdx.x, b = blockIdx.y;
     float sum = 0;
 

@@ -12,6 +12,7 @@ __launch_bounds__(POINT_THREADS)
 concat_kernel(T *y, const T *a, int64_t a_pitch, int64_t na, const T *b, int64_t b_pitch, int64_t nb, int64_t rows, bool whole,
               int shift)
 {
+    SD_BEGIN();
     int64_t r = row_of(shift), c = piece_of(shift) * N, cols = na + nb;
     T v[N];
 

@@ -201,6 +201,7 @@ all_products(struct sd_device *d, const struct conv_call *k)
 static __global__ void
 taps_to_rows_kernel(float *to, const float *from, int64_t count, int64_t in, int64_t taps, bool add)
 {
+    SD_BEGIN();
     int64_t at = (int64_t)blockIdx.x * blockDim.x + threadIdx.x;
     int64_t tap = at % taps, c = at / taps % in, o = at / taps / in;
 
@@ -213,6 +214,7 @@ template <class T> static __global__ void
 added_kernel(T *to, const T *from, const float *bias, const T *channel_add, int64_t pitch, const T *residual, unsigned count,
              unsigned across)
 {
+    SD_BEGIN();
     static const int N = wide<T>::count;
     unsigned i = blockIdx.x * blockDim.x + threadIdx.x, column = i % across * N;
     int64_t at = ((int64_t)blockIdx.y * count + i) * N;

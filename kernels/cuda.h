@@ -3,6 +3,8 @@
  *
  * Rules that make both work:
  *   - launch with SD_LAUNCH(device, kernel, grid, block, shared_bytes, arguments...); a template with commas in parentheses
+ *   - SD_BEGIN() is the first statement of every kernel: from sm_90 on a kernel is launched while the one before it still runs, so
+ *     that the 1 us between two is spent beside; it waits there until that one is done and all that it wrote is seen
  *   - shared memory only as SD_SHARED(struct tiles, s): one struct, whose sizeof is the launch's shared_bytes; at most 99 KB,
  *     which is what sm_86, sm_89 and sm_120 give a block (sm_80: 163, sm_90: 227)
  *   - every pointer argument is device memory; arguments are copied by value and replayed
@@ -29,12 +31,22 @@
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 
+/* Waits for the kernel before this one, which had done the same: so for all before.  Then lets the next one be launched. */
+#if __CUDA_ARCH__ >= 900
+#define SD_BEGIN()                                                                                                   \
+    do {                                                                                                             \
+        asm volatile("griddepcontrol.wait;" ::: "memory");                                                           \
+        asm volatile("griddepcontrol.launch_dependents;");                                                           \
+    } while (0)
+#else
+#define SD_BEGIN() ((void)0)
+#endif
 #define SD_LAUNCH(device, kernel, grid, block, shared, ...)                                                          \
     do {                                                                                                             \
         auto sd_kernel_ = kernel;                                                                                    \
         if ((shared) > 48 << 10)                                                                                     \
             cudaFuncSetAttribute(sd_kernel_, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)(shared));            \
-        sd_kernel_<<<grid, block, shared, (cudaStream_t)sd_device_stream(device)>>>(__VA_ARGS__);                    \
+        sd::launch(device, grid, block, shared, sd_kernel_, __VA_ARGS__);                                            \
         sd_device_launched(device, #kernel);                                                                         \
     } while (0)
 #define SD_SHARED(type, name)                                                                                        \
@@ -44,6 +56,26 @@
 #endif
 
 namespace sd {
+
+#ifndef SD_EMULATE
+/* What fails is found by sd_device_launched(). */
+template <class... P, class... A> static inline void
+launch(struct sd_device *d, dim3 grid, dim3 block, size_t shared, void (*kernel)(P...), A... a)
+{
+    cudaLaunchAttribute early = {};
+    cudaLaunchConfig_t c = {};
+
+    early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    early.val.programmaticStreamSerializationAllowed = 1;
+    c.gridDim = grid;
+    c.blockDim = block;
+    c.dynamicSmemBytes = shared;
+    c.stream = (cudaStream_t)sd_device_stream(d);
+    c.attrs = &early;
+    c.numAttrs = sd_device_overlaps(d);
+    (void)cudaLaunchKernelEx(&c, kernel, static_cast<P>(a)...);
+}
+#endif
 
 /* -- element types -------------------------------------------------------------------------------------------------- */
 

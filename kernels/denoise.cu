@@ -17,6 +17,7 @@ __global__ void
 __launch_bounds__(THREADS)
 input_kernel(struct sd_denoise n, float *sample, float *timesteps)
 {
+    SD_BEGIN();
     const struct sd_denoise_call *c = n.calls + *n.call;
     int64_t b = blockIdx.y, i = (int64_t)blockIdx.x * THREADS + threadIdx.x;
 
@@ -30,6 +31,7 @@ __global__ void
 __launch_bounds__(THREADS)
 guide_kernel(float *out, const float *uncond, const float *cond, float scale, int64_t count)
 {
+    SD_BEGIN();
     int64_t i = (int64_t)blockIdx.x * THREADS + threadIdx.x;
 
     if (i < count)
@@ -69,6 +71,7 @@ __global__ void
 __launch_bounds__(THREADS)
 rescale_kernel(float *out, const double *of_cond, const double *of_out, double rescale, int64_t numel)
 {
+    SD_BEGIN();
     int64_t b = blockIdx.y, i = (int64_t)blockIdx.x * THREADS + threadIdx.x;
 
     if (i < numel && of_out[b] > 0)
@@ -98,6 +101,7 @@ __global__ void
 __launch_bounds__(THREADS)
 step_kernel(struct sd_denoise n)
 {
+    SD_BEGIN();
     const struct sd_denoise_call *c = n.calls + *n.call;
     int64_t i = (int64_t)blockIdx.x * THREADS + threadIdx.x;
     float column[SD_DENOISE_COLUMNS] = {}, x;
@@ -126,6 +130,7 @@ step_kernel(struct sd_denoise n)
 __global__ void
 next_kernel(int32_t *call)
 {
+    SD_BEGIN();
     ++*call;
 }
 

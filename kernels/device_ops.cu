@@ -16,6 +16,7 @@ template <int N, class Y, class X> __global__ void
 __launch_bounds__(POINT_THREADS)
 rows_kernel(Y *y, int64_t y_pitch, const X *x, int64_t x_pitch, int64_t rows, int64_t cols, bool add, bool whole, int shift)
 {
+    SD_BEGIN();
     int64_t r = row_of(shift), c = piece_of(shift) * N;
     X from[N];
     Y to[N];
@@ -53,6 +54,7 @@ move_rows(struct sd_device *d, Y *y, int64_t y_pitch, const X *x, int64_t x_pitc
 template <class Y, class X> __global__ void
 taps_kernel(Y *y, const X *x, int64_t count, int in, int taps)
 {
+    SD_BEGIN();
     int64_t i = (int64_t)blockIdx.x * blockDim.x + threadIdx.x, row = i / in;
 
     if (i < count)
@@ -63,6 +65,7 @@ taps_kernel(Y *y, const X *x, int64_t count, int in, int taps)
 template <class Y, class X> __global__ void
 taps_upsampled_kernel(Y *y, int pitch, const X *x, int64_t count, int out, int in, int kh, int kw)
 {
+    SD_BEGIN();
     int64_t i = (int64_t)blockIdx.x * blockDim.x + threadIdx.x, row = i / out;
     int u = (int)(row % (kw + 1)), t = (int)(row / (kw + 1) % (kh + 1));
     float sum = 0;
@@ -81,6 +84,7 @@ template <int N, class X> __global__ void
 __launch_bounds__(POINT_THREADS)
 finite_kernel(const X *x, int64_t rows, int64_t cols, int64_t pitch, int64_t end, bool whole, int shift, int *flag)
 {
+    SD_BEGIN();
     int64_t r = row_of(shift), c = piece_of(shift) * N, at = r * pitch + c, left = cols - c < end - at ? cols - c : end - at;
     X v[N];
     bool bad = false;

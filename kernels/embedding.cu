@@ -13,6 +13,7 @@ template <class T> __global__ void
 embedding_forward_kernel(T *y, const int32_t *ids, struct operand table, int64_t V, struct operand rows, int64_t learned,
                          struct operand positions, int64_t L, int64_t D)
 {
+    SD_BEGIN();
     int64_t t = blockIdx.x, c = (int64_t)blockIdx.y * THREADS + threadIdx.x, id = ids[t];
     float x;
 
@@ -33,6 +34,7 @@ struct ids_room { int32_t id[THREADS]; };
 __global__ void
 embedding_rows_kernel(struct operand d, const int32_t *ids, int64_t tokens, int64_t first, struct operand dy, int64_t D, bool add)
 {
+    SD_BEGIN();
     SD_SHARED(struct ids_room, room);
     int64_t r = blockIdx.x, c = (int64_t)blockIdx.y * THREADS + threadIdx.x;
     float sum = add && c < D ? read_operand(d, r * D + c) : 0;
@@ -56,6 +58,7 @@ embedding_rows_kernel(struct operand d, const int32_t *ids, int64_t tokens, int6
 __global__ void
 embedding_positions_kernel(struct operand d, int64_t B, int64_t L, struct operand dy, int64_t D, bool add)
 {
+    SD_BEGIN();
     int64_t l = blockIdx.x, c = (int64_t)blockIdx.y * THREADS + threadIdx.x;
     float sum;
 

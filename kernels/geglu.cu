@@ -10,6 +10,7 @@ template <int N, class T> __global__ void
 __launch_bounds__(POINT_THREADS)
 geglu_forward_kernel(T *y, const T *x, int64_t rows, int64_t C, bool whole, int shift)
 {
+    SD_BEGIN();
     int64_t r = row_of(shift), c = piece_of(shift) * N;
     T a[N], b[N];
 
@@ -27,6 +28,7 @@ template <int N, class T> __global__ void
 __launch_bounds__(POINT_THREADS)
 geglu_backward_kernel(T *dx, const T *dy, const T *x, int64_t rows, int64_t C, bool add, bool whole, int shift)
 {
+    SD_BEGIN();
     int64_t r = row_of(shift), c = piece_of(shift) * N;
     T a[N], b[N], d[N], old_a[N] = {}, old_b[N] = {};
 

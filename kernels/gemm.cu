@@ -234,6 +234,7 @@ static __global__ void
 __launch_bounds__(DOWN * ACROSS * WARP, 16 / (DOWN * ACROSS))    /* 16 warps an SM: 128 registers */
 product_kernel(struct product p)
 {
+    SD_BEGIN();
     typedef shape<T, BM, BN, DOWN, ACROSS, A_DEEP, B_DEEP, GENERAL> S;
     typedef typename S::memory memory;
     static const int STEP = STEP_BYTES / sizeof(T);
@@ -297,6 +298,7 @@ product_kernel(struct product p)
 template <class T> static __global__ void
 parts_kernel(struct product p)
 {
+    SD_BEGIN();
     int64_t each = (int64_t)p.rows * p.columns, at = (int64_t)blockIdx.x * blockDim.x + threadIdx.x;
     int z = (int)blockIdx.y;
     const float *part = p.part + z * p.splits * each + at;

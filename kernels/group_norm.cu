@@ -98,6 +98,7 @@ template <int N, class T> __global__ void
 __launch_bounds__(THREADS, 2)
 moments_kernel(float *part, struct source<T> from, struct cut k, bool whole)
 {
+    SD_BEGIN();
     SD_SHARED(struct sums_room, room);
     int64_t b = blockIdx.y, first = begin_of(k.P, blockIdx.x, k.chunks), count = begin_of(k.P, blockIdx.x + 1, k.chunks) - first;
     int unit, lane, step, warp = threadIdx.x / WARP, items = k.lanes * k.size;
@@ -185,6 +186,7 @@ join_moments(float *mean, float *inverse, const float *part, int64_t b, int g, c
 __global__ void
 join_moments_kernel(float *saved, const float *part, struct cut k, float eps)
 {
+    SD_BEGIN();
     int64_t b = blockIdx.y;
     int g = (int)(blockIdx.x * WARPS + threadIdx.x / WARP);
     float mean, inverse;
@@ -204,6 +206,7 @@ __launch_bounds__(THREADS, 2)
 normalise_kernel(T *y, float *saved, const float *part, struct source<T> from, struct operand weight, struct operand bias,
                  struct cut k, float eps, bool silu, bool whole)
 {
+    SD_BEGIN();
     SD_SHARED(struct stat_room, room);
     int64_t b = blockIdx.y, first = begin_of(k.P, blockIdx.x, k.blocks), count = begin_of(k.P, blockIdx.x + 1, k.blocks) - first;
     const float *stat = saved + b * k.groups * 2;
@@ -297,6 +300,7 @@ __launch_bounds__(THREADS, 2)
 gradient_sums_kernel(float *part, float *by_channel, const T *dy, struct source<T> from, const float *saved,
                      struct operand weight, struct operand bias, struct cut k, bool silu, bool whole)
 {
+    SD_BEGIN();
     SD_SHARED(struct sums_room, room);
     int64_t b = blockIdx.y, first = begin_of(k.P, blockIdx.x, k.chunks), count = begin_of(k.P, blockIdx.x + 1, k.chunks) - first;
     int unit, lane, step, items = k.lanes * k.size;
@@ -384,6 +388,7 @@ join_sums(float *g_average, float *gn_average, const float *part, int64_t b, int
 __global__ void
 join_sums_kernel(float *averages, const float *part, struct cut k)
 {
+    SD_BEGIN();
     int64_t b = blockIdx.y;
     int g = (int)(blockIdx.x * WARPS + threadIdx.x / WARP);
     float sum, sum_n;
@@ -403,6 +408,7 @@ __launch_bounds__(THREADS, 2)
 gradient_kernel(struct target<T> to, const float *part, const float *averages, const T *dy, struct source<T> from,
                 const float *saved, struct operand weight, struct operand bias, struct cut k, bool silu, bool whole)
 {
+    SD_BEGIN();
     SD_SHARED(struct stat_room, room);
     int64_t b = blockIdx.y, first = begin_of(k.P, blockIdx.x, k.blocks), count = begin_of(k.P, blockIdx.x + 1, k.blocks) - first;
     const float *average = averages ? averages + b * k.groups * 2 : &room.at[0][0];

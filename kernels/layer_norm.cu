@@ -42,6 +42,7 @@ __launch_bounds__(WARPS * WARP)
 forward_kernel(T *y, float *saved, const T *x, struct operand weight, struct operand bias, int64_t rows, int D, float eps,
                bool whole)
 {
+    SD_BEGIN();
     int64_t r = (int64_t)blockIdx.x * WARPS + threadIdx.x / WARP;
     int lane = threadIdx.x % WARP, units = K ? K : (D + WARP * N - 1) / (WARP * N);
     float sum = 0, square = 0, rest = 0, mean, inverse, v[N];
@@ -101,6 +102,7 @@ __launch_bounds__(WARPS * WARP)
 backward_kernel(T *dx, const T *dy, const T *x, const float *saved, struct operand weight, int64_t rows, int D, bool add,
                 bool whole)
 {
+    SD_BEGIN();
     int64_t r = (int64_t)blockIdx.x * WARPS + threadIdx.x / WARP;
     int lane = threadIdx.x % WARP, units = K ? K : (D + WARP * N - 1) / (WARP * N);
     float sum_g = 0, sum_gn = 0, mean, inverse, v[N], g[N], w[N];
@@ -158,6 +160,7 @@ backward_kernel(T *dx, const T *dy, const T *x, const float *saved, struct opera
 template <class T> __global__ void
 weights_kernel(float *part, const T *dy, const T *x, const float *saved, int64_t rows, int D)
 {
+    SD_BEGIN();
     int64_t chunk = blockIdx.y, c = (int64_t)blockIdx.x * POINT_THREADS + threadIdx.x;
     float bias = 0, weight = 0;
 

@@ -30,6 +30,7 @@ template <class T> __global__ void
 mse_backward_kernel(T *dx, struct operand pred, struct operand target, struct operand mask, struct operand weight, const float *dy,
                     int64_t count, int64_t C, bool add)
 {
+    SD_BEGIN();
     int64_t b = blockIdx.y, i = (int64_t)blockIdx.x * SUM_THREADS + threadIdx.x, at = b * count + i;
     float g;
 

@@ -25,6 +25,7 @@ four_normals(float z[4], const struct sd_noise_key &k, uint32_t block)
 __global__ void
 normal_kernel(float *out, int64_t n, const struct sd_noise_key *keys)
 {
+    SD_BEGIN();
     int64_t b = blockIdx.y, block = (int64_t)blockIdx.x * THREADS + threadIdx.x;
     float z[4];
 
@@ -41,6 +42,7 @@ __global__ void
 noise_kernel(float *out, int64_t pixels, int64_t channels, const struct sd_noise_key *keys, const struct sd_noise_key *offset_keys,
              float strength)
 {
+    SD_BEGIN();
     int64_t b = blockIdx.y, block = (int64_t)blockIdx.x * THREADS + threadIdx.x, n = pixels * channels, at = -1;
     float z[4], offset[4] = {};
 
@@ -66,6 +68,7 @@ __global__ void
 posterior_kernel(float *latents, int64_t pixels, int64_t channels, const float *moments, const int64_t *at,
                  const struct sd_noise_key *keys, float scale)
 {
+    SD_BEGIN();
     int64_t b = blockIdx.y, block = (int64_t)blockIdx.x * THREADS + threadIdx.x, n = pixels * channels;
     const float *mean = moments + at[b], *deviation = mean + n;
     float z[4];
@@ -86,6 +89,7 @@ posterior_kernel(float *latents, int64_t pixels, int64_t channels, const float *
 __global__ void
 gather_kernel(float *out, int64_t n, const float *from, const int64_t *at)
 {
+    SD_BEGIN();
     int64_t b = blockIdx.y, i = (int64_t)blockIdx.x * THREADS + threadIdx.x;
 
     if (i < n)

@@ -39,6 +39,7 @@ take_weights(float to[N], const struct operand &w, int64_t i, int64_t left, floa
 static __global__ void
 weight_gradient_kernel(struct operand d, const float *part, int64_t count, int C, int which, bool add)
 {
+    SD_BEGIN();
     int64_t c = (int64_t)blockIdx.x * POINT_THREADS + threadIdx.x;
     double sum = 0;
 

@@ -105,6 +105,7 @@ template <int N, class Y, class F, class... X> static __global__ void
 __launch_bounds__(POINT_THREADS)
 pointwise_kernel(Y *y, int64_t count, bool add, bool whole, F f, const X *... x)
 {
+    SD_BEGIN();
     int64_t first = ((int64_t)blockIdx.x * POINT_THREADS * POINT_UNITS + threadIdx.x) * N;
     held<N, Y> old = {};
 

@@ -62,6 +62,7 @@ static __global__ void
 __launch_bounds__(THREADS)
 sink_kernel(struct sinks p)
 {
+    SD_BEGIN();
     const sink &q = p.at[blockIdx.y];
     unsigned i = blockIdx.x * THREADS + threadIdx.x, n = (unsigned)q.n;
     int r = (int)(i / n), c = (int)(i % n), pair = q.rank < 0 ? UP : DOWN;

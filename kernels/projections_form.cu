@@ -25,6 +25,7 @@ template <class T> static __global__ void
 __launch_bounds__(THREADS)
 pieces_kernel(struct pieces p)
 {
+    SD_BEGIN();
     const piece &q = p.at[blockIdx.y];
     int64_t count = (int64_t)q.rows * q.width;
 

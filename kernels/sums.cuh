@@ -35,6 +35,7 @@ template <class F> static __global__ void
 __launch_bounds__(SUM_THREADS)
 chunk_sums_kernel(double *partial, int64_t count, F f)
 {
+    SD_BEGIN();
     SD_SHARED(struct sum_room, room);
     int64_t first = (int64_t)blockIdx.x * SUM_CHUNK, b = blockIdx.y;
     double sum = 0;
@@ -56,6 +57,7 @@ template <class G> static __global__ void
 __launch_bounds__(SUM_THREADS)
 finish_sums_kernel(const double *partial, int64_t chunks, G g)
 {
+    SD_BEGIN();
     SD_SHARED(struct sum_room, room);
     int64_t b = blockIdx.x;
     double sum = 0;

@@ -450,6 +450,7 @@ template <class S> static __global__ void
 __launch_bounds__(THREADS)
 thin_kernel(struct thin p)
 {
+    SD_BEGIN();
     typedef typename S::memory memory;
     SD_SHARED(memory, s);
     const thin_part &q = p.at[part_of(p, (int)blockIdx.x)];
@@ -466,6 +467,7 @@ template <class GRADIENT, class DATA> static __global__ void
 __launch_bounds__(THREADS)
 gradients_kernel(struct thin p)
 {
+    SD_BEGIN();
     typedef either<GRADIENT, DATA> memory;
     SD_SHARED(memory, s);
     const thin_part &q = p.at[part_of(p, (int)blockIdx.x)];

@@ -12,6 +12,7 @@ enum { THREADS = 128 };
 template <class T> __global__ void
 timestep_embedding_kernel(T *y, struct operand t, int width, bool flip, float divisor)
 {
+    SD_BEGIN();
     int64_t b = blockIdx.y;
     int i = (int)blockIdx.x * THREADS + (int)threadIdx.x, half = width / 2, k = i % half;
     float exponent, f, angle;

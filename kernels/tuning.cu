@@ -41,6 +41,7 @@ template <class T> __global__ void
 __launch_bounds__(THREADS)
 distance_kernel(sums *to, const T *found, const T *again, const T *expected, int64_t count)
 {
+    SD_BEGIN();
     constexpr int N = wide<T>::count;
     SD_SHARED(struct room, s);
     int64_t step = (int64_t)gridDim.x * THREADS, at = (int64_t)blockIdx.x * THREADS + threadIdx.x;

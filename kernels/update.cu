@@ -36,6 +36,7 @@ __device__ inline bool finite(double x) { return x - x == 0; }
 __global__ void
 loss_kernel(double *to, const float *loss, int64_t n, bool store)
 {
+    SD_BEGIN();
     double total = store ? 0 : *to, sum = 0;
 
     for (int64_t i = 0; i < n; i++)
@@ -46,6 +47,7 @@ loss_kernel(double *to, const float *loss, int64_t n, bool store)
 __global__ void
 clip_kernel(struct sd_update_result *r, int groups, const double *loss, const struct sd_update_values *v)
 {
+    SD_BEGIN();
     double sum = 0, factor;
 
     for (int g = 0; g < groups; g++) {
@@ -65,6 +67,7 @@ __launch_bounds__(THREADS)
 adamw_kernel(float *value, const float *grad, float *exp_avg, float *exp_avg_sq, int64_t n, const struct sd_update_values *v,
              const struct sd_update_result *r, int group)
 {
+    SD_BEGIN();
     const struct sd_update_group *a = &v->group[group];
     int64_t i = (int64_t)blockIdx.x * THREADS + threadIdx.x;
     float g, p, m, s;
@@ -90,6 +93,7 @@ __global__ void
 prodigy_begin_kernel(struct sd_prodigy_work *w, const struct sd_prodigy_state *state, struct prodigy_constants a,
                      const struct sd_update_values *v, const struct sd_update_result *r, int group)
 {
+    SD_BEGIN();
     double lr = v->group[group].lr, d = state->d, k = state->k + 1;
 
     w->gathers = v->group[group].moves && r->finite && lr > 0;
@@ -109,6 +113,7 @@ __launch_bounds__(SUM_THREADS)
 prodigy_gather_kernel(double *partial, const float *value, const float *grad, float *exp_avg, float *exp_avg_sq, float *s,
                       const float *p0, int64_t n, struct prodigy_constants a, const struct sd_prodigy_work *w)
 {
+    SD_BEGIN();
     SD_SHARED(struct sum_room, room);
     int64_t first = (int64_t)blockIdx.x * SUM_CHUNK;
     double dot = 0, size = 0;
@@ -141,6 +146,7 @@ __launch_bounds__(SUM_THREADS)
 prodigy_estimate_kernel(struct sd_prodigy_state *state, struct sd_prodigy_work *w, const double *partial, int64_t chunks,
                         struct prodigy_constants a)
 {
+    SD_BEGIN();
     SD_SHARED(struct sum_room, room);
     double dot = 0, size = 0, d, d_hat, numerator;
 
@@ -175,6 +181,7 @@ __global__ void
 __launch_bounds__(THREADS)
 prodigy_move_kernel(float *value, const float *exp_avg, const float *exp_avg_sq, int64_t n, const struct sd_prodigy_work *w)
 {
+    SD_BEGIN();
     int64_t i = (int64_t)blockIdx.x * THREADS + threadIdx.x;
     float p;
 

@@ -19,6 +19,7 @@ template <int N, class T> __global__ void
 __launch_bounds__(POINT_THREADS)
 upsample_forward_kernel(T *y, const T *x, int64_t pixels, unsigned W, int64_t C, bool whole, int shift)
 {
+    SD_BEGIN();
     int64_t r = row_of(shift), c = piece_of(shift) * N;
     T v[N];
 
@@ -36,6 +37,7 @@ template <int N, class T> __global__ void
 __launch_bounds__(POINT_THREADS)
 upsample_backward_kernel(T *dx, const T *dy, int64_t pixels, unsigned W, int64_t C, bool add, bool whole, int shift)
 {
+    SD_BEGIN();
     int64_t r = row_of(shift), c = piece_of(shift) * N;
     T v[4][N], old[N] = {};
 

@@ -201,10 +201,11 @@ take(int first, int last, int locks[LOCKS], struct cudaDeviceProp *p)
 static void
 start(struct sd_device *d, const struct cudaDeviceProp *p)
 {
-    const char *text = getenv("SD_CUDA_CHECK");
+    const char *text = getenv("SD_CUDA_CHECK"), *overlap = getenv("SD_OVERLAP");
 
     d->check = text && strcmp(text, "0") != 0;
     d->capability = p->major * 10 + p->minor;
+    d->overlaps = d->capability >= 90 && !(overlap && strcmp(overlap, "0") == 0);
     d->multiprocessors = p->multiProcessorCount;
     snprintf(d->name, sizeof d->name, "%s (sm_%d)", p->name, d->capability);
     CHECK(d, cudaSetDevice(d->index));
@@ -407,6 +408,12 @@ extern "C" void *
 sd_device_stream(struct sd_device *d)
 {
     return d->stream;
+}
+
+extern "C" bool
+sd_device_overlaps(const struct sd_device *d)
+{
+    return d->overlaps;
 }
 
 extern "C" void

@@ -92,6 +92,7 @@ double sd_device_between(struct sd_device *d, int first, int last) { (void)d, (v
 
 void sd_device_enter(struct sd_device *d) { (void)d; NONE; }
 void *sd_device_stream(struct sd_device *d) { (void)d; NONE; }
+bool sd_device_overlaps(const struct sd_device *d) { (void)d; NONE; }
 void sd_device_launched(struct sd_device *d, const char *what) { (void)d, (void)what; NONE; }
 void *sd_device_workspace(struct sd_device *d, size_t bytes) { (void)d, (void)bytes; NONE; }
 void *sd_device_slot(const struct sd_device *d, enum sd_device_slot slot) { (void)d, (void)slot; NONE; }

@@ -22,6 +22,7 @@ struct given {
 static __global__ void
 step_kernel(uint32_t *seen, const uint32_t *pool, const int64_t *at, int64_t n, int turns)
 {
+    SD_BEGIN();
     uint32_t busy = 1;
 
     for (int k = 0; k < turns; k++)

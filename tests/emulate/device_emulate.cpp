@@ -324,6 +324,7 @@ const char *sd_device_name(const struct sd_device *d) { (void)d; return "emulate
 const char *sd_device_engine(const struct sd_device *d) { (void)d; return "emulated"; }
 int sd_device_multiprocessors(const struct sd_device *d) { (void)d; return MULTIPROCESSORS; }
 void *sd_device_stream(struct sd_device *d) { return d; }
+bool sd_device_overlaps(const struct sd_device *d) { (void)d; return true; }
 void sd_device_enter(struct sd_device *d) { (void)d; }
 size_t sd_device_allocated(const struct sd_device *d) { return d->allocated; }
 

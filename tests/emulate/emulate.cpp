@@ -66,7 +66,7 @@ struct fibre {
 
 struct lane {                           /* one thread of the block that runs */
     enum reason reason;
-    bool started, returned;
+    bool started, begun, returned;
     unsigned mask;
     struct fibre *fibre;
     uint64_t value, result;             /* shuffle, ballot */
@@ -333,6 +333,8 @@ fibre_main(void)
         l->started = true;
         self = l->fibre;
         (*w->body)();
+        if (!l->begun)
+            wrong("returns without SD_BEGIN(): on a card it may run before what it reads is written");
         if (!l->copies.empty())
             wrong("returns while %zu asynchronous copies are under way", l->copies.size());
         l->returned = true;
@@ -424,7 +426,7 @@ run_block(struct worker *w, int64_t index)
     for (unsigned i = 0; i < w->threads; i++) {
         struct lane *a = &w->lanes[i];
 
-        a->started = a->returned = false;
+        a->started = a->begun = a->returned = false;
         a->reason = NOTHING;
         a->group = 0;
         a->copies.clear();
@@ -509,6 +511,16 @@ run_blocks(const launch &l, const std::function<void()> &body)
     }
 }
 
+void
+begins(void)
+{
+    struct worker *w = mine;
+
+    if (!w || !w->launch)
+        wrong("SD_BEGIN() outside a kernel");
+    w->lanes[w->now].begun = true;
+}
+
 void *
 shared_memory(size_t bytes, size_t alignment)
 {
@@ -516,6 +528,8 @@ shared_memory(size_t bytes, size_t alignment)
 
     if (!w || !w->launch)
         wrong("shared memory outside a kernel");
+    if (!w->lanes[w->now].begun)
+        wrong("SD_BEGIN() is not the first statement");
     if (bytes > w->shared_bytes)
         wrong("shared memory of %zu bytes, launched with %zu", bytes, w->shared_bytes);
     if (alignment > 128)

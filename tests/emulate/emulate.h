@@ -3,9 +3,9 @@
  * One rule: whatever a GPU would do silently wrong ends the program here by sd_bug(), naming kernel, block and thread.
  * Blocks run on OpenMP threads, threads of a block are fibres; which runs first changes from block to block and from
  * barrier to barrier (by a hash of the launch's number: the same in every run), so that a result that hangs on it shows.
- * Caught: barriers and warp collectives that some threads miss; masks that do not fit; shared memory read before it is
- * written (NaN) or written behind its end; pointers that are not device memory, be it in a struct; an asynchronous copy used
- * before its wait (NaN), or still under way when its thread returns; vectors, rows of ldmatrix and copy_async that are not
+ * Caught: kernels without SD_BEGIN(); barriers and warp collectives that some threads miss; masks that do not fit; shared memory
+ * read before it is written (NaN) or written behind its end; pointers that are not device memory, be it in a struct; an asynchronous
+ * copy used before its wait (NaN), or still under way when its thread returns; vectors, rows of ldmatrix and copy_async that are not
  * aligned, or not shared; launches that some card does not take.  Built with RACES=1, data races too (races.cpp).
  * Environment: SD_EMULATE_SEED=N another order; SD_EMULATE_STRICT=0 lets the host touch device memory (a debugger's wish).
  * SD_EMULATE_DRY=FILE: kernels and libraries are launched and do nothing, what a replayed recording launches is written to FILE
@@ -140,6 +140,10 @@ void misaligned(const void *p, size_t bytes) __attribute__((noreturn));
         if ((uintptr_t)(p) % (bytes))                                                                                \
             sd::emulate::misaligned(p, bytes);                                                                       \
     } while (0)
+
+/* a thread begins: SD_BEGIN(); one that has not may have no shared memory, and may not end */
+void begins(void);
+#define SD_BEGIN() sd::emulate::begins()
 
 void *shared_memory(size_t bytes, size_t alignment);
 #define SD_SHARED(type, name) type &name = *static_cast<type *>(sd::emulate::shared_memory(sizeof(type), alignof(type)))

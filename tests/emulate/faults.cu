@@ -87,6 +87,7 @@ struct row { float at[BLOCK]; };
 static __global__ void
 turn_kernel(float *y, const float *x, bool with_barrier)
 {
+    SD_BEGIN();
     SD_SHARED(struct row, s);
     int t = (int)threadIdx.x;
 
@@ -130,6 +131,7 @@ struct stages { float at[3][BLOCK]; };
 template <int LEFT> static __global__ void
 copy_kernel(float *y, const float *x, int steps)
 {
+    SD_BEGIN();
     SD_SHARED(struct stages, s);
     int t = (int)threadIdx.x;
 
@@ -197,6 +199,7 @@ deep(volatile int *p, int n)
 static __global__ void
 fault_kernel(int fault, float *y)
 {
+    SD_BEGIN();
     SD_SHARED(struct row, s);
     int t = (int)threadIdx.x, warp = t / WARP;
     uint32_t r[4];
@@ -273,6 +276,7 @@ fault_kernel(int fault, float *y)
 static __global__ void
 plain_kernel(float *y, int64_t i)
 {
+    SD_BEGIN();
     if (threadIdx.x == 0)
         y[i] = 1;
 }
@@ -281,6 +285,7 @@ struct with_pointer { int64_t n; const float *p; };
 static __global__ void
 struct_kernel(float *y, struct with_pointer w)
 {
+    SD_BEGIN();
     y[0] = (float)w.n;
 }
 
@@ -290,6 +295,19 @@ launch_fault(enum fault fault, int threads)
     float *y = on_device<float>(NULL, 1024, "y");
 
     SD_LAUNCH(device, fault_kernel, 3, threads, sizeof(struct row), (int)fault, y);
+}
+
+/* begins late, or not at all */
+static __global__ void
+late_kernel(float *y, bool begins)
+{
+    if (begins) {
+        SD_SHARED(struct row, s);
+
+        s.at[0] = 0;
+        SD_BEGIN();
+    }
+    y[0] = 0;
 }
 
 static void
@@ -328,6 +346,8 @@ check_faults(void)
     check_fault("a write just before shared memory", before, [] { launch_fault(BEFORE_SHARED, BLOCK); });
     check_fault("a write just behind device memory", behind, [&] { SD_LAUNCH(device, plain_kernel, 1, 32, 0, y, 100); });
     check_fault("a write far from device memory", "is in no allocation", [&] { SD_LAUNCH(device, plain_kernel, 1, 32, 0, y, 1 << 26); });
+    check_fault("a kernel that does not begin", "returns without SD_BEGIN()", [&] { SD_LAUNCH(device, late_kernel, 1, 1, 512, y, false); });
+    check_fault("a kernel that begins late", "SD_BEGIN() is not the first statement", [&] { SD_LAUNCH(device, late_kernel, 1, 1, 512, y, true); });
     sd_device_free(device, gone);
     check_fault("a host pointer", "argument 0 (from 0) is a host address", [&] { SD_LAUNCH(device, plain_kernel, 1, 32, 0, on_host, 0); });
     check_fault("a host pointer in a struct", "argument 1 (from 0) holds, at byte 8, a host address",
@@ -365,6 +385,7 @@ enum race { NO_RACE, READ_AFTER_WRITE, WRITE_AFTER_READ, WRITE_AFTER_WRITE, WITH
 static __global__ void
 race_kernel(int race, float *y, const float *x)
 {
+    SD_BEGIN();
     SD_SHARED(struct row, s);
     int t = (int)threadIdx.x, other = BLOCK - 1 - t, neighbour = t ^ 1;
 
@@ -456,6 +477,7 @@ struct pair { float a, b; };
 static __global__ void
 affine_kernel(float *y, const float *x, struct pair p, int n)
 {
+    SD_BEGIN();
     int i = (int)(blockIdx.x * blockDim.x + threadIdx.x);
 
     if (i < n)

@@ -23,6 +23,7 @@ struct row { float at[BLOCK]; };
 static __global__ void
 turn_kernel(float *y, const float *x)
 {
+    SD_BEGIN();
     SD_SHARED(struct row, s);
     int t = (int)threadIdx.x;
 
@@ -34,6 +35,7 @@ turn_kernel(float *y, const float *x)
 static __global__ void
 sum_kernel(float *y, const float *x)
 {
+    SD_BEGIN();
     SD_SHARED(struct row, s);
     float sum = block_sum(x[blockIdx.x * blockDim.x + threadIdx.x], s.at);
 
@@ -66,6 +68,7 @@ check_barriers(void)
 static __global__ void
 shuffle_kernel(int *y)
 {
+    SD_BEGIN();
     int l = (int)threadIdx.x % WARP, *to = y + threadIdx.x * 8;
 
     to[0] = __shfl_sync(ALL_LANES, l, 5);
@@ -109,6 +112,7 @@ enum way { BY_HAND, BY_ROWS, TURNED, WRONG };
 template <class T> static __global__ void
 product_kernel(float *d, const T *a, const T *b, int way)
 {
+    SD_BEGIN();
     SD_SHARED(struct operands<T>, s);
     int l = (int)threadIdx.x, g = l / 4, t = l % 4;
     uint32_t fa[4], fb[2];
@@ -181,6 +185,7 @@ struct matrices { uint16_t at[32][8]; };
 static __global__ void
 matrices_kernel(uint32_t *r, bool turned)
 {
+    SD_BEGIN();
     SD_SHARED(struct matrices, s);
     int l = (int)threadIdx.x;
     uint32_t f[4];
@@ -227,6 +232,7 @@ struct stages { float at[STAGES][BLOCK]; };
 static __global__ void
 copy_kernel(float *y, const float *x, int rows)
 {
+    SD_BEGIN();
     SD_SHARED(struct stages, s);
     int t = (int)threadIdx.x;
 
@@ -270,6 +276,7 @@ check_copies(void)
 template <class T> static __global__ void
 convert_kernel(float *wide, T *narrow, const T *from_narrow, const float *from_wide, int64_t narrows, int64_t wides)
 {
+    SD_BEGIN();
     int64_t i = (int64_t)blockIdx.x * BLOCK + threadIdx.x;
 
     if (i < narrows)
