@@ -449,17 +449,21 @@ convolve(const struct sd_node *n, struct conv_call k)
         conv_cuda(d, &k);
 }
 
+/* Before anything has a place. */
+bool
+as_gemm(const struct sd_node *n, enum conv_kind kind)
+{
+    return is_gemm(call_of(n, kind)) && !(n->in[ADD] && kind == CONV_FORWARD);
+}
+
 size_t
 scratch_of(const struct sd_node *n, enum conv_kind kind)
 {
     struct conv_call k = call_of(n, kind);
     struct gemm_call g;
 
-    k.channel_add = n->in[ADD] && kind == CONV_FORWARD ? n->in[ADD] : nullptr;     /* whether, not where */
-    if (!is_gemm(k)) {
-        k.channel_add = nullptr;
+    if (!as_gemm(n, kind))
         return conv_scratch(&k);
-    }
     g = gemm_of(k, kind == CONV_WEIGHT ? SD_F32 : k.dtype);
     return gemm_scratch(&g);
 }
@@ -473,7 +477,7 @@ conv2d_prepare_cuda(struct sd_node *n)
     size_t most = scratch_of(n, CONV_FORWARD), sums = 0;
 
     product_backward_flops(n);
-    n->apart = n->in[RESIDUAL] && !is_gemm(call) && cudnn_takes_conv2d(device_of(n), &call);      /* which then adds the residual itself */
+    n->apart = n->in[RESIDUAL] && !as_gemm(n, CONV_FORWARD) && cudnn_takes_conv2d(device_of(n), &call);  /* which adds it itself */
     if (whole_param(n->in[WEIGHT]))
         sd_param_want(n->in[WEIGHT]->param, n->in[X]->dtype, layout_of(n));
     bias_want(n->in[BIAS], n->in[X]->dtype);

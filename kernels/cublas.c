@@ -466,7 +466,7 @@ choose(struct state *s, struct plan *p, const struct gemm_call *g)
     timed = compared && !kept && tuning_wanted();
     if (compared)
         chosen = fastest(s, p, g, found, count, bytes, key, timed);
-    p->none = count == 0 || chosen < 0;
+    p->none = !compared || chosen < 0;
     if (!p->none) {
         p->algo = found[chosen].algo;
         p->workspace = found[chosen].workspace;

@@ -295,6 +295,8 @@ run_picture(struct state *s, const struct conv_call *c)
         return run(s, c, own_conv, false) != NULL;
     if (c->residual == c->to)
         return run_apart(s, c);
+    if (c->dtype == SD_F16 && c->kind == CONV_FORWARD)          /* whose sum may fit where the convolution alone does not */
+        return run(s, c, own_conv, false) || run_apart(s, c);
     if (!dnn_find_plan(s, key_of(key, c)) && !tuning_find(s->device, "dnn", key))
         plan_of(s, &p, own_conv, &pack);        /* before the one that is compared with it: a trial makes no plans */
     return run(s, c, own_apart, false) || run_apart(s, c);

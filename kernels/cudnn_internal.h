@@ -45,7 +45,8 @@ enum { POINTWISE_ADD = 0, POINTWISE_MULTIPLY = 1, POINTWISE_SUBTRACT = 9, POINTW
 enum { NOTE_DOWN_CONVERT_INPUTS = 1, NOTE_REDUCED_PRECISION_REDUCTION = 2, NOTE_FFT = 3, NOTE_NONDETERMINISTIC = 4, NOTE_WINOGRAD = 5, NOTES = 10 };
 enum { BEHAVIOR_RUNTIME_COMPILATION = 0, BEHAVIORS = 8 };
 enum { SDPA_FORWARD_SINCE = 91301, MANY = 64, ALIGNED = 16 };
-enum { TRIED = 8, SECONDS = 1 };        /* of engines: at most so many; after so long no more plans are begun */
+/* Of configurations at most so many are tried, of one engine at most so many; after so long no more plans are begun. */
+enum { TRIED = 12, SAME = 4, SECONDS = 1 };
 
 /* -- the library: cudnn.c ------------------------------------------------------------------------------------------- */
 
@@ -101,7 +102,7 @@ void *dnn_tensor(struct graph *g, int64_t uid, int type, const int64_t dims[4], 
 int     dnn_propose(struct graph *g, void *configs[MANY]);
 int64_t dnn_engine(void *config);
 void   *dnn_build(void *handle, void *device, void *config, int64_t *workspace);
-/* dnn_text - a plan as text, with its compiled code; NULL where there is none: engines that are not compiled have none.
+/* dnn_text - a plan as text, with its compiled code; NULL where the library makes none of it.
  * dnn_build_from - the plan again, without compiling; NULL where the library does not take it. */
 char   *dnn_text(struct sd_scope *s, void *exec, size_t *length);
 void   *dnn_build_from(void *handle, const char *text, size_t length, int64_t *workspace);

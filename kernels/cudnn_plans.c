@@ -3,6 +3,7 @@
 
 #if SD_WITH_CUDA            /* this runs; it wants kernels of ours beside the library's */
 
+#include <omp.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -177,13 +178,15 @@ distance(struct attempt *a)
     return ran ? worst : -1;
 }
 
-/* Plans of so many configurations, some of which are compiled: by as many threads of the host as there are. */
+/* Plans of so many configurations, some of which are compiled: by as many threads of the host as there are (SD_TUNE_THREADS). */
 static void
 build_together(struct state *s, void *const *configs, struct attempt *a, int count)
 {
+    const char *text = getenv("SD_TUNE_THREADS");
+    const int wanted = text ? atoi(text) : 0, threads = wanted > 0 ? wanted : omp_get_max_threads();
     const double begin = sd_clock();
 
-#pragma omp parallel for schedule(dynamic, 1)
+#pragma omp parallel for schedule(dynamic, 1) num_threads(threads)
     for (int i = 0; i < count; i++) {
         sd_device_enter(s->device);
         if (sd_clock() - begin < SECONDS)
@@ -196,10 +199,30 @@ is_right(struct attempt *a, const char *key)
 {
     double apart = has_room(a->trial, a->workspace) ? distance(a) : -1;
 
-    if (!(apart <= 1))
+    if (apart < 0)
+        sd_note(1, "cudnn: %s: engine %lld refuses, cannot be recorded, or wants more memory than there is", key, (long long)a->engine);
+    else if (!(apart <= 1))
         sd_warn("cudnn", "%s: engine %lld is left out: %.1f times as far from our own kernel as rounding goes", key,
                 (long long)a->engine, apart);
     return apart >= 0 && apart <= 1;
+}
+
+/* Of the proposals those that are for us, best first, several engines among them. */
+static int
+to_try(struct trial *t, void *const *configs, int count, struct attempt *a)
+{
+    int tried = 0;
+
+    for (int i = 0; i < count && tried < TRIED; i++) {
+        int64_t engine = dnn_engine(configs[i]);
+        int same = 0;
+
+        for (int k = 0; k < tried; k++)
+            same += a[k].engine == engine;
+        if (engine >= 0 && same < SAME)
+            a[tried++] = (struct attempt){ .trial = t, .number = i, .engine = engine };
+    }
+    return tried;
 }
 
 /* Of the proposals, the fastest that is right, or not timed the first: its plan becomes p's.  -1: none, or our own kernel is
@@ -211,14 +234,8 @@ pick(struct state *s, struct plan *p, void *const *configs, int count, const str
     struct attempt attempts[TRIED];
     struct tuning_way way[TRIED + 1];
     double begin = sd_clock();
-    int of[TRIED + 1], ways = 0, tried = 0, best, chosen = -1;
+    int of[TRIED + 1], ways = 0, tried = to_try(&t, configs, count, attempts), best, chosen = -1;
 
-    for (int i = 0; i < count && tried < TRIED; i++) {
-        int64_t engine = dnn_engine(configs[i]);
-
-        if (engine >= 0)
-            attempts[tried++] = (struct attempt){ .trial = &t, .number = i, .engine = engine };
-    }
     if (!tried)
         return -1;
     begin_trial(&t);
@@ -253,10 +270,10 @@ pick(struct state *s, struct plan *p, void *const *configs, int count, const str
                 count, tried, ways, way[best].seconds * 1e6, sd_clock() - begin);
     else
         sd_note(2, "%s: none of %d engines, %.1f s", p->key, count, sd_clock() - begin);
+    end_trial(&t);
     for (int i = 0; i < tried; i++)
         if (attempts[i].exec)
             dnn.unmake(attempts[i].exec);
-    end_trial(&t);
     return chosen;
 }
 
@@ -338,7 +355,7 @@ choose(struct state *s, struct plan *p, struct graph *g, const struct pack *pack
         return;
     if (kept)
         sd_warn("cudnn", "the engine that was chosen before is not offered now, another is taken: %s: %s", p->key, kept);
-    if (count == 0 || sd_device_free_bytes(s->device) <= 4 * bytes)      /* own_conv() has them once more */
+    if (count == 0 || sd_device_free_bytes(s->device) <= 4 * bytes + (size_t)cudnn_workspace)    /* own_conv() has them once more */
         return;
     chosen = pick(s, p, configs, count, pack, timed);
     if (!timed)
@@ -398,29 +415,27 @@ dnn_find_plan(struct state *s, const char *key)
     return NULL;
 }
 
-/* A plan for the graph, which is ended. */
+/* A plan for the graph, which is ended.  To choose its engine may make other plans: only then is there a place for it. */
 struct plan *
 dnn_new_plan(struct state *s, const char *key, struct graph *g, const struct pack *pack)
 {
-    struct plan *p;
+    struct plan made = { .key = strdup(key) };
 
+    if (!made.key)
+        sd_die("memory", "no room for a plan");
+    if (!g->status)
+        choose(s, &made, g, pack);
+    else
+        sd_note(2, "%s: %s refused, status %d", key, g->failed, g->status);
+    dnn_end(g);
     if (s->count == s->room) {
         s->room = s->room ? 2 * s->room : 64;
         s->plans = realloc(s->plans, s->room * sizeof *s->plans);
         if (!s->plans)
             sd_die("memory", "no room for %zu plans", s->room);
     }
-    p = &s->plans[s->count++];
-    memset(p, 0, sizeof *p);
-    p->key = strdup(key);
-    if (!p->key)
-        sd_die("memory", "no room for a plan");
-    if (!g->status)
-        choose(s, p, g, pack);
-    else
-        sd_note(2, "%s: %s refused, status %d", key, g->failed, g->status);
-    dnn_end(g);
-    return p;
+    s->plans[s->count] = made;
+    return &s->plans[s->count++];
 }
 
 /* Room behind the plan's workspace, 256-byte aligned. */

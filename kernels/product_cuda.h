@@ -2,7 +2,8 @@
  *
  * One rule: whoever describes a product runs `vendor || own`:  cublas_gemm(d, &call) || gemm_cuda(d, &call).  A vendor function
  * (vendor.h) returns false, having done nothing, for what it does not take; gemm_cuda, conv_cuda and attention_cuda take all.
- * Every pointer is device memory.  Sums are f32, rounded once, at the end; the same call gives the same bits.
+ * Every pointer is device memory.  Sums are f32, rounded once, at the end, but that a library may round a convolution before what is
+ * added to it; the same call gives the same bits.
  * Matrices are row-major, rows `pitch` elements apart; NULL operands are absent. */
 #ifndef SD_PRODUCT_CUDA_H
 #define SD_PRODUCT_CUDA_H

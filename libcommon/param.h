@@ -79,6 +79,7 @@ void *sd_param_on(const struct sd_param *p, enum sd_dtype dtype, enum sd_param_l
 void  sd_params_upload(struct sd_param *const *p, size_t count, struct sd_device *d);
 void  sd_params_refresh(struct sd_param *const *p, size_t count, struct sd_device *d);
 void  sd_param_forget(struct sd_param *p);      /* the forms on the device */
+bool  sd_param_is_on_device(const struct sd_param *p);         /* some form: whoever asked for it may read it at any time */
 size_t sd_param_device_bytes(void);             /* of all wanted forms of the program */
 size_t sd_param_device_scratch(void);           /* the most of the workspace that uploading one of them needs */
 /* What is to be converted goes through the workspace in pieces.  sd_param_piece - how many elements at a time, a multiple of

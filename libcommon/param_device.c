@@ -172,6 +172,15 @@ leave(struct slab *slab)
     free(slab);
 }
 
+bool
+sd_param_is_on_device(const struct sd_param *p)
+{
+    for (const struct sd_param_form *f = p->forms; f; f = f->next)
+        if (f->data)
+            return true;
+    return false;
+}
+
 void
 sd_param_forget(struct sd_param *p)
 {

@@ -31,11 +31,17 @@ meet(struct sd_trainer *x, const char *caption, int64_t *chunks)
     return 0;
 }
 
-/* Can they be made ahead? */
+static void
+find_shared(struct sd_param *p, void *shared)
+{
+    *(bool *)shared |= sd_param_is_on_device(p);
+}
+
+/* Can they be made ahead?  Not where others have the text encoder on the device: it could not be dropped. */
 static int
 look(struct sd_trainer *x)
 {
-    bool padded = false;
+    bool padded = false, shared = false;
 
     for (int b = 0; b < x->data->buckets; b++) {
         const struct sd_bucket *k = &x->data->bucket[b];
@@ -51,8 +57,9 @@ look(struct sd_trainer *x)
             return -1;
         padded |= chunks < 0 && x->options.batch_size > 1;
     }
+    sd_weights_each(x->model.text->weights, find_shared, &shared);
     x->ahead_of_steps.looked = true;
-    x->ahead_of_steps.ahead = !padded && sd_trainer_states_bytes(x) < SD_STATES_BYTES;
+    x->ahead_of_steps.ahead = !padded && !shared && sd_trainer_states_bytes(x) < SD_STATES_BYTES;
     return 0;
 }
 

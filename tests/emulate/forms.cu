@@ -95,7 +95,9 @@ check_lives(struct sd_device *d)
 
     sd_scope_close(inner);
     CHECK(sd_device_allocated(d) - before == 5 * 256, "what dies first goes: %zu left", sd_device_allocated(d) - before);
+    CHECK(sd_param_is_on_device(a), "it is known to be there");
     sd_param_forget(a);
+    CHECK(!sd_param_is_on_device(a), "and not to be, when it is forgotten");
     CHECK(sd_param_device_bytes() - counted == 2 * 256, "forgotten forms are not counted");
     CHECK(held<sd::f16>(d, b, SD_TAPS) == rounded<sd::f16>(turned(v[1], 3, 5, 9)), "what lies beside them is untouched");
     sd_param_want(a, SD_BF16, SD_ROWS);

@@ -126,11 +126,13 @@ PEER
     # each share is of all that was timed
     awk -F '|' '/^## Where lora1/ { on = 1 } /^## Where guided/ { on = 0 } on && $2 !~ / all / { sum += $6 } END { exit !(sum > 99 && sum < 101) }' one.md
     grep -q '^profile	guided	conv2d forward	[0-9x]* -> [0-9]* k3	' one.txt
-    [ "$(ls one.tuning | wc -l)" -eq 1 ]
+    # one file of choices, and the folder of what was compiled for them
+    [ "$(tar -tzf one.tuning.tar.gz | grep -c '^\./[0-9a-f]\+$')" -eq 1 ]
+    [ "$(tar -tzf one.tuning.tar.gz | grep -c '^\./[0-9a-f]*\.plans/[0-9a-f]')" -gt 10 ]
     [[ $stderr =~ tuning:\ ([0-9]+)\ choices,\ about ]]
     choices=${BASH_REMATCH[1]}
     [ "$choices" -gt 100 ]
-    BENCH_ROWS=lora1 BENCH_TUNING=one.tuning run -0 --separate-stderr dry "$ROOT/tests/bench/on_card" "$PWD/bin/" two.md
+    BENCH_ROWS=lora1 BENCH_TUNING=one.tuning.tar.gz run -0 --separate-stderr dry "$ROOT/tests/bench/on_card" "$PWD/bin/" two.md
     [[ $stderr == *"tuning: $choices choices, some or all from a run before"* ]]
-    diff -r one.tuning two.tuning
+    diff <(tar -tzf one.tuning.tar.gz | sort) <(tar -tzf two.tuning.tar.gz | sort)
 }
