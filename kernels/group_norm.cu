@@ -7,23 +7,21 @@
  *   forward    1. mean and sum of squares about it of each chunk and group   2. all chunks together, then y
  *   gradient   1. sums of g and g n of each chunk and group (and channel, when weights learn)   2. all chunks together, then dx
  * Step 2 of a small picture puts the chunks together in every block; of a large one (the VAE's) a kernel between does it once.
+ * What a block can hold goes another way: group_norm_small.cu.
  * Squares are summed about the first pixel's value of the channel, then about means (Chan et al.): nothing cancels in f32.
  * Bound by memory: x is read twice (the second time from L2 up to some 40 MB) and y written once; the gradient reads x and dy
  * twice and writes dx.  SiLU costs an exp and a division an element, below the transfer's time. */
-#include "norm.cuh"
+#include "group_norm_cuda.cuh"
 
 using namespace sd;
 
 namespace {
 
 enum {
-    BESIDE = 3,             /* input */
     THREADS = 256, WARPS = THREADS / WARP, BATCH = 4, PAIRS = 2,        /* pixels of a thread under way at once: of x; of x and dy */
     MAX_CHANNELS = 4096,
-    FEW_CHUNKS = 64, FEW_GROUPS = 64        /* up to these, step 2 puts the chunks together itself */
+    FEW_CHUNKS = 64         /* up to these, of FEW_GROUPS, step 2 puts the chunks together itself */
 };
-
-struct attributes { int groups; double eps; bool silu; };       /* group_norm.h, which C++ does not read */
 
 /* How a picture is cut: a function of its shape. */
 struct cut {
@@ -37,9 +35,6 @@ struct cut {
 
 struct sums_room { float a[MAX_CHANNELS], b[MAX_CHANNELS]; };      /* by lane and channel */
 struct stat_room { float at[FEW_GROUPS][2]; };
-
-template <class T> struct source { const T *x, *beside; };       /* [B, P, border] and [B, P, C - border] or NULL */
-template <class T> struct target { T *x, *beside; int add_x, add_beside; };     /* gradients of these; NULL: not wanted */
 
 /* where a unit lies: channels c .. of the whole, `left` of them in its piece, whose pixels lie `wide` elements apart */
 struct spot { int c, left, wide; bool beside; };
@@ -286,14 +281,6 @@ open_channels(struct channels<N> *h, const float *stat, const struct operand &we
     }
 }
 
-template <class T> __device__ inline float
-through_silu(float dy, float z)
-{
-    float s = sigmoid<T>(z);
-
-    return dy * s * (1 + z * (1 - s));
-}
-
 /* part[b, chunk, g] = sums of g and g n;  by_channel[b, chunk, c] = sums of dz and dz n, unless NULL */
 template <int N, class T> __global__ void
 __launch_bounds__(THREADS, 2)
@@ -480,7 +467,7 @@ int64_t at_least_1(int64_t x) { return x > 1 ? x : 1; }
 struct cut
 cut_of(const struct sd_node *n)
 {
-    const struct attributes *a = static_cast<const struct attributes *>(n->attr);
+    const struct attributes *a = attributes_of(n);
     const struct sd_tensor *x = n->in[0];
     int N = x->dtype == SD_F32 ? 4 : 8;
     struct cut k = {};
@@ -508,14 +495,6 @@ cut_of(const struct sd_node *n)
     return k;
 }
 
-template <class T> struct source<T>
-source_of(const struct sd_node *n)
-{
-    struct source<T> s = { data<const T>(n->in[0]), n->in[BESIDE] ? data<const T>(n->in[BESIDE]) : nullptr };
-
-    return s;
-}
-
 /* both pieces of `in` (or their gradients): there, and rows of 16-byte units */
 bool
 units_fit(const struct sd_node *n, struct sd_tensor *const *in)
@@ -527,9 +506,6 @@ units_fit(const struct sd_node *n, struct sd_tensor *const *in)
             fit &= aligned16(in[i] ? in[i]->data : nullptr, sd_cols(n->in[i]) * (int64_t)sd_dtype_size(n->in[i]->dtype));
     return fit;
 }
-
-/* Whose bytes: two pieces of one tensor may overlap, and are added to one after the other. */
-const struct sd_tensor *owner(const struct sd_tensor *x) { return x->base ? x->base : x; }
 
 int64_t part_floats(const struct cut &k) { return k.B * k.chunks * k.groups * 2; }
 
@@ -549,13 +525,13 @@ group_norm_prepare_cuda(struct sd_node *n)
 void
 group_norm_forward_cuda(struct sd_node *n)
 {
-    const struct attributes *a = static_cast<const struct attributes *>(n->attr);
+    const struct attributes *a = attributes_of(n);
     struct cut k = cut_of(n);
     float *part = static_cast<float *>(n->scratch), *saved = data<float>(n->saved[0]);
     struct sd_device *d = device_of(n);
     dim3 join((unsigned)ceil_div(k.groups, WARPS), (unsigned)k.B);
 
-    if (!n->out->numel)
+    if (!n->out->numel || group_norm_small_forward(n))
         return;
     SD_BY_DTYPE(n->out->dtype, T, {
         constexpr int N = points<T>();
@@ -574,14 +550,14 @@ group_norm_forward_cuda(struct sd_node *n)
 void
 group_norm_backward_cuda(struct sd_node *n)
 {
-    const struct attributes *a = static_cast<const struct attributes *>(n->attr);
+    const struct attributes *a = attributes_of(n);
     struct cut k = cut_of(n);
     bool weights = n->din[1] || n->din[2];
     float *part = static_cast<float *>(n->scratch), *averages = part + part_floats(k),
           *by_channel = weights ? averages + k.B * k.groups * 2 : nullptr;
     const float *saved = data<const float>(n->saved[0]);
     struct sd_device *d = device_of(n);
-    int launches = n->din[0] && n->din[BESIDE] && owner(n->din[0]) == owner(n->din[BESIDE]) ? 2 : 1;
+    int launches = gradients_overlap(n) ? 2 : 1;
     dim3 join((unsigned)ceil_div(k.groups, WARPS), (unsigned)k.B);
 
     if (!n->out->numel) {
@@ -589,6 +565,8 @@ group_norm_backward_cuda(struct sd_node *n)
             weight_gradients(n, part, 0, k.C);
         return;
     }
+    if (group_norm_small_backward(n))
+        return;
     SD_BY_DTYPE(n->out->dtype, T, {
         constexpr int N = points<T>();
         bool whole = units_fit(n, n->in) && units_fit(n, n->din) && aligned16(n->dout->data, 0);
@@ -602,12 +580,10 @@ group_norm_backward_cuda(struct sd_node *n)
             if (!k.few)
                 SD_LAUNCH(d, join_sums_kernel, join, THREADS, 0, averages, (const float *)part, k);
             for (int i = 0; i < launches; i++) {
-                struct target<T> to = {};
+                struct target<T> to = target_of<T>(n);
 
-                if (n->din[0] && (launches == 1 || i == 0))
-                    to.x = data<T>(n->din[0]), to.add_x = !n->din_store[0];
-                if (n->din[BESIDE] && (launches == 1 || i == 1))
-                    to.beside = data<T>(n->din[BESIDE]), to.add_beside = !n->din_store[BESIDE];
+                if (launches == 2)
+                    (i == 0 ? to.beside : to.x) = nullptr;
                 SD_LAUNCH(d, (gradient_kernel<N, T>), dim3((unsigned)k.blocks, (unsigned)k.B), THREADS, sizeof(struct stat_room),
                           to, (const float *)part, k.few ? (const float *)nullptr : averages, data<const T>(n->dout),
                           source_of<T>(n), saved, operand_of(n->in[1]), operand_of(n->in[2]), k, a->silu, whole);

@@ -65,6 +65,39 @@ joined(struct sd_graph *g, struct sd_tensor **in)
     return sd_op_group_norm(g, sd_op_concat(g, in[0], in[3]), in[1], in[2], 3, 1e-5, silu);
 }
 
+/* Shapes of which a block of the CUDA twin holds a whole group, and the next larger; weights frozen, as it wants it: pieces of 16,
+ * 8, 4 and 2 bytes, pictures of a pixel, groups that lie on both sides of the border. */
+static void
+check_one_launch(void)
+{
+    const char *name = silu ? "group_norm + silu, a block a group" : "group_norm, a block a group",
+               *wide = silu ? "group_norm + silu, beside, a block a group" : "group_norm, beside, a block a group";
+
+    check_paths_of(name, f, "2x8x8x120 120 120", 1, 2e-6);
+    check_paths_of(name, f, "1x16x16x60 60 60", 1, 2e-6);               /* 20 channels: 8 bytes */
+    check_paths_of(name, f, "3x9x5x30 30 30", 1, 2e-6);                 /* 10: 4 */
+    check_paths_of(name, f, "2x13x11x9 9 9", 1, 2e-6);                  /* 3: 2 */
+    check_paths_of(name, f, "2x17x15 15 15", 1, 2e-6);
+    check_paths_of(name, f, "2x1x24 24 24", 1, 2e-6);                   /* a pixel */
+    check_paths_of(name, f, "2x1x9 9 9", 1, 2e-6);
+    check_paths_of(name, f, "1x3843 3843 3843", 1, 2e-6);               /* 1281 channels: more pieces than threads */
+    if (silu) {
+        check_paths_of("group_norm + silu", f, "1x1061x57 57 57", 1, 2e-6);     /* larger, of any number of channels */
+        check_paths_of("group_norm + silu, beside", beside, "1x1061x40 57 57 1x1061x17", 9, 2e-6);
+        check_paths_of(name, f, "1x256x240 240 240", 1, 2e-6);          /* all that a block holds at 16 bits, and a pixel more */
+        check_paths_of(name, f, "1x257x240 240 240", 1, 2e-6);
+        check_paths_of(name, f, "1x128x240 240 240", 1, 2e-6);          /* at 32 bits */
+    }
+    check_paths_of(wide, beside, "2x8x8x40 60 60 2x8x8x20", 9, 2e-6);
+    check_paths_of(wide, beside, "1x12x7x100 180 180 1x12x7x80", 9, 2e-6);      /* the second group is on both sides */
+    check_paths_of(wide, beside, "1x12x7x100 180 180 1x12x7x80", 1, 2e-6);
+    check_paths_of(wide, beside, "1x12x7x100 180 180 1x12x7x80", 8, 2e-6);
+    check_paths_of(wide, beside, "2x13x11x2 9 9 2x13x11x7", 9, 2e-6);
+    check_paths_of(wide, beside_again, "2x65x24 45 45 2x65x21 45x21", 9, 2e-6);
+    check_paths_of(wide, x_again, "2x65x24 48 48 2x65x24 48x24", 9, 2e-6);
+    check_paths_of(wide, mirrored, "2x65x24 48 48", 1, 2e-6);
+}
+
 static void
 check_faults(void)
 {
@@ -118,6 +151,8 @@ main(void)
         check_paths(silu ? "group_norm + silu, beside, x read again" : "group_norm, beside, x read again", x_again,
                     "2x65x24 45 45 2x65x21 45x24", 2e-6);
         check_paths(silu ? "group_norm + silu, itself beside" : "group_norm, itself beside", mirrored, "2x65x24 48 48", 2e-6);
+        if (check_tested_device())
+            check_one_launch();
     }
     return check_done();
 }

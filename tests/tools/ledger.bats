@@ -27,16 +27,16 @@ step() {
         (( replayed == 2 && beside == 0 ))       # three updates, of which the first is recorded by nobody
     done
     read -r _ launches _ <<< "$(step lora1)"
-    (( launches <= 687 ))
+    (( launches <= 431 ))
     read -r _ launches _ <<< "$(step ti)"
-    (( launches <= 547 ))
+    (( launches <= 427 ))
 }
 
 @test "launches: a guided step is one recording, with the sampler's part, and no more than it was" {
     row guided
     read -r _ launches replayed beside <<< "$(step guided)"
     echo "$launches launches, replayed $replayed times, $beside beside"
-    (( replayed == 3 && beside == 0 && launches <= 234 ))
+    (( replayed == 3 && beside == 0 && launches <= 184 ))
 }
 
 @test "launches: a larger batch has no more of them" {
