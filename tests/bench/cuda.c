@@ -92,7 +92,7 @@ alone(struct row *r, size_t free_before)
            ((double)free_before - (double)sd_device_free_bytes(device)) * 1e-9);
 }
 
-/* With one time of it, so that a run which is ended early has some; left out where most of the time is gone. */
+/* Left out where most of the time is gone: what is ready is to be measured in the rest. */
 static void
 make_ready(struct row *r)
 {
@@ -103,7 +103,6 @@ make_ready(struct row *r)
     }
     open_row(r);
     warm_up(r);
-    measure_row(r);
     fprintf(stderr, "cuda: %s is ready after %.0f s, %.2f ms a step\n", r->name, sd_clock() - begun, r->step * 1e3);
 }
 
