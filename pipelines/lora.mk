@@ -61,8 +61,11 @@ settings      = jq -n -S --args '[$$ARGS.positional[] | capture("^(?<key>[^=]*)=
 photos        = { find -L $(call q,$(PHOTOS)) -maxdepth 1 -type f ! -name '.*' -printf '%f %s %T@\n' 2> /dev/null || true; } | LC_ALL=C sort
 # unless COMMAND,FILE: FORCE, unless FILE is what COMMAND prints: make -n knows too what is to do
 unless        = $(if $(shell $1 | cmp -s - $2 && echo same),,FORCE)
-# begin: what a stage that fails or is interrupted had written goes
-begin         = trap 'rm -f $@.part' EXIT;
+# A stage that fails or is interrupted leaves nothing half-written: $(begin) program > $@.part $(end). The shell waits
+# for the program beside it, so that a signal to make alone ends the program too, and takes one signal only: make hands
+# on the SIGTERM that the group has had, and a second one would end bash before it has tidied.
+begin         = trap 'rm -f $@.part' EXIT; trap 'trap "" HUP INT TERM; kill $$(jobs -p) 2> /dev/null; wait; exit 1' HUP INT TERM;
+end           = & wait $$! && mv $@.part $@
 
 .SECONDEXPANSION:
 $(RUN)/crop.json $(RUN)/caption.json $(RUN)/encode.json $(RUN)/train.json $(RUN)/sample.json: $(RUN)/%.json: $$(call unless,$$(call settings,$$*),$$@)
@@ -75,13 +78,13 @@ $(RUN)/photos.txt: $$(call unless,$$(photos),$$@)
 	@$(call keep,$@)
 
 $(RUN)/cropped.sd: $(RUN)/photos.txt $(RUN)/crop.json
-	$(begin) sd-crop $(quiet) $(CROP) --overwrite --report $(RUN)/crop-report.json $(call q,$(PHOTOS)) > $@.part && mv $@.part $@
+	$(begin) sd-crop $(quiet) $(CROP) --overwrite --report $(RUN)/crop-report.json $(call q,$(PHOTOS)) > $@.part $(end)
 
 $(RUN)/captioned.sd: $(RUN)/cropped.sd $(RUN)/caption.json
-	$(begin) sd-caption $(quiet) $(if $(findstring {trigger},$(CAPTION)),--trigger $(call q,$(TRIGGER))) --caption $(call q,$(CAPTION)) < $< > $@.part && mv $@.part $@
+	$(begin) sd-caption $(quiet) $(if $(findstring {trigger},$(CAPTION)),--trigger $(call q,$(TRIGGER))) --caption $(call q,$(CAPTION)) < $< > $@.part $(end)
 
 $(RUN)/latents.sd: $(RUN)/captioned.sd $(RUN)/encode.json
-	$(begin) sd-encode-latents $(quiet) $(threads) --model $(call q,$(MODEL)) $(if $(CACHE),--cache $(call q,$(CACHE))) $(ENCODE) < $< > $@.part && mv $@.part $@
+	$(begin) sd-encode-latents $(quiet) $(threads) --model $(call q,$(MODEL)) $(if $(CACHE),--cache $(call q,$(CACHE))) $(ENCODE) < $< > $@.part $(end)
 
 # A state older than its settings belongs to another run.
 $(RUN)/lora.safetensors: $(RUN)/latents.sd $(RUN)/train.json $(config)
@@ -90,7 +93,7 @@ $(RUN)/lora.safetensors: $(RUN)/latents.sd $(RUN)/train.json $(config)
 	  --output $@ $(if $(tokens),--output-embedding $(RUN)/embedding.safetensors) --overwrite --resume --log $(RUN)/train.log $(TRAIN) $<
 
 $(RUN)/prompts.txt: $(PROMPTS) $(RUN)/sample.json
-	$(begin) $(if $(PROMPTS),cp $(call q,$(PROMPTS)) $@.part,printf '%s\n' $(call q,$(BASE_PROMPT)) > $@.part) && mv $@.part $@
+	$(begin) $(if $(PROMPTS),cp $(call q,$(PROMPTS)) $@.part,printf '%s\n' $(call q,$(BASE_PROMPT)) > $@.part) $(end)
 
 $(RUN)/sheet.png: $(RUN)/lora.safetensors $(RUN)/prompts.txt $(RUN)/sample.json
 	sd-sample $(quiet) $(threads) --model $(call q,$(MODEL)) --lora $< $(if $(tokens),--embedding '$(RUN)/embedding.safetensors') \

@@ -169,16 +169,22 @@ END
     # a program that is still writing when all is stopped
     mkdir bin
     # shellcheck disable=SC2016
-    printf '%s\n' '#!/bin/sh' 'echo half; touch begun; exec sleep 20' > bin/sd-crop
+    printf '%s\n' '#!/bin/sh' 'echo half; echo $$ > begun; exec sleep 20' > bin/sd-crop
     chmod +x bin/sd-crop
-    for signal in INT TERM; do
-        rm -f begun
-        PATH=$PWD/bin:$PATH setsid env --default-signal=INT make -f "$ROOT/pipelines/lora.mk" PHOTOS=rex RUN=run MODEL="$MODEL" > out 2>&1 &
-        for _ in $(seq 100); do [ -e begun ] && break; sleep 0.05; done
-        kill -s $signal -- -$!
-        if wait $!; then false; fi
-        [ ! -e run/cropped.sd ]
-        nothing_left
+    # (to all of them, as a terminal or a scheduler does, when make hands its own on besides; or to make alone). Several
+    # times: a signal may come between any two steps of the shell's.
+    for to in "INT --" "TERM --" "TERM"; do
+        for _ in 1 2 3 4 5 6; do
+            rm -f begun
+            PATH=$PWD/bin:$PATH setsid env --default-signal=INT make -f "$ROOT/pipelines/lora.mk" PHOTOS=rex RUN=run MODEL="$MODEL" > out 2>&1 &
+            for _ in $(seq 400); do [ -s begun ] && break; sleep 0.05; done
+            # shellcheck disable=SC2086
+            case $to in *--) kill -s $to -$! ;; *) kill -s $to $! ;; esac
+            if wait $!; then false; fi
+            [ ! -e run/cropped.sd ]
+            nothing_left
+            if kill -0 "$(cat begun)" 2> /dev/null; then false; fi
+        done
     done
     make -f "$ROOT/pipelines/lora.mk" RUN=run clean
     [ ! -e run ]
