@@ -458,8 +458,8 @@ plan_within(struct sd_graph *g, struct sd_tensor *loss, enum sd_recompute least,
             size_t bytes = p->arena_bytes;
 
             sd_plan_free(p);
-            return sd_fail_null("needs %.2f GiB for activations, the budget leaves %.2f GiB", (double)bytes / (1 << 30),
-                                (double)budget / (1 << 30));
+            return sd_fail_null("needs %.1f MiB for activations, the budget leaves %.1f MiB", (double)bytes / (1 << 20),
+                                (double)budget / (1 << 20));
         }
         sd_plan_free(p);
     }

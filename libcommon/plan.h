@@ -10,8 +10,8 @@
 struct sd_plan;
 
 enum sd_recompute {         /* how much of the forward pass is done again to save memory, cheapest first */
-    SD_KEEP_ALL,            /* nothing redone: tests */
-    SD_REDO_CHEAP,          /* norms, activations, concatenations (default of training) */
+    SD_KEEP_ALL,            /* nothing redone (default of training on a device) */
+    SD_REDO_CHEAP,          /* norms, activations, concatenations (default on a CPU) */
     SD_REDO_FEED_FORWARD,   /* and what stands between a block's cheap ops */
     SD_REDO_BLOCKS          /* whole blocks from what enters them */
 };

@@ -50,7 +50,8 @@ sd_train_step_new(struct sd_scope *s, const struct sd_trainer_model *m, const st
                              per_sample(x, SD_TARGET_NOISE_BY));
     pred = sd_unet(g, m->unet, m->adapters, noisy, per_sample(x, SD_STEP_TIMESTEP), text_states(x, m, clip_skip));
     x->loss = sd_keep(sd_op_mse(g, pred, target, x->mask, per_sample(x, SD_LOSS_WEIGHT)));
-    x->plan = sd_plan_training(g, x->loss, SD_REDO_CHEAP, memory);
+    /* a norm more is nothing to a CPU, and memory is much to a laptop; to a device each is a launch, and it has the room */
+    x->plan = sd_plan_training(g, x->loss, m->compute.device ? SD_KEEP_ALL : SD_REDO_CHEAP, memory);
     if (!x->plan) {
         sd_graph_free(g);
         return NULL;

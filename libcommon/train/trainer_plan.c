@@ -49,12 +49,23 @@ held_bytes(const struct sd_trainer *x)
     return bytes;
 }
 
+/* What may be taken: as told, else of a device what is free and what is ours already, but for a sixteenth, which the libraries' code
+ * and what they time need.  0: there is no limit. */
+static size_t
+limit_of(const struct sd_trainer *x)
+{
+    const struct sd_device *d = x->model.compute.device;
+    size_t there = d && !x->options.memory ? sd_device_free_bytes(d) + sd_device_allocated(d) : 0;
+
+    return x->options.memory ? (size_t)x->options.memory : there - there / 16;
+}
+
 /* The step as it is, where memory allows, else with what may be done twice done twice. */
 static struct sd_train_step *
 step_within(struct sd_trainer *x, const struct sd_step_shape *shape)
 {
     struct sd_train_step *step = sd_train_step_new(x->scope, &x->model, shape, x->options.clip_skip, 0);
-    size_t held, arena, limit = (size_t)x->options.memory;
+    size_t held, room, arena, limit = limit_of(x);
 
     if (!step || !limit)
         return step;
@@ -64,19 +75,20 @@ step_within(struct sd_trainer *x, const struct sd_step_shape *shape)
             return sd_fail_null("%s: %s", x->data->sample[i].source, sd_reason());
         }
     held = held_bytes(x) + (x->model.compute.device ? sd_trainer_sent_bytes(x, shape) : 0);
+    room = held < limit ? limit - held : 0;
     arena = sd_plan_report(step->plan).arena_bytes;
     if (x->model.compute.device) {
         arena = (arena + SD_ARENA_STEP - 1) / SD_ARENA_STEP * SD_ARENA_STEP;
-        if (held < limit)           /* whole steps of what is left */
-            limit -= (limit - held) % SD_ARENA_STEP;
+        room -= room % SD_ARENA_STEP;
     }
-    if (held + arena <= limit)
+    if (arena <= room)
         return step;
     sd_train_step_free(step);
-    if (held >= limit)
-        return sd_fail_null("--memory %.1f MiB: weights, samples and what is trained take %.1f already",
-                            (double)limit / (1 << 20), (double)held / (1 << 20));
-    return sd_train_step_new(x->scope, &x->model, shape, x->options.clip_skip, (int64_t)(limit - held));
+    if (room == 0)
+        return sd_fail_null("%s%.1f MiB: weights, samples and what is trained take %.1f already",
+                            x->options.memory ? "--memory " : "memory: the device has ", (double)limit / (1 << 20),
+                            (double)held / (1 << 20));
+    return sd_train_step_new(x->scope, &x->model, shape, x->options.clip_skip, (int64_t)room);
 }
 
 struct sd_train_step *
