@@ -2,9 +2,9 @@
 #
 #   make -f lora.mk PHOTOS=rex TRIGGER='<rex>' MODEL=~/models/stable-diffusion-v1-5 PROMPTS=prompts.txt
 #
-# Everything lands in RUN (default: runs/ and the name of PHOTOS). Each stage depends on the stage before and on a small JSON
-# of its own settings, which is rewritten only when they change: a second make does nothing, another rank trains
-# again and crops nothing. A run that fails leaves its log and its state, and no target; make again goes on from there.
+# Everything lands in RUN (default: runs/ and the name of PHOTOS). Each stage depends on the stage before, on a small JSON
+# of its own settings, which is rewritten only when they change, and on the model's files: a second make does nothing, another
+# rank trains again and crops nothing. A run that fails leaves its log and its state, and no target; make again goes on from there.
 # Several runs at once (make -j from a sweep): JOBS says how many, and the cores are divided by it.
 
 SHELL := bash
@@ -59,6 +59,11 @@ sample_words  = $(call q,model=$(MODEL)) $(call q,prompts=$(PROMPTS)) $(call q,p
 settings      = jq -n -S --args '[$$ARGS.positional[] | capture("^(?<key>[^=]*)=(?<value>.*)$$"; "m")] | from_entries' -- $($1_words)
 # A list, for make knows no names with spaces. That a folder is missing is for sd-crop to say.
 photos        = { find -L $(call q,$(PHOTOS)) -maxdepth 1 -type f ! -name '.*' -printf '%f %s %T@\n' 2> /dev/null || true; } | LC_ALL=C sort
+# A model that changed under its name is another one: its file, or those of its folders that are read.
+listed        = -type f -printf '%p %s %T@\n'
+model         = { { find -L $(call q,$(MODEL)) -maxdepth 0 $(listed); \
+                    find -L $(call q,$(MODEL))/{model_index.json,unet,vae,scheduler,text_encoder*,tokenizer*} -maxdepth 1 $(listed); \
+                  } 2> /dev/null || true; } | LC_ALL=C sort
 # unless COMMAND,FILE: FORCE, unless FILE is what COMMAND prints: make -n knows too what is to do
 unless        = $(if $(shell $1 | cmp -s - $2 && echo same),,FORCE)
 # A stage that fails or is interrupted leaves nothing half-written: $(begin) program > $@.part $(end). The shell waits
@@ -72,9 +77,9 @@ $(RUN)/crop.json $(RUN)/caption.json $(RUN)/encode.json $(RUN)/train.json $(RUN)
 	@mkdir -p $(@D)
 	@$(call settings,$*) > $@.new
 	@$(call keep,$@)
-$(RUN)/photos.txt: $$(call unless,$$(photos),$$@)
+$(RUN)/photos.txt $(RUN)/model.txt: $(RUN)/%.txt: $$(call unless,$$($$*),$$@)
 	@mkdir -p $(@D)
-	@$(photos) > $@.new
+	@$($*) > $@.new
 	@$(call keep,$@)
 
 $(RUN)/cropped.sd: $(RUN)/photos.txt $(RUN)/crop.json
@@ -83,11 +88,11 @@ $(RUN)/cropped.sd: $(RUN)/photos.txt $(RUN)/crop.json
 $(RUN)/captioned.sd: $(RUN)/cropped.sd $(RUN)/caption.json
 	$(begin) sd-caption $(quiet) $(if $(findstring {trigger},$(CAPTION)),--trigger $(call q,$(TRIGGER))) --caption $(call q,$(CAPTION)) < $< > $@.part $(end)
 
-$(RUN)/latents.sd: $(RUN)/captioned.sd $(RUN)/encode.json
+$(RUN)/latents.sd: $(RUN)/captioned.sd $(RUN)/encode.json $(RUN)/model.txt
 	$(begin) sd-encode-latents $(quiet) $(threads) --model $(call q,$(MODEL)) $(if $(CACHE),--cache $(call q,$(CACHE))) $(ENCODE) < $< > $@.part $(end)
 
 # A state older than its settings belongs to another run.
-$(RUN)/lora.safetensors: $(RUN)/latents.sd $(RUN)/train.json $(config)
+$(RUN)/lora.safetensors: $(RUN)/latents.sd $(RUN)/train.json $(RUN)/model.txt $(config)
 	for f in $^; do if [ $$f -nt $@.state ]; then rm -f $@.state; fi; done
 	sd-train-lora $(threads) --model $(call q,$(MODEL)) $(if $(TOKEN),--placeholder-token $(call q,$(TOKEN))) \
 	  --output $@ $(if $(tokens),--output-embedding $(RUN)/embedding.safetensors) --overwrite --resume --log $(RUN)/train.log $(TRAIN) $<
@@ -95,7 +100,7 @@ $(RUN)/lora.safetensors: $(RUN)/latents.sd $(RUN)/train.json $(config)
 $(RUN)/prompts.txt: $(PROMPTS) $(RUN)/sample.json
 	$(begin) $(if $(PROMPTS),cp $(call q,$(PROMPTS)) $@.part,printf '%s\n' $(call q,$(BASE_PROMPT)) > $@.part) $(end)
 
-$(RUN)/sheet.png: $(RUN)/lora.safetensors $(RUN)/prompts.txt $(RUN)/sample.json
+$(RUN)/sheet.png: $(RUN)/lora.safetensors $(RUN)/prompts.txt $(RUN)/sample.json $(RUN)/model.txt
 	sd-sample $(quiet) $(threads) --model $(call q,$(MODEL)) --lora $< $(if $(tokens),--embedding '$(RUN)/embedding.safetensors') \
 	  --output-dir $(RUN)/pictures --sheet $@ --overwrite $(SAMPLE) $(RUN)/prompts.txt
 

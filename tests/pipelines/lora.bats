@@ -136,6 +136,30 @@ END
     [ -s named/lora.safetensors ] && [ -s named/embedding.safetensors ]
 }
 
+@test "a model that changes under its name is another one: folder and file" {
+    cp -r "$MODEL" "$PWD/Rex's model"
+    MODEL=$PWD/Rex\'s\ model
+    run -0 --separate-stderr pipeline
+    mark
+    run -0 --separate-stderr pipeline
+    made run
+    # another scheduler: the cache knows the latents
+    jq '.beta_end = 0.011' "$MODEL/scheduler/scheduler_config.json" > new
+    cp new "$MODEL/scheduler/scheduler_config.json"
+    run -0 --separate-stderr pipeline
+    [[ $stderr == *"0 encoded, 3 from the cache"* ]]
+    made run latents.sd lora.safetensors sheet.png
+    # what the programs do not read is nothing to them
+    mark
+    echo x > "$MODEL/notes.txt"
+    run -0 --separate-stderr pipeline
+    made run
+    cp "$MODEL/unet/diffusion_pytorch_model.safetensors" one.safetensors
+    MODEL=$PWD/one.safetensors
+    run -0 --separate-stderr pipeline run/model.txt
+    [[ $(cat run/model.txt) == "$MODEL "* && $(wc -l < run/model.txt) = 1 ]]
+}
+
 @test "photos and words as people have them: spaces and apostrophes; a photo that goes is noticed" {
     mv rex/creature1.png "rex/Rex's first day.png"
     words=(TRIGGER="<rex's>" CAPTION="a picture of {trigger}, the dog's friend" BASE_PROMPT="the dog's <rex's>")
