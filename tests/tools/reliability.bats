@@ -90,14 +90,14 @@ END
 }
 
 @test "a second signal ends training at once; the first within a step and two seconds; the bytes stay" {
-    lora -q --max-train-steps 60 --log log
+    lora -q --max-train-steps 200 --log log
     want=$(sum out.safetensors)
     rm out.safetensors new.safetensors log
     for round in 1 2 3; do
         : >> log
         enough=$(($(wc -l < log) + 2))
         (exec env --default-signal=TERM sd-train-lora -q --resume --threads 1 --model "$MODEL" --rank 2 --placeholder-token '<new>' --output out.safetensors \
-            --output-embedding new.safetensors --max-train-steps 60 --log log "$RECORDS/three.sd" "$RECORDS/two.sd") 2> err & pid=$!
+            --output-embedding new.safetensors --max-train-steps 200 --log log "$RECORDS/three.sd" "$RECORDS/two.sd") 2> err & pid=$!
         for ((i = 0; i < 500; i++)); do if [ "$(wc -l < log)" -ge $enough ]; then break; fi; sleep 0.01; done
         start=$(date +%s%N) status=0
         kill -TERM "$pid"
@@ -108,7 +108,7 @@ END
         [ ! -e out.safetensors ]
         nothing_left
     done
-    lora -q --resume --max-train-steps 60 --log log
+    lora -q --resume --max-train-steps 200 --log log
     [ "$(sum out.safetensors)" = "$want" ]
 }
 
@@ -155,7 +155,7 @@ preempted_and_requeued() { # GRACE...: a preemption for each, of so many hundred
 }
 
 @test "a queue preempts a job four times, with grace and without, and runs it again: the same bytes, one log line a step" {
-    lora -q --max-train-steps 80 --log log
+    lora -q --max-train-steps 300 --log log
     want="$(sum out.safetensors) $(sum new.safetensors) $(losses log | sha256sum)"
     rm out.safetensors new.safetensors log
     cat > job << 'END'
@@ -163,7 +163,7 @@ preempted_and_requeued() { # GRACE...: a preemption for each, of so many hundred
 set -eu
 echo "restart $SLURM_RESTART_COUNT"
 sd-train-lora --resume --threads 1 --model "$MODEL" --rank 2 --placeholder-token '<new>' --output out.safetensors \
-    --output-embedding new.safetensors --max-train-steps 80 --log log "$RECORDS/three.sd" "$RECORDS/two.sd"
+    --output-embedding new.safetensors --max-train-steps 300 --log log "$RECORDS/three.sd" "$RECORDS/two.sd"
 echo "done"
 END
     preempted_and_requeued 300 0 300 2

@@ -263,14 +263,14 @@ lora_asked() {
 }
 
 @test "SIGTERM and SIGINT save, say how to go on, and end the program by the signal; resuming gives the same bytes" {
-    lora -q --max-train-steps 60 --log log
+    lora -q --max-train-steps 200 --log log
     mv out.safetensors want
     jq -c '[.step, .loss]' log > want.log
     rm log new.safetensors
     for signal in TERM INT; do
         touch log
         enough=$(($(wc -l < log) + 3))
-        lora_asked --resume --max-train-steps 60 --log log 2> err & pid=$!
+        lora_asked --resume --max-train-steps 200 --log log 2> err & pid=$!
         for ((i = 0; i < 500; i++)); do if [ "$(wc -l < log)" -ge $enough ]; then break; fi; sleep 0.01; done
         kill -$signal "$pid"
         status=0
@@ -279,7 +279,7 @@ lora_asked() {
         [[ $(< err) == *"stopped after step "*"and saved; the same command with --resume goes on"* ]]
         [ -s out.safetensors.state ] && [ ! -e out.safetensors ]
     done
-    run -0 --separate-stderr lora --resume --max-train-steps 60 --log log
+    run -0 --separate-stderr lora --resume --max-train-steps 200 --log log
     [[ $stderr == *"resuming after step "* ]]
     cmp want out.safetensors
     jq -c '[.step, .loss]' log | cmp - want.log
