@@ -146,7 +146,7 @@ turned_scores(struct graph *g, const struct attention_call *c, void *from, int64
                                     (int64_t[]){ c->heads * c->L * c->S, c->L * c->S, 1, c->S }, HIDDEN), what);
 }
 
-/* sums: of each row of do * o */
+/* sums: of each row of do * o, whose strides are those of NVIDIA's own frontend; heads' elements fall together, were they in memory */
 static void *
 row_sums(struct graph *g, const struct attention_call *c, void *d_o, void *o, int64_t *next)
 {

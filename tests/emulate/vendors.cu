@@ -450,6 +450,7 @@ graphs(enum fake_refusal refusal)
     unsetenv("SD_TUNE");
     heads<bf16>(d, good, 2, 2, 9, 7, true);
     heads<f16>(d, good, 2, 2, 9, 7, false);
+    heads<bf16>(d, good, 1, 2, 8, 8, true);
     expect(f->handles == (refusal != FAKE_CREATE), "one handle");
     if (good) {
         int runs = f->runs;

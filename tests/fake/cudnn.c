@@ -293,12 +293,13 @@ struct work {
 struct array { const struct descriptor *d; void *at; int type; int64_t dims[4], strides[4]; };
 struct memory { struct work *w; struct array array[MANY]; void *own[MANY]; int count, owned; };
 
-/* Where the tensor lies; what is hidden gets memory when it is first met. */
+/* Where the tensor lies; what is hidden gets memory when it is first met: an element each, whatever its strides say, which engines
+ * do not go by (of NVIDIA's own graph of attention's gradients those of do * o fall together). */
 static struct array
 array_of(struct memory *m, const struct descriptor *d)
 {
     struct array a = { .d = d, .type = (int)number(d, 901, 0) };
-    int64_t last = 0;
+    int64_t last = 0, all = 1;
 
     for (int i = 0; i < m->count; i++)
         if (m->array[i].d == d)
@@ -307,12 +308,15 @@ array_of(struct memory *m, const struct descriptor *d)
         a.dims[i] = number(d, 902, i);
         a.strides[i] = number(d, 903, i);
         last += (a.dims[i] - 1) * a.strides[i];
+        all *= a.dims[i];
     }
     for (int i = 0; i < m->w->count; i++)
         if (m->w->uid[i] == number(d, 906, 0))
             a.at = number(d, 908, 0) ? (void *)&m->w->number[i] : m->w->at[i];
     if (number(d, 907, 0)) {
-        a.at = m->own[m->owned++] = calloc((size_t)last + 1, sizeof(double));
+        for (int64_t i = 3, step = 1; i >= 0 && last >= all; step *= a.dims[i--])
+            a.strides[i] = step;
+        a.at = m->own[m->owned++] = calloc((size_t)all, sizeof(double));
         a.type = -1;
     }
     if (!a.at)
