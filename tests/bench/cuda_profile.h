@@ -178,9 +178,9 @@ profile(struct row *r)
     p = r->net ? r->net->plan : r->trainer->steps->plan;
     if (p->steps.count + 2 > SD_MARKS)
         sd_die(r->name, "%zu steps, there are %d marks", p->steps.count, SD_MARKS);
-    vendor_tf32 = r->tf32;
     run_kernels(r, tiny ? 1 : 2);
     whole = run_kernels(r, profile_rounds());
+    vendor_tf32 = r->tf32;
     time_steps(p);
     if (r->trainer)
         sd_mirror_clear(r->trainer->mirror);    /* the plan adds to the gradient */

@@ -276,6 +276,7 @@ run_kernels(struct row *r, int count)
         }
     if (in[1])
         in[1][0] = in[1][1] = 500;              /* timesteps */
+    vendor_tf32 = r->tf32;
     sd_device_wait(device);
     start = sd_clock();
     for (int k = 0; k < count; k++) {
@@ -288,6 +289,7 @@ run_kernels(struct row *r, int count)
     }
     sd_device_wait(device);
     start = (sd_clock() - start) / count;
+    vendor_tf32 = false;
     if (r->trainer)
         sd_mirror_clear(r->trainer->mirror);    /* the plan adds to the gradient */
     sd_scope_close(s);
