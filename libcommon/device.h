@@ -18,9 +18,10 @@ extern "C" {
 
 struct sd_device;
 
-/* sd_device_open - "cpu", "cuda", "cuda:N", or "auto": a CUDA device where one answers, else the CPU.  *d is NULL for the
- * CPU.  -1 with sd_fail where what was asked for is not there ("--device cuda: no driver (libcuda.so.1)").  One process
- * at a time has a GPU: others wait for its lock, and say so once; programs that are piped to one another share it.
+/* sd_device_open - "cpu", "cuda", "cuda:N", or "auto": a CUDA device where one answers, else the CPU, which is said where one
+ * is there and does not.  *d is NULL for the CPU.  -1 with sd_fail where what was asked for is not there ("--device cuda: no
+ * driver (libcuda.so.1)").  One process at a time has a GPU: others wait for its lock, and say so once; programs that are piped to
+ * one another share it.
  * sd_device_leave - instead of close when the program ends, by whatever way: libraries may have gone before, a fault may have
  * left the device dead, so nothing is asked of it. */
 int  sd_device_open(struct sd_device **d, const char *text);

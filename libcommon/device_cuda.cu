@@ -53,24 +53,30 @@ sd_cuda_not_recording(const struct sd_device *d, const char *what)
 
 /* -- opening -------------------------------------------------------------------------------------------------------- */
 
-/* How many devices there are, or -1 with sd_fail. */
 static int
-count_devices(void)
+fail_with(cudaError_t e)
+{
+    (void)cudaGetLastError();
+    return sd_fail("%s (%s)", cudaGetErrorString(e), cudaGetErrorName(e));
+}
+
+/* How many devices there are, or -1 with sd_fail; *absent where nothing of NVIDIA's is there, which is no fault. */
+static int
+count_devices(bool *absent)
 {
     int count = 0, driver = 0;
-    cudaError_t e;
+    cudaError_t e = cudaDriverGetVersion(&driver);
 
-    if (cudaDriverGetVersion(&driver) != cudaSuccess || !driver)
+    *absent = e == cudaSuccess && !driver;
+    if (*absent)
         return sd_fail("no driver (libcuda.so.1)");
-    e = cudaGetDeviceCount(&count);
+    if (e == cudaSuccess)
+        e = cudaGetDeviceCount(&count);
     if (e == cudaErrorInsufficientDriver)
         return sd_fail("the driver is for CUDA %d.%d, this build wants %d.%d", driver / 1000, driver % 1000 / 10,
                        CUDART_VERSION / 1000, CUDART_VERSION % 1000 / 10);
-    if (e == cudaErrorNoDevice || (e == cudaSuccess && !count))
-        return sd_fail("no device");
-    if (e != cudaSuccess)
-        return sd_fail("%s (%s)", cudaGetErrorString(e), cudaGetErrorName(e));
-    return count;
+    *absent = e == cudaErrorNoDevice || (e == cudaSuccess && !count);
+    return *absent ? sd_fail("no device") : e != cudaSuccess ? fail_with(e) : count;
 }
 
 static int
@@ -79,7 +85,7 @@ look_at(int index, struct cudaDeviceProp *p)
     cudaError_t e = cudaGetDeviceProperties(p, index);
 
     if (e != cudaSuccess)
-        return sd_fail("%s (%s)", cudaGetErrorString(e), cudaGetErrorName(e));
+        return fail_with(e);
     if (p->major * 10 + p->minor < LEAST_CAPABILITY)
         return sd_fail("%s: compute capability %d.%d, at least %d.%d is wanted", p->name, p->major, p->minor,
                        LEAST_CAPABILITY / 10, LEAST_CAPABILITY % 10);
@@ -199,6 +205,27 @@ take(int first, int last, int locks[LOCKS], struct cudaDeviceProp *p)
 }
 
 static void
+unlock(const int locks[LOCKS])
+{
+    for (int i = 0; i < LOCKS; i++)
+        if (locks[i] >= 0)
+            close(locks[i]);
+}
+
+/* The driver may let nobody in: another has the device for itself, or all of its memory. */
+static int
+enter(int index, const struct cudaDeviceProp *p, const int locks[LOCKS])
+{
+    cudaError_t e = cudaSetDevice(index);
+
+    if (e == cudaSuccess)
+        return 0;
+    unlock(locks);
+    fail_with(e);
+    return sd_fail_prefix("%s", p->name);
+}
+
+static void
 start(struct sd_device *d, const struct cudaDeviceProp *p)
 {
     const char *text = getenv("SD_CUDA_CHECK"), *overlap = getenv("SD_OVERLAP");
@@ -208,14 +235,13 @@ start(struct sd_device *d, const struct cudaDeviceProp *p)
     d->overlaps = d->capability >= 90 && !(overlap && strcmp(overlap, "0") == 0);
     d->multiprocessors = p->multiProcessorCount;
     snprintf(d->name, sizeof d->name, "%s (sm_%d)", p->name, d->capability);
-    CHECK(d, cudaSetDevice(d->index));
     sd_cuda_copies_open(d);
 }
 
 extern "C" int
 sd_device_open(struct sd_device **out, const char *text)
 {
-    bool automatic = strcmp(text, "auto") == 0;
+    bool automatic = strcmp(text, "auto") == 0, absent;
     struct cudaDeviceProp p;
     struct sd_device *d;
     int first = 0, last, locks[LOCKS], index;
@@ -226,7 +252,7 @@ sd_device_open(struct sd_device **out, const char *text)
         return 0;
     if (!automatic && strncmp(text, "cuda", 4) != 0)
         return sd_fail("--device %s: expected auto, cpu, cuda or cuda:N", text);
-    last = count_devices() - 1;
+    last = count_devices(&absent) - 1;
     if (!automatic && text[4]) {
         first = text[4] == ':' ? (int)strtol(text + 5, &end, 10) : -1;
         if (first < 0 || end == text + 5 || *end)
@@ -235,10 +261,10 @@ sd_device_open(struct sd_device **out, const char *text)
             return sd_fail("--device %s: the last of %d is cuda:%d", text, last + 1, last);
         last = last >= 0 ? first : last;
     }
-    if (last < 0 || (index = take(first, last, locks, &p)) < 0) {
+    if (last < 0 || (index = take(first, last, locks, &p)) < 0 || enter(index, &p, locks) < 0) {
         if (!automatic)
             return sd_fail_prefix("--device %s", text);
-        sd_note(1, "computing on the CPU: %s", sd_reason());
+        sd_note(absent, "computing on the CPU: %s", sd_reason());
         return 0;
     }
     d = (struct sd_device *)calloc(1, sizeof *d);
@@ -268,9 +294,7 @@ sd_device_close(struct sd_device *d)
             CHECK(d, cudaEventDestroy(d->marks[i]));
     free(d->marks);
     sd_cuda_copies_close(d);
-    for (int i = 0; i < LOCKS; i++)
-        if (d->locks[i] >= 0)
-            close(d->locks[i]);
+    unlock(d->locks);
     free(d->blocks);
     free(d);
 }

@@ -234,6 +234,21 @@ difference() {
     [ ! -e x.png ]
 }
 
+@test "a driver that is too old: said where a device was not asked for, and the CPU computes; an error where it was" {
+    if [ "$(cat "$BUILD/with_cuda")" = "no CUDA" ]; then skip "this build knows no devices"; fi
+    draw() {
+        LD_LIBRARY_PATH=$BUILD/tests/fake/old run --separate-stderr sd-sample --model "$M" --prompt x --num-inference-steps 1 --width 64 \
+            --height 64 --output x.png "$@"
+    }
+    old='the driver is for CUDA 12.2, this build wants'
+    draw --device cuda
+    [[ $status == 3 && $stderr == "sd-sample: --device cuda: $old "* && ! -e x.png ]]
+    draw -q
+    [[ $status == 0 && -z $stderr && -s x.png ]]
+    draw --overwrite
+    [[ $status == 0 && $stderr == "sd-sample: computing on the CPU: $old "* ]]
+}
+
 @test "training and drawing: the host touches no device memory" {
     export SD_EMULATE_STRICT=1
     emulated sd-train-lora -q --device cuda --model "$MODEL" --rank 2 --max-train-steps 2 --placeholder-token '<new>' \
