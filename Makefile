@@ -173,14 +173,15 @@ $(BUILD)/card/%: $(BUILD)/%.cu.o $(lib)
 	@mkdir -p $(@D)
 	$(call say,LD,$@) $(CXX) $(ldflags) -o $@ $< $(lib) $(libs)
 # libraries that answer by the names of NVIDIA's, for the emulated device
-fakes    := $(BUILD)/tests/fake/libcublasLt.so.13 $(BUILD)/tests/fake/libcudnn.so.9 $(BUILD)/tests/fake/old/libcuda.so.1
+fakes    := $(addprefix $(BUILD)/tests/fake/,libcublasLt.so.13 libcudnn.so.9 libnvrtc.so.13 libnvrtc-builtins.so.13.7 old/libcuda.so.1)
 $(BUILD)/tests/fake/libcublasLt.so.13: $(BUILD)/tests/fake/cublasLt.o
 $(BUILD)/tests/fake/libcudnn.so.9: $(BUILD)/tests/fake/cudnn.o
+$(BUILD)/tests/fake/libnvrtc.so.13 $(BUILD)/tests/fake/libnvrtc-builtins.so.13.7: $(BUILD)/tests/fake/nvrtc.o
 $(BUILD)/tests/fake/old/libcuda.so.1: $(BUILD)/tests/fake/driver.o
-$(BUILD)/tests/fake/cublasLt.o $(BUILD)/tests/fake/cudnn.o $(BUILD)/tests/fake/driver.o: cflags += -fPIC
+$(BUILD)/tests/fake/%.o: cflags += -fPIC
 $(fakes):
 	@mkdir -p $(@D)
-	$(call say,LD,$@) $(CC) $(ldflags) -shared -o $@ $< -lm
+	$(call say,LD,$@) $(CC) $(ldflags) -shared -Wl,-soname,$(@F) -o $@ $< -lm
 $(BUILD)/tests/emulate/vendors: | $(fakes)
 # libFuzzer needs clang; what it tests is built once more, with its coverage
 $(BUILD)/fuzz/%.o: %.c | $(first)

@@ -33,18 +33,35 @@ find_all(void)
            && vendor_find(dnn.library, "cudnnBackendExecute", &dnn.execute);
 }
 
+/* What cuDNN's engines compile with: once open, it is found by name.  So is a part of it, which it opens when it compiles, and does
+ * not look for where it lies itself: among Python's packages it would find none. */
+static void
+open_compiler(void)
+{
+    static const char *const compilers[] = { "libnvrtc.so.13", "libnvrtc.so.12", NULL };
+    int (*version)(int *major, int *minor), major, minor;
+    char part[48];
+    const char *const parts[] = { part, NULL };
+    void *library = vendor_open(compilers);
+    bool known = library && vendor_find(library, "nvrtcVersion", &version) && !version(&major, &minor);
+
+    if (known)
+        snprintf(part, sizeof part, "libnvrtc-builtins.so.%d.%d", major, minor);
+    if (!known || !vendor_open(parts))
+        sd_note(1, "cudnn: %s: engines that are compiled may be missing", sd_reason());
+}
+
 bool
 dnn_open(void)
 {
     static const char *const names[] = { "libcudnn.so.9", NULL };
-    static const char *const compilers[] = { "libnvrtc.so.13", "libnvrtc.so.12", NULL };
     static bool tried;
 
     if (!tried && (dnn.library = vendor_open(names))) {
         if (find_all()) {
             dnn.number = dnn.get_version();
             snprintf(dnn.version, sizeof dnn.version, "cudnn %zu", dnn.number);
-            vendor_open(compilers);             /* once open, they are found by name by cuDNN's engines */
+            open_compiler();
             cublas_version();
         } else
             dnn.library = NULL;
