@@ -29,11 +29,12 @@ dnn_engine(void *config)
 
 /* The configurations that the library proposes, best first; they live as long as g. */
 int
-dnn_propose(struct graph *g, void *configs[MANY])
+dnn_propose(struct graph *g, void *configs[MANY], int *preferred)
 {
     static const int modes[] = { HEUR_A, HEUR_FALLBACK };
     int total = 0;
 
+    *preferred = 0;
     for (int m = 0; m < 2 && !g->status; m++) {
         void *heuristic = dnn_make(g, ENGINEHEUR, "a heuristic");
         int64_t found = 0;
@@ -52,6 +53,8 @@ dnn_propose(struct graph *g, void *configs[MANY])
             configs[first + i] = dnn_make(g, ENGINECFG, "a configuration");
         if (!g->status && !dnn.get(heuristic, ENGINEHEUR_RESULTS, TYPE_DESCRIPTOR, most, &found, configs + first))
             total += (int)(found < most ? found : most);
+        if (modes[m] == HEUR_A)
+            *preferred = total;
     }
     return total;
 }
@@ -142,9 +145,10 @@ static void
 count_engines(struct graph *g, const char *json, struct cudnn_asked *asked)
 {
     void *configs[MANY] = { NULL };
+    int preferred;
 
     g->device = described_device(g, json);
-    asked->proposed = dnn_propose(g, configs);
+    asked->proposed = dnn_propose(g, configs, &preferred);
     for (int i = 0; i < asked->proposed; i++) {
         int64_t workspace, n;
 

@@ -96,10 +96,11 @@ void *dnn_tensor(struct graph *g, int64_t uid, int type, const int64_t dims[4], 
 
 /* -- engines: cudnn_engines.c --------------------------------------------------------------------------------------- */
 
-/* dnn_propose - the configurations that the library proposes, best first; they live as long as g.
+/* dnn_propose - the configurations that the library proposes, best first, the preferred ones and then those to fall back on; they live
+ * as long as g.
  * dnn_engine - which engine: its number, or -1 where it is none for us.
  * dnn_build - handle: of the card; else device: a described one. */
-int     dnn_propose(struct graph *g, void *configs[MANY]);
+int     dnn_propose(struct graph *g, void *configs[MANY], int *preferred);
 int64_t dnn_engine(void *config);
 void   *dnn_build(void *handle, void *device, void *config, int64_t *workspace);
 /* dnn_text - a plan as text, with its compiled code; NULL where the library makes none of it.

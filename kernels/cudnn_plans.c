@@ -207,13 +207,13 @@ is_right(struct attempt *a, const char *key)
     return apart >= 0 && apart <= 1;
 }
 
-/* Of the proposals those that are for us, best first, several engines among them. */
+/* Of the proposals from `first` on those that are for us, best first, several engines among them. */
 static int
-to_try(struct trial *t, void *const *configs, int count, struct attempt *a)
+to_try(struct trial *t, void *const *configs, int first, int end, struct attempt *a)
 {
     int tried = 0;
 
-    for (int i = 0; i < count && tried < TRIED; i++) {
+    for (int i = first; i < end && tried < TRIED; i++) {
         int64_t engine = dnn_engine(configs[i]);
         int same = 0;
 
@@ -225,45 +225,56 @@ to_try(struct trial *t, void *const *configs, int count, struct attempt *a)
     return tried;
 }
 
-/* Of the proposals, the fastest that is right, or not timed the first: its plan becomes p's.  -1: none, or our own kernel is
- * faster. */
+/* Moves those that are right to the front, in their order, with their plans; the other plans are ended.  Not timed: one will do. */
 static int
-pick(struct state *s, struct plan *p, void *const *configs, int count, const struct pack *pack, bool timed)
+keep_right(struct state *s, void *const *configs, struct attempt *a, int tried, const char *key, bool timed)
+{
+    int right = 0;
+
+    if (timed)
+        build_together(s, configs, a, tried);
+    for (int i = 0; i < tried && (timed || !right); i++) {
+        if (!timed)
+            a[i].exec = dnn_build(s->handle, NULL, configs[a[i].number], &a[i].workspace);
+        if (a[i].exec && is_right(&a[i], key))
+            a[right++] = a[i];
+        else if (a[i].exec)
+            dnn.unmake(a[i].exec);
+    }
+    return right;
+}
+
+/* Of the proposals, the fastest that is right, or not timed the first: its plan becomes p's.  -1: none, or our own kernel is
+ * faster.  What the library offers to fall back on, behind the preferred ones, is tried where none of these is right: it is slow, and
+ * takes seconds to compile. */
+static int
+pick(struct state *s, struct plan *p, void *const *configs, int preferred, int count, const struct pack *pack, bool timed)
 {
     struct trial t = { .state = s, .found = *pack, .again = *pack, .expected = *pack };
     struct attempt attempts[TRIED];
     struct tuning_way way[TRIED + 1];
     double begin = sd_clock();
-    int of[TRIED + 1], ways = 0, tried = to_try(&t, configs, count, attempts), best, chosen = -1;
+    int tried, ways, best, chosen = -1;
 
-    if (!tried)
-        return -1;
     begin_trial(&t);
-    if (timed)
-        build_together(s, configs, attempts, tried);
-    for (int i = 0; i < tried && (timed || !ways); i++) {
-        struct attempt *a = &attempts[i];
-
-        if (!timed)
-            a->exec = dnn_build(s->handle, NULL, configs[a->number], &a->workspace);
-        if (a->exec && is_right(a, p->key)) {
-            way[ways] = (struct tuning_way){ attempt, a, 0 };
-            of[ways++] = i;
-        }
+    tried = to_try(&t, configs, 0, preferred, attempts);
+    ways = keep_right(s, configs, attempts, tried, p->key, timed);
+    if (!ways) {
+        tried = to_try(&t, configs, preferred, count, attempts);
+        ways = keep_right(s, configs, attempts, tried, p->key, timed);
     }
+    for (int i = 0; i < ways; i++)
+        way[i] = (struct tuning_way){ attempt, &attempts[i], 0 };
     best = ways ? 0 : -1;
     if (timed && ways) {
         way[ways] = (struct tuning_way){ own_attempt, &t, 0 };
-        of[ways] = -1;
         best = tuning_race(s->device, way, ways + pack->own_timed);
     }
-    if (best >= 0 && of[best] >= 0) {
-        struct attempt *a = &attempts[of[best]];
-
-        chosen = a->number;
-        p->exec = a->exec;
-        p->workspace = a->workspace;
-        a->exec = NULL;
+    if (best >= 0 && best < ways) {
+        chosen = attempts[best].number;
+        p->exec = attempts[best].exec;
+        p->workspace = attempts[best].workspace;
+        attempts[best].exec = NULL;
     }
     if (best >= 0)
         sd_note(2, "%s: %s %d of %d, %d tried, %d right, %.1f us, chosen in %.1f s", p->key, chosen < 0 ? "our own," : "engine", chosen,
@@ -271,7 +282,7 @@ pick(struct state *s, struct plan *p, void *const *configs, int count, const str
     else
         sd_note(2, "%s: none of %d engines, %.1f s", p->key, count, sd_clock() - begin);
     end_trial(&t);
-    for (int i = 0; i < tried; i++)
+    for (int i = 0; i < ways; i++)
         if (attempts[i].exec)
             dnn.unmake(attempts[i].exec);
     return chosen;
@@ -343,12 +354,12 @@ choose(struct state *s, struct plan *p, struct graph *g, const struct pack *pack
     const char *kept = tuning_find(s->device, "dnn", p->key);
     bool timed = !kept && tuning_wanted();
     size_t bytes = 0;
-    int count, chosen;
+    int count, preferred, chosen;
     char text[64];
 
     if (kept && (strcmp(kept, "-1 -1") == 0 || use_saved(s, p, kept)))
         return;
-    count = dnn_propose(g, configs);
+    count = dnn_propose(g, configs, &preferred);
     for (int i = 0; i < pack->count; i++)
         bytes += pack->bytes[i];
     if (kept && use_kept(s, p, configs, count, kept))
@@ -357,7 +368,7 @@ choose(struct state *s, struct plan *p, struct graph *g, const struct pack *pack
         sd_warn("cudnn", "the engine that was chosen before is not offered now, another is taken: %s: %s", p->key, kept);
     if (count == 0 || sd_device_free_bytes(s->device) <= 4 * bytes + (size_t)cudnn_workspace)    /* own_conv() has them once more */
         return;
-    chosen = pick(s, p, configs, count, pack, timed);
+    chosen = pick(s, p, configs, preferred, count, pack, timed);
     if (!timed)
         return;
     snprintf(text, sizeof text, "%d %lld", chosen, chosen < 0 ? -1LL : (long long)dnn_engine(configs[chosen]));

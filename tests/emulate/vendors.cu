@@ -437,7 +437,7 @@ graphs(enum fake_refusal refusal)
 {
     struct fake *f = fake_of("libcudnn.so.9");
     struct sd_device *d = open_device();
-    bool good = refusal == FAKE_NOTHING;
+    bool good = refusal == FAKE_NOTHING || refusal == FAKE_PREFERRED;
     int taken = 0;
 
     f->refuses = refusal;
@@ -480,7 +480,8 @@ main(void)
         { FAKE_NOTHING, "takes all, then refuses what it had offered" }, { FAKE_CREATE, "cannot be started" },
         { FAKE_DESCRIBE, "refuses a description" }, { FAKE_HEURISTIC, "has nothing to offer" }, { FAKE_PLAN, "cannot make a plan" },
         { FAKE_RUN, "refuses to run" }, { FAKE_WRONG, "computes wrongly" }, { FAKE_HUNGRY, "wants too much memory" },
-        { FAKE_UNSTEADY, "computes something else each time" }, { FAKE_REPLAYED, "computes wrongly when a recording is replayed" }
+        { FAKE_UNSTEADY, "computes something else each time" }, { FAKE_REPLAYED, "computes wrongly when a recording is replayed" },
+        { FAKE_PREFERRED, "computes wrongly by all that it prefers: it is asked for what it falls back on" }
     };
     char path[4096], cache[] = "/tmp/sd-vendors-XXXXXX", name[128];
     ssize_t n = readlink("/proc/self/exe", path, sizeof path - 1);
@@ -497,7 +498,7 @@ main(void)
 
         setenv("XDG_CACHE_HOME", own.c_str(), 1);
         setenv("SD_EMULATE_STRICT", "0", 1);            /* the door takes most of the time */
-        if (c.refusal != FAKE_PLAN) {
+        if (c.refusal != FAKE_PLAN && c.refusal != FAKE_PREFERRED) {
             snprintf(name, sizeof name, "cuBLASLt %s", c.name);
             in_child(name, products, c.refusal);
         }
@@ -538,7 +539,8 @@ main(void)
     runs_wanted = 0;
     in_child("none was right before: none is asked", kept_products, FAKE_NOTHING);
     setenv("XDG_CACHE_HOME", (std::string(cache) + "/graphs").c_str(), 1);
-    in_child("cuDNN's engines are chosen by trial", kept_graphs, FAKE_NOTHING);
+    compiled_wanted = 2;
+    in_child("cuDNN's engines are chosen by trial, those that it prefers alone", kept_graphs, FAKE_NOTHING);
     runs_wanted = 2;
     compiled_wanted = 0;
     in_child("a second run takes them as they are, compiled", kept_graphs, FAKE_NOTHING);

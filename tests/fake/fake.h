@@ -16,7 +16,8 @@
 enum fake_refusal {
     FAKE_NOTHING, FAKE_CREATE, FAKE_DESCRIBE, FAKE_HEURISTIC, FAKE_PLAN, FAKE_RUN,
     FAKE_WRONG, FAKE_UNSTEADY, FAKE_HUNGRY,     /* results are wrong, or other ones each time; all want too much workspace */
-    FAKE_REPLAYED                               /* results are wrong when a recording is replayed */
+    FAKE_REPLAYED,                              /* results are wrong when a recording is replayed */
+    FAKE_PREFERRED                              /* results of cuDNN's preferred engines are wrong */
 };
 struct fake {
     enum fake_refusal refuses;
