@@ -25,6 +25,7 @@ struct cudnn_asked {
     int64_t wanted;                 /* the most that one wants */
     bool built;                     /* a plan was made of the first that can be, without compiling */
     int64_t workspace;
+    bool again;                     /* and made once more, from its text */
 };
 /* device: NULL, or a card described in the library's JSON, which engines are asked for.
  * False where the library is absent or refuses (then *why says so), or the call is not one for it (*why is NULL). */

@@ -73,6 +73,13 @@ usable(void *exec, bool ok, int64_t *workspace)
 }
 
 /* handle: of the card; else device: a described one */
+static bool
+set_place(void *exec, void *handle, void *device)
+{
+    return !(handle ? dnn.set(exec, EXECUTION_PLAN_HANDLE, TYPE_HANDLE, 1, &handle)
+                    : dnn.set(exec, EXECUTION_PLAN_DEVICEPROP, TYPE_DESCRIPTOR, 1, &device));
+}
+
 void *
 dnn_build(void *handle, void *device, void *config, int64_t *workspace)
 {
@@ -80,9 +87,7 @@ dnn_build(void *handle, void *device, void *config, int64_t *workspace)
 
     if (dnn.make(EXECUTION_PLAN, &exec))
         return NULL;
-    return usable(exec, !(handle ? dnn.set(exec, EXECUTION_PLAN_HANDLE, TYPE_HANDLE, 1, &handle)
-                                 : dnn.set(exec, EXECUTION_PLAN_DEVICEPROP, TYPE_DESCRIPTOR, 1, &device))
-                            && !dnn.set(exec, EXECUTION_PLAN_ENGINE_CONFIG, TYPE_DESCRIPTOR, 1, &config), workspace);
+    return usable(exec, set_place(exec, handle, device) && !dnn.set(exec, EXECUTION_PLAN_ENGINE_CONFIG, TYPE_DESCRIPTOR, 1, &config), workspace);
 }
 
 char *
@@ -101,14 +106,14 @@ dnn_text(struct sd_scope *s, void *exec, size_t *length)
 }
 
 void *
-dnn_build_from(void *handle, const char *text, size_t length, int64_t *workspace)
+dnn_build_from(void *handle, void *device, const char *text, size_t length, int64_t *workspace)
 {
     void *exec = NULL;
 
     if (dnn.make(EXECUTION_PLAN, &exec))
         return NULL;
     return usable(exec, !dnn.set(exec, EXECUTION_PLAN_JSON, TYPE_CHAR, (int64_t)length, text)
-                            && !dnn.set(exec, EXECUTION_PLAN_HANDLE, TYPE_HANDLE, 1, &handle), workspace);
+                            && set_place(exec, handle, device), workspace);
 }
 
 /* -- for tests ------------------------------------------------------------------------------------------------------ */
@@ -141,6 +146,22 @@ is_compiled(void *config)
     return yes;
 }
 
+/* Is the plan made again from its text, with the same workspace? */
+static bool
+comes_again(void *exec, void *device, int64_t workspace)
+{
+    struct sd_scope *s = sd_scope_open();
+    size_t length = 0;
+    char *text = dnn_text(s, exec, &length);
+    int64_t as_much = -1;
+    void *again = text ? dnn_build_from(NULL, device, text, length, &as_much) : NULL;
+
+    if (again)
+        dnn.unmake(again);
+    sd_scope_close(s);
+    return again && as_much == workspace;
+}
+
 static void
 count_engines(struct graph *g, const char *json, struct cudnn_asked *asked)
 {
@@ -171,6 +192,7 @@ count_engines(struct graph *g, const char *json, struct cudnn_asked *asked)
         if (exec) {
             asked->built = true;
             asked->workspace = workspace;
+            asked->again = comes_again(exec, g->device, workspace);
             dnn.unmake(exec);
         }
     }

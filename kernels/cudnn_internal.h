@@ -106,7 +106,7 @@ void   *dnn_build(void *handle, void *device, void *config, int64_t *workspace);
 /* dnn_text - a plan as text, with its compiled code; NULL where the library makes none of it.
  * dnn_build_from - the plan again, without compiling; NULL where the library does not take it. */
 char   *dnn_text(struct sd_scope *s, void *exec, size_t *length);
-void   *dnn_build_from(void *handle, const char *text, size_t length, int64_t *workspace);
+void   *dnn_build_from(void *handle, void *device, const char *text, size_t length, int64_t *workspace);
 /* What the library holds of the graph, which is ended; json: a card of which only the description is here, or NULL. */
 bool    dnn_read_back(struct graph *g, const char *json, struct cudnn_asked *asked, const char **why);
 

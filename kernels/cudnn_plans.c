@@ -310,7 +310,7 @@ use_saved(struct state *s, struct plan *p, const char *choice)
     size_t length;
     char *text = tuning_load(scope, s->device, "dnn", p->key, choice, &length);
 
-    if (text && !(p->exec = dnn_build_from(s->handle, text, length, &p->workspace)))
+    if (text && !(p->exec = dnn_build_from(s->handle, NULL, text, length, &p->workspace)))
         sd_note(1, "cudnn: a plan that was kept is not taken, it is made again: %s", p->key);
     sd_scope_close(scope);
     return p->exec != NULL;

@@ -73,8 +73,8 @@ engines(const char *name, const struct cudnn_asked *q, bool compiled)
     else if (compiled && !driver)
         check_skip(name, "engines that are compiled are not offered without libcuda.so.1");
     else
-        CHECK(q->kept > 0 && (compiled || q->built), "%s: %d engines offered, %d fit%s", name, q->proposed, q->kept,
-              q->built ? ", a plan is made" : "");
+        CHECK(q->kept > 0 && (compiled || (q->built && q->again)), "%s: %d engines offered, %d fit%s%s", name, q->proposed, q->kept,
+              q->built ? ", a plan is made" : "", q->again ? ", and again from its text" : "");
 }
 
 /* operands: bit 0 bias, bit 1 channel_add, bit 2 residual */
