@@ -437,10 +437,27 @@ sd_device_stream(struct sd_device *d)
     return d->stream;
 }
 
+/* Does a recording end in a kernel, and in nothing else?  A library's call may end in a fill, or where two streams meet. */
+static bool
+ends_in_a_kernel(const struct sd_device *d)
+{
+    cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
+    cudaGraphNodeType type = cudaGraphNodeTypeEmpty;
+    const cudaGraphNode_t *last = NULL;
+    const cudaGraphEdgeData *edges = NULL;
+    size_t count = 0;
+
+    if (cudaStreamGetCaptureInfo(d->stream, &status, NULL, NULL, &last, &edges, &count) == cudaSuccess && count == 1
+            && cudaGraphNodeGetType(last[0], &type) == cudaSuccess)
+        return type == cudaGraphNodeTypeKernel;
+    (void)cudaGetLastError();
+    return false;
+}
+
 extern "C" bool
 sd_device_overlaps(const struct sd_device *d)
 {
-    return d->overlaps && d->follows;
+    return d->overlaps && d->follows && (!d->recording || ends_in_a_kernel(d));
 }
 
 extern "C" void
