@@ -14,19 +14,19 @@ concat_kernel(T *y, const T *a, int64_t a_pitch, int64_t na, const T *b, int64_t
 {
     SD_BEGIN();
     int64_t r = row_of(shift), c = piece_of(shift) * N, cols = na + nb;
-    T v[N];
+    few<N, T> v = {};
 
     if (r >= rows || c >= cols)
         return;
     if (whole)
-        take<N>(v, c < na ? a + r * a_pitch + c : b + r * b_pitch + (c - na), N, true);
+        take(v, c < na ? a + r * a_pitch + c : b + r * b_pitch + (c - na), N, true);
     else {
 #pragma unroll
         for (int j = 0; j < N; j++)
             if (c + j < cols)
-                v[j] = c + j < na ? a[r * a_pitch + c + j] : b[r * b_pitch + (c + j - na)];
+                v.set(j, c + j < na ? a[r * a_pitch + c + j] : b[r * b_pitch + (c + j - na)]);
     }
-    give<N>(y + r * cols + c, v, cols - c, whole);
+    give(y + r * cols + c, v, cols - c, whole);
 }
 
 }   /* namespace */

@@ -218,31 +218,22 @@ added_kernel(T *to, const T *from, const float *bias, const T *channel_add, int6
     static const int N = wide<T>::count;
     unsigned i = blockIdx.x * blockDim.x + threadIdx.x, column = i % across * N;
     int64_t at = ((int64_t)blockIdx.y * count + i) * N;
-    float sum[N];
-    vec<T, N> x;
+    few<N, T> x, channels = {}, more = {};
+    few<N, float> row = {};
 
     if (i >= count)
         return;
-    x = load<N>(from + at);
+    x.load(from + at);
+    if (bias)
+        row.load(bias + column);
+    if (channel_add)
+        channels.load(channel_add + blockIdx.y * pitch + column);
+    if (residual)
+        more.load(residual + at);
     #pragma unroll
     for (int e = 0; e < N; e++)
-        sum[e] = to_float(x.at[e]) + (bias ? bias[column + e] : 0);
-    if (channel_add) {
-        x = load<N>(channel_add + blockIdx.y * pitch + column);
-        #pragma unroll
-        for (int e = 0; e < N; e++)
-            sum[e] += to_float(x.at[e]);
-    }
-    if (residual) {
-        x = load<N>(residual + at);
-        #pragma unroll
-        for (int e = 0; e < N; e++)
-            sum[e] += to_float(x.at[e]);
-    }
-    #pragma unroll
-    for (int e = 0; e < N; e++)
-        x.at[e] = from_float<T>(sum[e]);
-    store<N>(to + at, x);
+        x.set(e, from_float<T>(((x[e] + row[e]) + channels[e]) + more[e]));
+    x.store(to + at);
 }
 
 }   /* namespace */

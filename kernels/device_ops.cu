@@ -18,18 +18,18 @@ rows_kernel(Y *y, int64_t y_pitch, const X *x, int64_t x_pitch, int64_t rows, in
 {
     SD_BEGIN();
     int64_t r = row_of(shift), c = piece_of(shift) * N;
-    X from[N];
-    Y to[N];
+    few<N, X> from;
+    few<N, Y> to = {};
 
     if (r >= rows || c >= cols)
         return;
-    take<N>(from, x + r * x_pitch + c, cols - c, whole);
+    take(from, x + r * x_pitch + c, cols - c, whole);
     if (add)
-        take<N>(to, y + r * y_pitch + c, cols - c, whole);
+        take(to, y + r * y_pitch + c, cols - c, whole);
 #pragma unroll
     for (int j = 0; j < N; j++)
-        to[j] = from_float<Y>(add ? to_float(to[j]) + to_float(from[j]) : to_float(from[j]));
-    give<N>(y + r * y_pitch + c, to, cols - c, whole);
+        to.set(j, from_float<Y>(add ? to[j] + from[j] : from[j]));
+    give(y + r * y_pitch + c, to, cols - c, whole);
 }
 
 template <class Y, class X> void
@@ -86,15 +86,15 @@ finite_kernel(const X *x, int64_t rows, int64_t cols, int64_t pitch, int64_t end
 {
     SD_BEGIN();
     int64_t r = row_of(shift), c = piece_of(shift) * N, at = r * pitch + c, left = cols - c < end - at ? cols - c : end - at;
-    X v[N];
+    few<N, X> v;
     bool bad = false;
 
     if (r >= rows || left <= 0)
         return;
-    take<N>(v, x + at, left, whole);
+    take(v, x + at, left, whole);
 #pragma unroll
     for (int j = 0; j < N; j++)
-        bad |= (bits_of_float(to_float(v[j])) & 0x7f800000) == 0x7f800000;
+        bad |= (bits_of_float(v[j]) & 0x7f800000) == 0x7f800000;
     if (bad)
         *flag = 1;
 }

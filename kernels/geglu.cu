@@ -12,16 +12,16 @@ geglu_forward_kernel(T *y, const T *x, int64_t rows, int64_t C, bool whole, int 
 {
     SD_BEGIN();
     int64_t r = row_of(shift), c = piece_of(shift) * N;
-    T a[N], b[N];
+    few<N, T> a, b;
 
     if (r >= rows || c >= C)
         return;
-    take<N>(a, x + r * 2 * C + c, C - c, whole);
-    take<N>(b, x + r * 2 * C + C + c, C - c, whole);
+    take(a, x + r * 2 * C + c, C - c, whole);
+    take(b, x + r * 2 * C + C + c, C - c, whole);
 #pragma unroll
     for (int j = 0; j < N; j++)
-        a[j] = from_float<T>(to_float(a[j]) * to_float(b[j]) * normal_integral(to_float(b[j])));
-    give<N>(y + r * C + c, a, C - c, whole);
+        a.set(j, from_float<T>(a[j] * b[j] * normal_integral(b[j])));
+    give(y + r * C + c, a, C - c, whole);
 }
 
 template <int N, class T> __global__ void
@@ -30,27 +30,27 @@ geglu_backward_kernel(T *dx, const T *dy, const T *x, int64_t rows, int64_t C, b
 {
     SD_BEGIN();
     int64_t r = row_of(shift), c = piece_of(shift) * N;
-    T a[N], b[N], d[N], old_a[N] = {}, old_b[N] = {};
+    few<N, T> a, b, d, old_a = {}, old_b = {};
 
     if (r >= rows || c >= C)
         return;
-    take<N>(a, x + r * 2 * C + c, C - c, whole);
-    take<N>(b, x + r * 2 * C + C + c, C - c, whole);
-    take<N>(d, dy + r * C + c, C - c, whole);
+    take(a, x + r * 2 * C + c, C - c, whole);
+    take(b, x + r * 2 * C + C + c, C - c, whole);
+    take(d, dy + r * C + c, C - c, whole);
     if (add) {
-        take<N>(old_a, dx + r * 2 * C + c, C - c, whole);
-        take<N>(old_b, dx + r * 2 * C + C + c, C - c, whole);
+        take(old_a, dx + r * 2 * C + c, C - c, whole);
+        take(old_b, dx + r * 2 * C + C + c, C - c, whole);
     }
 #pragma unroll
     for (int j = 0; j < N; j++) {
-        float value = to_float(a[j]), gate = to_float(b[j]), g = to_float(d[j]), integral = normal_integral(gate);
+        float value = a[j], gate = b[j], g = d[j], integral = normal_integral(gate);
         float da = g * gate * integral, db = g * value * (integral + gate * normal_density(gate));
 
-        a[j] = from_float<T>(add ? to_float(old_a[j]) + da : da);
-        b[j] = from_float<T>(add ? to_float(old_b[j]) + db : db);
+        a.set(j, from_float<T>(add ? old_a[j] + da : da));
+        b.set(j, from_float<T>(add ? old_b[j] + db : db));
     }
-    give<N>(dx + r * 2 * C + c, a, C - c, whole);
-    give<N>(dx + r * 2 * C + C + c, b, C - c, whole);
+    give(dx + r * 2 * C + c, a, C - c, whole);
+    give(dx + r * 2 * C + C + c, b, C - c, whole);
 }
 
 }   /* namespace */

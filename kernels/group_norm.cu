@@ -78,12 +78,12 @@ __device__ inline int64_t pixels_of(int64_t count, int l, int lanes) { return l 
 
 /* Q pixels from p on, `lanes` apart, of those before `count`; they lie `wide` elements apart */
 template <int Q, int N, class T> __device__ inline void
-take_pixels(T v[Q][N], const T *x, int wide, int64_t p, const struct cut &k, int64_t count, int left, bool whole)
+take_pixels(few<N, T> v[Q], const T *x, int wide, int64_t p, const struct cut &k, int64_t count, int left, bool whole)
 {
 #pragma unroll
     for (int q = 0; q < Q; q++)
         if (p + q * k.lanes < count)
-            take<N>(v[q], x + (p + q * k.lanes) * wide, left, whole);
+            take(v[q], x + (p + q * k.lanes) * wide, left, whole);
 }
 
 /* -- forward ---------------------------------------------------------------------------------------------------------- */
@@ -103,18 +103,18 @@ moments_kernel(float *part, struct source<T> from, struct cut k, bool whole)
         struct spot s = spot_of<N>(k, unit);
         const T *x = at_spot(from.x, from.beside, s, k, b * k.P + first);
         float start[N] = {}, sum[N] = {}, square[N] = {}, n = (float)pixels_of(count, lane, k.lanes);
-        T v[BATCH][N];
+        few<N, T> v[BATCH];
 
         if (lane < count)
             take_as_floats<N>(start, x + (int64_t)lane * s.wide, s.left, whole);
         for (int64_t p = lane; p < count; p += BATCH * k.lanes) {
-            take_pixels<BATCH, N>(v, x, s.wide, p, k, count, s.left, whole);
+            take_pixels<BATCH>(v, x, s.wide, p, k, count, s.left, whole);
 #pragma unroll
             for (int q = 0; q < BATCH; q++)
                 if (p + q * k.lanes < count)
 #pragma unroll
                     for (int j = 0; j < N; j++) {
-                        float e = to_float(v[q][j]) - start[j];
+                        float e = v[q][j] - start[j];
 
                         sum[j] += e;
                         square[j] += e * e;
@@ -229,11 +229,14 @@ normalise_kernel(T *y, float *saved, const float *part, struct source<T> from, s
     for (; lane < k.lanes && unit < k.units; unit += step) {
         struct spot s = spot_of<N>(k, unit);
         const T *x = at_spot(from.x, from.beside, s, k, b * k.P + first);
+        raw_weights<N> raw_by, raw_plus;
         float by[N], plus[N];
-        T v[BATCH][N];
+        few<N, T> v[BATCH];
 
-        take_weights<N>(by, weight, s.c, s.left, 1);
-        take_weights<N>(plus, bias, s.c, s.left, 0);
+        take_weights(&raw_by, weight, s.c, s.left);
+        take_weights(&raw_plus, bias, s.c, s.left);
+        weights_of(by, raw_by, weight, 1);
+        weights_of(plus, raw_plus, bias, 0);
 #pragma unroll
         for (int j = 0; j < N; j++)
             if (j < s.left) {
@@ -243,17 +246,17 @@ normalise_kernel(T *y, float *saved, const float *part, struct source<T> from, s
                 plus[j] -= stat[2 * g] * by[j];
             }
         for (int64_t p = lane; p < count; p += BATCH * k.lanes) {
-            take_pixels<BATCH, N>(v, x, s.wide, p, k, count, s.left, whole);
+            take_pixels<BATCH>(v, x, s.wide, p, k, count, s.left, whole);
 #pragma unroll
             for (int q = 0; q < BATCH; q++)
                 if (p + q * k.lanes < count) {
 #pragma unroll
                     for (int j = 0; j < N; j++) {
-                        float z = to_float(v[q][j]) * by[j] + plus[j];
+                        float z = v[q][j] * by[j] + plus[j];
 
-                        v[q][j] = from_float<T>(silu ? z * sigmoid<T>(z) : z);
+                        v[q].set(j, from_float<T>(silu ? z * sigmoid<T>(z) : z));
                     }
-                    give<N>(y + (p + q * k.lanes) * k.C + s.c, v[q], s.left, whole);
+                    give(y + (p + q * k.lanes) * k.C + s.c, v[q], s.left, whole);
                 }
         }
     }
@@ -268,8 +271,12 @@ template <int N> __device__ inline void
 open_channels(struct channels<N> *h, const float *stat, const struct operand &weight, const struct operand &bias,
               const struct spot &s, const struct cut &k)
 {
-    take_weights<N>(h->scale, weight, s.c, s.left, 1);
-    take_weights<N>(h->shift, bias, s.c, s.left, 0);
+    raw_weights<N> scale, shift;
+
+    take_weights(&scale, weight, s.c, s.left);
+    take_weights(&shift, bias, s.c, s.left);
+    weights_of(h->scale, scale, weight, 1);
+    weights_of(h->shift, shift, bias, 0);
 #pragma unroll
     for (int j = 0; j < N; j++) {
         int g = (j < s.left ? s.c + j : s.c) / k.size;
@@ -299,21 +306,21 @@ gradient_sums_kernel(float *part, float *by_channel, const T *dy, struct source<
         const T *x = at_spot(from.x, from.beside, s, k, b * k.P + first);
         struct channels<N> h;
         float sum[N] = {}, sum_n[N] = {};
-        T v[PAIRS][N], d[PAIRS][N];
+        few<N, T> v[PAIRS], d[PAIRS];
 
         open_channels<N>(&h, saved + b * k.groups * 2, weight, bias, s, k);
         for (int64_t p = lane; p < count; p += PAIRS * k.lanes) {
-            take_pixels<PAIRS, N>(v, x, s.wide, p, k, count, s.left, whole);
-            take_pixels<PAIRS, N>(d, dy + s.c, k.C, p, k, count, s.left, whole);
+            take_pixels<PAIRS>(v, x, s.wide, p, k, count, s.left, whole);
+            take_pixels<PAIRS>(d, dy + s.c, k.C, p, k, count, s.left, whole);
 #pragma unroll
             for (int q = 0; q < PAIRS; q++)
                 if (p + q * k.lanes < count)
 #pragma unroll
                     for (int j = 0; j < N; j++) {
-                        float n = to_float(v[q][j]) * h.by[j] + h.plus[j], dz = to_float(d[q][j]);
+                        float n = v[q][j] * h.by[j] + h.plus[j], dz = d[q][j];
 
                         if (silu)
-                            dz = through_silu<T>(dz, to_float(v[q][j]) * h.scale[j] + h.shift[j]);
+                            dz = through_silu<T>(dz, v[q][j] * h.scale[j] + h.shift[j]);
                         sum[j] += dz;
                         sum_n[j] += dz * n;
                     }
@@ -421,7 +428,7 @@ gradient_kernel(struct target<T> to, const float *part, const float *averages, c
         T *dx = at_spot(to.x, to.beside, s, k, b * k.P + first);
         bool add = s.beside ? to.add_beside : to.add_x;
         struct channels<N> h;
-        T v[PAIRS][N], d[PAIRS][N], old[PAIRS][N];
+        few<N, T> v[PAIRS], d[PAIRS], old[PAIRS] = {};
 
         if (!dx)
             continue;
@@ -436,23 +443,23 @@ gradient_kernel(struct target<T> to, const float *part, const float *averages, c
             h.by[j] *= slope;
         }
         for (int64_t p = lane; p < count; p += PAIRS * k.lanes) {
-            take_pixels<PAIRS, N>(v, x, s.wide, p, k, count, s.left, whole);
-            take_pixels<PAIRS, N>(d, dy + s.c, k.C, p, k, count, s.left, whole);
+            take_pixels<PAIRS>(v, x, s.wide, p, k, count, s.left, whole);
+            take_pixels<PAIRS>(d, dy + s.c, k.C, p, k, count, s.left, whole);
             if (add)
-                take_pixels<PAIRS, N>(old, (const T *)dx, s.wide, p, k, count, s.left, whole);
+                take_pixels<PAIRS>(old, (const T *)dx, s.wide, p, k, count, s.left, whole);
 #pragma unroll
             for (int q = 0; q < PAIRS; q++)
                 if (p + q * k.lanes < count) {
 #pragma unroll
                     for (int j = 0; j < N; j++) {
-                        float in = to_float(v[q][j]), e = to_float(d[q][j]);
+                        float in = v[q][j], e = d[q][j];
 
                         if (silu)
                             e = through_silu<T>(e, in * h.scale[j] + h.shift[j]);
                         e = e * h.scale[j] - (in * h.by[j] + h.plus[j]);
-                        v[q][j] = from_float<T>(add ? to_float(old[q][j]) + e : e);
+                        v[q].set(j, from_float<T>(add ? old[q][j] + e : e));
                     }
-                    give<N>(dx + (p + q * k.lanes) * s.wide, v[q], s.left, whole);
+                    give(dx + (p + q * k.lanes) * s.wide, v[q], s.left, whole);
                 }
         }
     }

@@ -60,19 +60,19 @@ at_seat(T *x, T *beside, const struct seat &s, const struct cut &k)
 
 /* a sample has at most 20480 x 64 elements: places in it are ints */
 template <int K, int N, class T> __device__ inline void
-take_pieces(T v[K][N], const T *x, int wide, int lane, const struct cut &k, bool whole)
+take_pieces(few<N, T> v[K], const T *x, int wide, int lane, const struct cut &k, bool whole)
 {
 #pragma unroll
     for (int q = 0; q < K; q++)
         if (lane + q * k.lanes < k.P)
-            take<N>(v[q], x + (lane + q * k.lanes) * wide, N, whole);
+            take(v[q], x + (lane + q * k.lanes) * wide, N, whole);
 }
 
 /* -- forward ---------------------------------------------------------------------------------------------------------- */
 
 /* mean and 1/std of the group in every thread */
 template <int K, int N, class T> __device__ inline void
-moments(float *mean, float *inverse, const T v[K][N], float anchor, float eps, int lane, const struct cut &k, float *room)
+moments(float *mean, float *inverse, const few<N, T> v[K], float anchor, float eps, int lane, const struct cut &k, float *room)
 {
     float sum = 0, square = 0, total = (float)(k.P * k.size);
 
@@ -81,14 +81,14 @@ moments(float *mean, float *inverse, const T v[K][N], float anchor, float eps, i
         if (lane + q * k.lanes < k.P)
 #pragma unroll
             for (int j = 0; j < N; j++)
-                sum += to_float(v[q][j]) - anchor;
+                sum += v[q][j] - anchor;
     *mean = anchor + block_sum(sum, room) / total;
 #pragma unroll
     for (int q = 0; q < K; q++)
         if (lane + q * k.lanes < k.P)
 #pragma unroll
             for (int j = 0; j < N; j++) {
-                float e = to_float(v[q][j]) - *mean;
+                float e = v[q][j] - *mean;
 
                 square += e * e;
             }
@@ -105,34 +105,37 @@ small_forward_kernel(T *y, float *saved, struct source<T> from, struct operand w
     SD_SHARED(struct room, room);
     const int K = pieces<T, N>::count;
     struct seat s = seat_of<N>(k), first = s;
+    raw_weights<N> raw_by, raw_plus;
     float mean, inverse, by[N], plus[N];
-    T v[K][N];
+    few<N, T> v[K];
 
-    take_pieces<K, N>(v, at_seat(from.x, from.beside, s, k), s.wide, s.lane, k, whole);
-    take_weights<N>(by, weight, s.c, N, 1);
-    take_weights<N>(plus, bias, s.c, N, 0);
+    take_pieces<K>(v, at_seat(from.x, from.beside, s, k), s.wide, s.lane, k, whole);
+    take_weights(&raw_by, weight, s.c, N);
+    take_weights(&raw_plus, bias, s.c, N);
     first.c = blockIdx.x * k.size;
     first.beside = first.c >= k.border;
     first.at = first.beside ? first.c - k.border : first.c;
     first.wide = first.beside ? k.C - k.border : k.border;
-    moments<K, N>(&mean, &inverse, v, to_float(*at_seat(from.x, from.beside, first, k)), eps, s.lane, k, room.a);
+    moments<K>(&mean, &inverse, v, to_float(*at_seat(from.x, from.beside, first, k)), eps, s.lane, k, room.a);
     if (threadIdx.x == 0) {
         float *to = saved + ((int64_t)blockIdx.y * k.groups + blockIdx.x) * 2;
 
         to[0] = mean;
         to[1] = inverse;
     }
+    weights_of(by, raw_by, weight, 1);
+    weights_of(plus, raw_plus, bias, 0);
     y += (int64_t)blockIdx.y * k.P * k.C + s.c;
 #pragma unroll
     for (int q = 0; q < K; q++)
         if (s.lane + q * k.lanes < k.P) {
 #pragma unroll
             for (int j = 0; j < N; j++) {
-                float z = (to_float(v[q][j]) - mean) * (inverse * by[j]) + plus[j];
+                float z = (v[q][j] - mean) * (inverse * by[j]) + plus[j];
 
-                v[q][j] = from_float<T>(silu ? z * sigmoid<T>(z) : z);
+                v[q].set(j, from_float<T>(silu ? z * sigmoid<T>(z) : z));
             }
-            give<N>(y + (s.lane + q * k.lanes) * k.C, v[q], N, whole);
+            give(y + (s.lane + q * k.lanes) * k.C, v[q], N, whole);
         }
 }
 
@@ -165,26 +168,32 @@ small_gradient_kernel(struct target<T> to, const T *dy, struct source<T> from, c
     const int K = pieces<T, N>::count, H = K / 2;       /* pieces of x and dy under way at once: as many bytes as forward */
     struct seat s = seat_of<N>(k);
     const T *x = at_seat(from.x, from.beside, s, k);
-    T *dx = at_seat(to.x, to.beside, s, k), v[H][N], d[H][N];
+    T *dx = at_seat(to.x, to.beside, s, k);
+    few<N, T> v[H], d[H] = {};
+    raw_weights<N> raw_by, raw_plus;
     const float *stat = saved + ((int64_t)blockIdx.y * k.groups + blockIdx.x) * 2;
     float mean = stat[0], inverse = stat[1], by[N], plus[N], g[K][N], sum = 0, sum_n = 0, total = (float)(k.P * k.size);
     bool add = s.beside ? to.add_beside : to.add_x;
 
     dy += (int64_t)blockIdx.y * k.P * k.C + s.c;
-    take_weights<N>(by, weight, s.c, N, 1);
-    take_weights<N>(plus, bias, s.c, N, 0);
+    take_weights(&raw_by, weight, s.c, N);
+    take_weights(&raw_plus, bias, s.c, N);
 #pragma unroll
     for (int i = 0; i < K; i += H) {
         int lane = s.lane + i * k.lanes;
 
-        take_pieces<H, N>(v, x, s.wide, lane, k, whole);
-        take_pieces<H, N>(d, dy, k.C, lane, k, whole);
+        take_pieces<H>(v, x, s.wide, lane, k, whole);
+        take_pieces<H>(d, dy, k.C, lane, k, whole);
+        if (i == 0) {
+            weights_of(by, raw_by, weight, 1);
+            weights_of(plus, raw_plus, bias, 0);
+        }
 #pragma unroll
         for (int q = 0; q < H; q++)
             if (lane + q * k.lanes < k.P)
 #pragma unroll
                 for (int j = 0; j < N; j++) {
-                    float n = (to_float(v[q][j]) - mean) * inverse, dz = to_float(d[q][j]);
+                    float n = (v[q][j] - mean) * inverse, dz = d[q][j];
 
                     if (silu)
                         dz = through_silu<T>(dz, n * by[j] + plus[j]);
@@ -203,19 +212,19 @@ small_gradient_kernel(struct target<T> to, const T *dy, struct source<T> from, c
     for (int i = 0; i < K; i += H) {
         int lane = s.lane + i * k.lanes;
 
-        take_pieces<H, N>(v, x, s.wide, lane, k, whole);
+        take_pieces<H>(v, x, s.wide, lane, k, whole);
         if (add)
-            take_pieces<H, N>(d, (const T *)dx, s.wide, lane, k, whole);
+            take_pieces<H>(d, (const T *)dx, s.wide, lane, k, whole);
 #pragma unroll
         for (int q = 0; q < H; q++)
             if (lane + q * k.lanes < k.P) {
 #pragma unroll
                 for (int j = 0; j < N; j++) {
-                    float e = (g[i + q][j] - sum - (to_float(v[q][j]) - mean) * sum_n) * inverse;
+                    float e = (g[i + q][j] - sum - (v[q][j] - mean) * sum_n) * inverse;
 
-                    v[q][j] = from_float<T>(add ? to_float(d[q][j]) + e : e);
+                    v[q].set(j, from_float<T>(add ? d[q][j] + e : e));
                 }
-                give<N>(dx + (lane + q * k.lanes) * s.wide, v[q], N, whole);
+                give(dx + (lane + q * k.lanes) * s.wide, v[q], N, whole);
             }
     }
 }

@@ -13,20 +13,20 @@ enum { WARPS = 4, MAX_CHUNKS = 64 };
 
 /* K units of N elements of the lane; K == 0: `units` of them, from memory each time */
 template <int K, int N, class T> struct row {
-    T at[K][N];
+    few<N, T> at[K];
 
     __device__ void
     open(const T *x, int lane, int D, bool whole)
     {
 #pragma unroll
         for (int k = 0; k < K; k++)
-            take<N>(at[k], x + (k * WARP + lane) * N, D - (k * WARP + lane) * N, whole);
+            take(at[k], x + (k * WARP + lane) * N, D - (k * WARP + lane) * N, whole);
     }
     __device__ void get(float to[N], const T *, int k, int, int, bool) const
     {
 #pragma unroll
         for (int j = 0; j < N; j++)
-            to[j] = to_float(at[k][j]);
+            to[j] = at[k][j];
     }
 };
 template <int N, class T> struct row<0, N, T> {
@@ -82,18 +82,21 @@ forward_kernel(T *y, float *saved, const T *x, struct operand weight, struct ope
 #pragma unroll
     for (int k = 0; k < units; k++) {
         int c = (k * WARP + lane) * N;
+        raw_weights<N> raw_w, raw_b;
         float w[N], b[N];
-        T out[N];
+        few<N, T> out = {};
 
         if (c >= D)
             continue;
+        take_weights(&raw_w, weight, c, D - c);
+        take_weights(&raw_b, bias, c, D - c);
         in.get(v, x, k, lane, D, whole);
-        take_weights<N>(w, weight, c, D - c, 1);
-        take_weights<N>(b, bias, c, D - c, 0);
+        weights_of(w, raw_w, weight, 1);
+        weights_of(b, raw_b, bias, 0);
 #pragma unroll
         for (int j = 0; j < N; j++)
-            out[j] = from_float<T>((v[j] - mean) * inverse * w[j] + b[j]);
-        give<N>(y + r * D + c, out, D - c, whole);
+            out.set(j, from_float<T>((v[j] - mean) * inverse * w[j] + b[j]));
+        give(y + r * D + c, out, D - c, whole);
     }
 }
 
@@ -120,12 +123,14 @@ backward_kernel(T *dx, const T *dy, const T *x, const float *saved, struct opera
 #pragma unroll
     for (int k = 0; k < units; k++) {
         int c = (k * WARP + lane) * N;
+        raw_weights<N> raw;
 
         if (c >= D)
             continue;
+        take_weights(&raw, weight, c, D - c);
         in.get(v, x, k, lane, D, whole);
         out.get(g, dy, k, lane, D, whole);
-        take_weights<N>(w, weight, c, D - c, 1);
+        weights_of(w, raw, weight, 1);
 #pragma unroll
         for (int j = 0; j < N; j++) {       /* dy is zero behind the end */
             sum_g += g[j] * w[j];
@@ -137,22 +142,24 @@ backward_kernel(T *dx, const T *dy, const T *x, const float *saved, struct opera
 #pragma unroll
     for (int k = 0; k < units; k++) {
         int c = (k * WARP + lane) * N;
-        T d[N];
+        raw_weights<N> raw;
+        few<N, T> d = {};
 
         if (c >= D)
             continue;
+        take_weights(&raw, weight, c, D - c);
+        if (add)
+            take(d, dx + c, D - c, whole);
         in.get(v, x, k, lane, D, whole);
         out.get(g, dy, k, lane, D, whole);
-        take_weights<N>(w, weight, c, D - c, 1);
-        if (add)
-            take<N>(d, dx + c, D - c, whole);
+        weights_of(w, raw, weight, 1);
 #pragma unroll
         for (int j = 0; j < N; j++) {
             float e = (g[j] * w[j] - sum_g - (v[j] - mean) * inverse * sum_gn) * inverse;
 
-            d[j] = from_float<T>(add ? to_float(d[j]) + e : e);
+            d.set(j, from_float<T>(add ? d[j] + e : e));
         }
-        give<N>(dx + c, d, D - c, whole);
+        give(dx + c, d, D - c, whole);
     }
 }
 

@@ -9,30 +9,52 @@ namespace sd {
 template <int N, class T> static __device__ inline void
 take_as_floats(float to[N], const T *x, int64_t left, bool whole)
 {
-    T v[N];
+    few<N, T> v;
 
-    take<N>(v, x, left, whole);
+    take(v, x, left, whole);
 #pragma unroll
     for (int j = 0; j < N; j++)
-        to[j] = to_float(v[j]);
+        to[j] = v[j];
 }
 
-/* weights i, i + 1, ... of w, `absent` where there is none */
+/* N neighbours of a weight of any type, in the words that they lie in: asked for by take_weights(), waited for by weights_of() */
+template <int N> struct raw_weights { uint32_t word[N]; };
+
+template <int N, class T> static __device__ inline void
+take_raw(raw_weights<N> *to, const T *x, int64_t left, bool whole)
+{
+    few<N, T> v;
+
+    take(v, x, left, whole);
+#pragma unroll
+    for (int j = 0; j < v.WORDS; j++)
+        to->word[j] = v.word[j];
+}
+
+/* weights i, i + 1, ... of w, of which `left` are there */
 template <int N> static __device__ inline void
-take_weights(float to[N], const struct operand &w, int64_t i, int64_t left, float absent)
+take_weights(raw_weights<N> *to, const struct operand &w, int64_t i, int64_t left)
 {
     bool whole = (uintptr_t)w.p % 16 == 0 && i % N == 0;
 
-    if (!w.p) {
+    *to = {};
+    if (w.p && w.dtype == SD_F32)
+        take_raw(to, static_cast<const float *>(w.p) + i, left, whole);
+    else if (w.p)               /* either type of 16 bits */
+        take_raw(to, static_cast<const bf16 *>(w.p) + i, left, whole);
+}
+
+/* the same as floats; `absent` where there is none */
+template <int N> static __device__ inline void
+weights_of(float to[N], const raw_weights<N> &raw, const struct operand &w, float absent)
+{
 #pragma unroll
-        for (int j = 0; j < N; j++)
-            to[j] = absent;
-    } else if (w.dtype == SD_F32)
-        take_as_floats<N>(to, static_cast<const float *>(w.p) + i, left, whole);
-    else if (w.dtype == SD_BF16)
-        take_as_floats<N>(to, static_cast<const bf16 *>(w.p) + i, left, whole);
-    else
-        take_as_floats<N>(to, static_cast<const f16 *>(w.p) + i, left, whole);
+    for (int j = 0; j < N; j++) {
+        uint16_t half = (uint16_t)(raw.word[j / 2] >> j % 2 * 16);
+
+        to[j] = !w.p ? absent : w.dtype == SD_F32 ? float_of_bits(raw.word[j])
+                : w.dtype == SD_BF16 ? to_float(bf16{ half }) : to_float(f16{ half });
+    }
 }
 
 /* d[c] (add: +)= sum over i of part[i, c, which], in order */

@@ -14,47 +14,29 @@ enum { POINT_THREADS = 128, POINT_UNITS = 2 };
 
 /* take, give - N elements from and to memory; `left` of them are there; whole: x is aligned to 16 bytes (or to N elements). */
 template <int N, class T> static __device__ inline void
-take(T to[N], const T *x, int64_t left, bool whole)
+take(few<N, T> &to, const T *x, int64_t left, bool whole)
 {
-    const int W = sizeof(T) * N > 16 ? 16 / (int)sizeof(T) : N;
-
-    if (whole && left >= N) {
-#pragma unroll
-        for (int i = 0; i < N; i += W) {
-            vec<T, W> v = load<W>(x + i);
-
-#pragma unroll
-            for (int j = 0; j < W; j++)
-                to[i + j] = v.at[j];
-        }
-    } else {
+    if (whole && left >= N)
+        to.load(x);
+    else {
+        to = {};
 #pragma unroll
         for (int i = 0; i < N; i++)
-            to[i] = i < left ? x[i] : T{};
+            if (i < left)
+                to.set(i, x[i]);
     }
 }
 
 template <int N, class T> static __device__ inline void
-give(T *x, const T from[N], int64_t left, bool whole)
+give(T *x, const few<N, T> &from, int64_t left, bool whole)
 {
-    const int W = sizeof(T) * N > 16 ? 16 / (int)sizeof(T) : N;
-
-    if (whole && left >= N) {
-#pragma unroll
-        for (int i = 0; i < N; i += W) {
-            vec<T, W> v;
-
-#pragma unroll
-            for (int j = 0; j < W; j++)
-                v.at[j] = from[i + j];
-            store(x + i, v);
-        }
-    } else {
+    if (whole && left >= N)
+        from.store(x);
+    else
 #pragma unroll
         for (int i = 0; i < N; i++)
             if (i < left)
-                x[i] = from[i];
-    }
+                x[i] = from.get(i);
 }
 
 /* points<T...> - elements of a unit: 16 bytes of the smallest type. */
@@ -67,7 +49,7 @@ points()
     return 16 / size;
 }
 
-template <int N, class T> struct held { T at[POINT_UNITS][N]; };
+template <int N, class T> struct held { few<N, T> at[POINT_UNITS]; };
 
 template <int N, class T> static __device__ inline held<N, T>
 hold(const T *x, int64_t first, int64_t count, bool whole)
@@ -78,7 +60,7 @@ hold(const T *x, int64_t first, int64_t count, bool whole)
     for (int u = 0; u < POINT_UNITS; u++) {
         int64_t i = first + (int64_t)u * POINT_THREADS * N;
 
-        take<N>(h.at[u], x + i, count - i, whole);
+        take(h.at[u], x + i, count - i, whole);
     }
     return h;
 }
@@ -89,15 +71,15 @@ pointwise_store(Y *y, int64_t first, int64_t count, bool add, bool whole, const 
 #pragma unroll
     for (int u = 0; u < POINT_UNITS; u++) {
         int64_t i = first + (int64_t)u * POINT_THREADS * N;
-        Y out[N];
+        few<N, Y> out = {};
 
 #pragma unroll
         for (int j = 0; j < N; j++) {
-            float v = f(to_float(x.at[u][j])...);
+            float v = f(x.at[u][j]...);
 
-            out[j] = from_float<Y>(add ? to_float(old.at[u][j]) + v : v);
+            out.set(j, from_float<Y>(add ? old.at[u][j] + v : v));
         }
-        give<N>(y + i, out, count - i, whole);
+        give(y + i, out, count - i, whole);
     }
 }
 

@@ -84,36 +84,27 @@ bring(T *to, const T *from, int64_t pitch, int rows, int columns, bool whole)
 }
 
 /* PIECE neighbours, or the first `count` of them and zeros */
-template <class T> static __device__ inline vec<T, PIECE>
+template <class T> static __device__ inline few<PIECE, T>
 fetch_piece(const T *from, int count)
 {
-    const int EACH = 16 / (int)sizeof(T);
-    vec<T, PIECE> v = {};
+    few<PIECE, T> v = {};
 
-    if (count >= PIECE && on_16(from)) {
-#pragma unroll
-        for (int i = 0; i < PIECE; i += EACH) {
-            vec<T, EACH> part = load<EACH>(from + i);
-
-#pragma unroll
-            for (int e = 0; e < EACH; e++)
-                v.at[i + e] = part.at[e];
-        }
-    } else {
+    if (count >= PIECE && on_16(from))
+        v.load(from);
+    else
 #pragma unroll
         for (int i = 0; i < PIECE; i++)
             if (i < count)
-                v.at[i] = from[i];
-    }
+                v.set(i, from[i]);
     return v;
 }
 
 template <class T> static __device__ inline void
-add_piece(float *sum, const vec<T, PIECE> &v)
+add_piece(float *sum, const few<PIECE, T> &v)
 {
 #pragma unroll
     for (int i = 0; i < PIECE; i++)
-        sum[i] += to_float(v.at[i]);
+        sum[i] += v[i];
 }
 
 template <class T> static __device__ inline void
@@ -351,7 +342,7 @@ make_tile(typename S::memory &s, const struct thin &p, const thin_part &q, int b
     const pieces<S> mine(t);
     const int PIECES = pieces<S>::COUNT;
     thin_sums<S> sum(t.m);
-    vec<T, PIECE> c[PIECES], e[PIECES];
+    few<PIECE, T> c[PIECES], e[PIECES];
     int steps = (t.end - t.begin + S::STEP - 1) / S::STEP;
     const T *a = static_cast<const T *>(o.a) + q.a + (S::A_DEEP ? t.m0 * o.a_pitch + t.begin : t.begin * o.a_pitch + t.m0);
     const T *b = static_cast<const T *>(o.b) + q.b + (S::B_DEEP ? t.n0 * o.b_pitch + t.begin : t.begin * o.b_pitch + t.n0);

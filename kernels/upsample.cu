@@ -21,16 +21,16 @@ upsample_forward_kernel(T *y, const T *x, int64_t pixels, unsigned W, int64_t C,
 {
     SD_BEGIN();
     int64_t r = row_of(shift), c = piece_of(shift) * N;
-    T v[N];
+    few<N, T> v;
 
     if (r >= pixels || c >= C)
         return;
-    take<N>(v, x + r * C + c, C - c, whole);
+    take(v, x + r * C + c, C - c, whole);
     y += enlarged(r, W) * C + c;
-    give<N>(y, v, C - c, whole);
-    give<N>(y + C, v, C - c, whole);
-    give<N>(y + 2 * W * C, v, C - c, whole);
-    give<N>(y + (2 * W + 1) * C, v, C - c, whole);
+    give(y, v, C - c, whole);
+    give(y + C, v, C - c, whole);
+    give(y + 2 * W * C, v, C - c, whole);
+    give(y + (2 * W + 1) * C, v, C - c, whole);
 }
 
 template <int N, class T> __global__ void
@@ -39,24 +39,24 @@ upsample_backward_kernel(T *dx, const T *dy, int64_t pixels, unsigned W, int64_t
 {
     SD_BEGIN();
     int64_t r = row_of(shift), c = piece_of(shift) * N;
-    T v[4][N], old[N] = {};
+    few<N, T> v[4], old = {};
 
     if (r >= pixels || c >= C)
         return;
     dy += enlarged(r, W) * C + c;
-    take<N>(v[0], dy, C - c, whole);
-    take<N>(v[1], dy + C, C - c, whole);
-    take<N>(v[2], dy + 2 * W * C, C - c, whole);
-    take<N>(v[3], dy + (2 * W + 1) * C, C - c, whole);
+    take(v[0], dy, C - c, whole);
+    take(v[1], dy + C, C - c, whole);
+    take(v[2], dy + 2 * W * C, C - c, whole);
+    take(v[3], dy + (2 * W + 1) * C, C - c, whole);
     if (add)
-        take<N>(old, dx + r * C + c, C - c, whole);
+        take(old, dx + r * C + c, C - c, whole);
 #pragma unroll
     for (int j = 0; j < N; j++) {
-        float sum = (to_float(v[0][j]) + to_float(v[1][j])) + (to_float(v[2][j]) + to_float(v[3][j]));
+        float sum = (v[0][j] + v[1][j]) + (v[2][j] + v[3][j]);
 
-        old[j] = from_float<T>(add ? to_float(old[j]) + sum : sum);
+        old.set(j, from_float<T>(add ? old[j] + sum : sum));
     }
-    give<N>(dx + r * C + c, old, C - c, whole);
+    give(dx + r * C + c, old, C - c, whole);
 }
 
 }   /* namespace */

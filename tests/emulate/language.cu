@@ -1,5 +1,5 @@
 /* language: what kernels/cuda.h promises, on whatever runs it, the emulator or a card: barriers, sums of a block,
- * shuffles and votes, the layouts of mma and ldmatrix, asynchronous copies, conversions.  Every number is exact:
+ * shuffles and votes, the layouts of mma and ldmatrix, asynchronous copies, elements in words, conversions.  Every number is exact:
  * results must be equal. */
 #include "cuda.h"
 #include "on_device.h"
@@ -271,6 +271,56 @@ check_copies(void)
     sd_device_free(device, dy);
 }
 
+/* -- elements in words --------------------------------------------------------------------------------------------- */
+
+/* y: each N neighbours of x the other way round, the first by way of float, what was there before twice over */
+template <int N, class T> static __global__ void
+few_kernel(T *y, const T *x, int count)
+{
+    SD_BEGIN();
+    int first = ((int)blockIdx.x * BLOCK + (int)threadIdx.x) * N;
+    few<N, T> from, to;
+
+    if (first >= count)
+        return;
+    from.load(x + first);
+    to.load(x + first);
+#pragma unroll
+    for (int k = 0; k < 2; k++)
+#pragma unroll
+        for (int j = N - 1; j >= 0; j--)
+            to.set(j, j ? from.get(N - 1 - j) : from_float<T>(from[N - 1]));
+    to.store(y + first);
+}
+
+template <int N, class T> static void
+check_few(void)
+{
+    enum { COUNT = 8 * 300 };
+    std::vector<T> x(COUNT), want(COUNT);
+
+    for (int i = 0; i < COUNT; i++)
+        x[i] = from_float<T>((float)(i % 241 - 120));
+    for (int i = 0; i < COUNT; i++)
+        want[i] = x[i / N * N + N - 1 - i % N];
+
+    T *dx = up(device, x), *dy = room<T>(COUNT);
+
+    SD_LAUNCH(device, (few_kernel<N, T>), (unsigned)ceil_div(COUNT / N, BLOCK), BLOCK, 0, dy, dx, +COUNT);
+    CHECK(same_bits(down(device, dy, COUNT), want), "%d elements of %zu bytes in words", N, sizeof(T));
+    sd_device_free(device, dx);
+    sd_device_free(device, dy);
+}
+
+template <class T> static void
+check_fews(void)
+{
+    check_few<1, T>();
+    check_few<2, T>();
+    check_few<4, T>();
+    check_few<8, T>();
+}
+
 /* -- conversions: the device's instructions against cuda.h's arithmetic on the host -------------------------------- */
 
 template <class T> static __global__ void
@@ -342,6 +392,9 @@ main(void)
     check_conversions<bf16>("bf16");
     check_conversions<f16>("f16");
     check_copies();
+    check_fews<float>();
+    check_fews<bf16>();
+    check_fews<f16>();
     sd_device_close(device);
     return check_done();
 }

@@ -145,12 +145,13 @@ check_prodigy(struct sd_device *d, size_t n, const char *what, struct sd_prodigy
         error = fmax(error, fabs(found.d / state[0].d - 1));
         error = fmax(error, fabs(found.d_numerator - state[0].d_numerator) / (fabs(state[0].d_numerator) + 1e-300));
         CHECK(found.k == state[0].k, "prodigy, %s, step %d: k %g", what, k, found.k);
-        error = fmax(error, 1e-7 * check_distance(down(d, on.value, n).data(), value.data(), n));
-        error = fmax(error, 1e-7 * check_distance(down(d, on.exp_avg_sq, n).data(), v.data(), n));
-        error = fmax(error, 1e-7 * check_distance(down(d, on.s, n).data(), s.data(), n));
+        error = fmax(error, 1e-6 * check_distance(down(d, on.value, n).data(), value.data(), n));
+        error = fmax(error, 1e-6 * check_distance(down(d, on.exp_avg_sq, n).data(), v.data(), n));
+        error = fmax(error, 1e-6 * check_distance(down(d, on.s, n).data(), s.data(), n));
     }
     CHECK(state[0].d > 2 * first, "prodigy, %s: d has grown, %g to %g", what, first, state[0].d);
-    CHECK(error <= 1e-13, "prodigy, %s, %zu numbers, %d steps: %.1e from the CPU's, d and numerator relative, buffers times 1e-7", what, n,
+    /* a card's pow() may be off by an ulp or two, which 1 - pow(0.999, 1) makes 2e-13 of */
+    CHECK(error <= 1e-12, "prodigy, %s, %zu numbers, %d steps: %.1e from the CPU's, d and numerator relative, buffers times 1e-6", what, n,
           steps, error);
     sd_recording_free(recording);
     for (const void *p : { (const void *)on.value, (const void *)on.grad, (const void *)on.exp_avg, (const void *)on.exp_avg_sq,
