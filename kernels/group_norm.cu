@@ -20,7 +20,8 @@ namespace {
 enum {
     THREADS = 256, WARPS = THREADS / WARP, BATCH = 4, PAIRS = 2,        /* pixels of a thread under way at once: of x; of x and dy */
     MAX_CHANNELS = 4096,
-    FEW_CHUNKS = 64         /* up to these, of FEW_GROUPS, step 2 puts the chunks together itself */
+    FEW_CHUNKS = 64,        /* up to these, of FEW_GROUPS, step 2 puts the chunks together itself */
+    MANY_CHUNKS = 2048      /* of 128 channels of 1024 x 1024 pixels: up to these, the kernel between reads each once */
 };
 
 /* How a picture is cut: a function of its shape. */
@@ -35,6 +36,7 @@ struct cut {
 
 struct sums_room { float a[MAX_CHANNELS], b[MAX_CHANNELS]; };      /* by lane and channel */
 struct stat_room { float at[FEW_GROUPS][2]; };
+struct join_room { float at[WARP]; };
 
 /* where a unit lies: channels c .. of the whole, `left` of them in its piece, whose pixels lie `wide` elements apart */
 struct spot { int c, left, wide; bool beside; };
@@ -61,6 +63,13 @@ at_spot(T *x, T *beside, const struct spot &s, const struct cut &k, int64_t firs
 }
 
 __device__ inline int64_t begin_of(int64_t P, int64_t i, int64_t pieces) { return P * i / pieces; }
+
+/* of a group, in chunk i */
+__device__ inline float
+chunk_elements(const struct cut &k, int i)
+{
+    return (float)((begin_of(k.P, i + 1, k.chunks) - begin_of(k.P, i, k.chunks)) * k.size);
+}
 
 /* the thread's place: its first unit, its lane (>= lanes: idle), the distance to its next unit */
 __device__ inline void
@@ -157,39 +166,57 @@ moments_kernel(float *part, struct source<T> from, struct cut k, bool whole)
     }
 }
 
-/* all chunks of one group, by a warp: mean and 1/std in every lane */
-__device__ inline void
-join_moments(float *mean, float *inverse, const float *part, int64_t b, int g, const struct cut &k, float eps)
+/* all chunks of one group, by MANY threads (a warp, or a block, whose room it is): mean and 1/std in each of them.  The first HELD
+ * chunks of a thread are all asked for at once. */
+template <int MANY, int HELD> __device__ inline void
+join_moments(float *mean, float *inverse, const float *part, int64_t b, int g, const struct cut &k, float eps, struct join_room *room)
 {
     const float *from = part + (b * k.chunks * k.groups + g) * 2;
-    float anchor = from[0], sum = 0, square = 0, total = (float)(k.P * k.size);
+    float anchor = from[0], sum = 0, square = 0, total = (float)(k.P * k.size), n[HELD];
+    int first = threadIdx.x % MANY;
+    vec<float, 2> held[HELD];
 
-    for (int i = threadIdx.x % WARP; i < k.chunks; i += WARP)
-        sum += (float)((begin_of(k.P, i + 1, k.chunks) - begin_of(k.P, i, k.chunks)) * k.size)
-               * (from[(int64_t)i * k.groups * 2] - anchor);
-    *mean = anchor + warp_sum(sum) / total;
-    for (int i = threadIdx.x % WARP; i < k.chunks; i += WARP) {
-        float e = from[(int64_t)i * k.groups * 2] - *mean;
+#pragma unroll
+    for (int h = 0; h < HELD; h++) {
+        int i = first + h * MANY;
 
-        square += from[(int64_t)i * k.groups * 2 + 1]
-                  + (float)((begin_of(k.P, i + 1, k.chunks) - begin_of(k.P, i, k.chunks)) * k.size) * e * e;
+        n[h] = i < k.chunks ? chunk_elements(k, i) : 0;
+        held[h] = i < k.chunks ? load<2>(from + (int64_t)i * k.groups * 2) : vec<float, 2>{};
     }
-    *inverse = 1.0f / sqrtf(warp_sum(square) / total + eps);
+#pragma unroll
+    for (int h = 0; h < HELD; h++)
+        sum += n[h] * (held[h].at[0] - anchor);
+    for (int i = first + HELD * MANY; i < k.chunks; i += MANY)
+        sum += chunk_elements(k, i) * (from[(int64_t)i * k.groups * 2] - anchor);
+    *mean = anchor + (MANY == WARP ? warp_sum(sum) : block_sum(sum, room->at)) / total;
+#pragma unroll
+    for (int h = 0; h < HELD; h++) {
+        float e = held[h].at[0] - *mean;
+
+        square += held[h].at[1] + n[h] * e * e;
+    }
+    for (int i = first + HELD * MANY; i < k.chunks; i += MANY) {
+        vec<float, 2> chunk = load<2>(from + (int64_t)i * k.groups * 2);
+        float e = chunk.at[0] - *mean;
+
+        square += chunk.at[1] + chunk_elements(k, i) * e * e;
+    }
+    *inverse = 1.0f / sqrtf((MANY == WARP ? warp_sum(square) : block_sum(square, room->at)) / total + eps);
 }
 
-/* saved[b, g] = mean, 1/std; a warp a group */
+/* saved[b, g] = mean, 1/std; a block a group */
 __global__ void
+__launch_bounds__(THREADS)
 join_moments_kernel(float *saved, const float *part, struct cut k, float eps)
 {
     SD_BEGIN();
+    SD_SHARED(struct join_room, room);
     int64_t b = blockIdx.y;
-    int g = (int)(blockIdx.x * WARPS + threadIdx.x / WARP);
+    int g = (int)blockIdx.x;
     float mean, inverse;
 
-    if (g >= k.groups)
-        return;
-    join_moments(&mean, &inverse, part, b, g, k, eps);
-    if (threadIdx.x % WARP == 0) {
+    join_moments<THREADS, MANY_CHUNKS / THREADS>(&mean, &inverse, part, b, g, k, eps, &room);
+    if (threadIdx.x == 0) {
         saved[(b * k.groups + g) * 2] = mean;
         saved[(b * k.groups + g) * 2 + 1] = inverse;
     }
@@ -211,7 +238,7 @@ normalise_kernel(T *y, float *saved, const float *part, struct source<T> from, s
         for (int g = threadIdx.x / WARP; g < k.groups; g += WARPS) {
             float mean, inverse;
 
-            join_moments(&mean, &inverse, part, b, g, k, eps);
+            join_moments<WARP, FEW_CHUNKS / WARP>(&mean, &inverse, part, b, g, k, eps, NULL);
             if (threadIdx.x % WARP == 0) {
                 room.at[g][0] = mean;
                 room.at[g][1] = inverse;
@@ -536,7 +563,6 @@ group_norm_forward_cuda(struct sd_node *n)
     struct cut k = cut_of(n);
     float *part = static_cast<float *>(n->scratch), *saved = data<float>(n->saved[0]);
     struct sd_device *d = device_of(n);
-    dim3 join((unsigned)ceil_div(k.groups, WARPS), (unsigned)k.B);
 
     if (!n->out->numel || group_norm_small_forward(n))
         return;
@@ -547,7 +573,8 @@ group_norm_forward_cuda(struct sd_node *n)
         SD_LAUNCH(d, (moments_kernel<N, T>), dim3((unsigned)k.chunks, (unsigned)k.B), THREADS, sizeof(struct sums_room), part,
                   source_of<T>(n), k, whole);
         if (!k.few)
-            SD_LAUNCH(d, join_moments_kernel, join, THREADS, 0, saved, (const float *)part, k, (float)a->eps);
+            SD_LAUNCH(d, join_moments_kernel, dim3((unsigned)k.groups, (unsigned)k.B), THREADS, sizeof(struct join_room), saved,
+                      (const float *)part, k, (float)a->eps);
         SD_LAUNCH(d, (normalise_kernel<N, T>), dim3((unsigned)k.blocks, (unsigned)k.B), THREADS, sizeof(struct stat_room),
                   data<T>(n->out), saved, k.few ? part : (const float *)nullptr, source_of<T>(n), operand_of(n->in[1]),
                   operand_of(n->in[2]), k, (float)a->eps, a->silu, whole);

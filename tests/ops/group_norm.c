@@ -87,6 +87,8 @@ check_one_launch(void)
         check_paths_of(name, f, "1x256x240 240 240", 1, 2e-6);          /* all that a block holds at 16 bits, and a pixel more */
         check_paths_of(name, f, "1x257x240 240 240", 1, 2e-6);
         check_paths_of(name, f, "1x128x240 240 240", 1, 2e-6);          /* at 32 bits */
+        check_paths_of("group_norm + silu, 43 chunks", f, "1x3400x129 129 129", 1, 2e-6);   /* more than the lanes of a warp */
+        check_paths_of("group_norm + silu, 65 groups of 44 chunks", pairs, "1x3400x130 130 130", 1, 2e-6);
     }
     check_paths_of(wide, beside, "2x8x8x40 60 60 2x8x8x20", 9, 2e-6);
     check_paths_of(wide, beside, "1x12x7x100 180 180 1x12x7x80", 9, 2e-6);      /* the second group is on both sides */
