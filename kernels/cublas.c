@@ -463,7 +463,7 @@ choose(struct state *s, struct plan *p, const struct gemm_call *g)
         sd_warn("cublasLt", "the algorithm that was chosen before is refused now, another is taken: %s", key);
     count = candidates(s, p, found);
     compared = count > 0 && sd_device_free_bytes(s->device) > 3 * bytes + bytes / 4;
-    timed = compared && !kept && tuning_wanted();
+    timed = compared && !kept && tuning_wanted(s->device);
     if (compared)
         chosen = fastest(s, p, g, found, count, bytes, key, timed);
     p->none = !compared || chosen < 0;

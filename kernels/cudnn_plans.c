@@ -352,7 +352,7 @@ choose(struct state *s, struct plan *p, struct graph *g, const struct pack *pack
 {
     void *configs[MANY] = { NULL };
     const char *kept = tuning_find(s->device, "dnn", p->key);
-    bool timed = !kept && tuning_wanted();
+    bool timed = !kept && tuning_wanted(s->device);
     size_t bytes = 0;
     int count, preferred, chosen;
     char text[64];

@@ -23,6 +23,7 @@ struct tuning {
     char *path, *title;
     char **line;
     size_t count, room;
+    bool said;                  /* that choosing takes a while */
 };
 
 static void
@@ -231,11 +232,17 @@ tuning_load(struct sd_scope *s, struct sd_device *d, const char *library, const 
 /* -- trials --------------------------------------------------------------------------------------------------------- */
 
 bool
-tuning_wanted(void)
+tuning_wanted(struct sd_device *d)
 {
     const char *text = getenv("SD_TUNE");
+    struct tuning *t = tuning_of(d);
 
-    return !text || strcmp(text, "0") != 0;
+    if (text && strcmp(text, "0") == 0)
+        return false;
+    if (!t->said)
+        sd_note(0, "%s: choosing among algorithms for what was not computed on it before; kept in %s", sd_device_name(d), t->path);
+    t->said = true;
+    return true;
 }
 
 double

@@ -18,10 +18,11 @@ extern "C" {
 #endif
 
 /* tuning_find - the stored text, NULL when there is none; good until the device is closed.
- * tuning_store - keeps `choice`, unless another process was first; returns what is kept.  SD_TUNE=0: nothing is timed. */
+ * tuning_store - keeps `choice`, unless another process was first; returns what is kept.
+ * tuning_wanted - is what is not stored to be timed?  Not by SD_TUNE=0; else it is said once, for it may take a minute. */
 const char *tuning_find(struct sd_device *d, const char *library, const char *call);
 const char *tuning_store(struct sd_device *d, const char *library, const char *call, const char *choice);
-bool tuning_wanted(void);
+bool tuning_wanted(struct sd_device *d);
 /* tuning_save - what goes with a choice and takes long to make (compiled code), in a file of its own; where it cannot be kept it is
  * made again, that is all.  tuning_load - those bytes, in s; NULL when they are not there, or not whole. */
 void tuning_save(struct sd_device *d, const char *library, const char *call, const char *choice, const void *bytes, size_t length);
