@@ -403,6 +403,7 @@ main(void)
     CHECK(!tuning_replay(&d, run, &enough) && d.replayed == 1, "one that cannot be recorded is not replayed");
     CHECK(tuning_bound(SD_BF16) > tuning_bound(SD_F16) && tuning_bound(SD_F16) > tuning_bound(SD_F32), "rounding is larger in fewer bits");
     said_once(&d, root);
+    d.close(d.value);
     nftw(root, remove_it, 16, FTW_DEPTH | FTW_PHYS);
     return check_done();
 }
