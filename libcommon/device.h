@@ -97,7 +97,7 @@ void sd_device_enter(struct sd_device *d);
 /* For kernels and vendor files: the CUDA stream.  sd_device_launched - after each launch: a fault is reported with `what`, a kernel's
  * name or a library's call and its shapes, which lies there until the slots are closed. */
 void *sd_device_stream(struct sd_device *d);
-/* May the next kernel be launched while what was asked for last, which is a kernel, runs (kernels/cuda.h)?  SD_OVERLAP=0: no. */
+/* May the next kernel be launched while what it follows runs (kernels/cuda.h)?  Of a recording, after a kernel; SD_OVERLAP=0: no. */
 bool  sd_device_overlaps(const struct sd_device *d);
 void  sd_device_launched(struct sd_device *d, const char *what);
 /* Scratch of vendor libraries and the like, made once, at least `bytes` (grows only before recording). */

@@ -335,7 +335,6 @@ sd_device_record(struct sd_device *d)
 {
     sd_cuda_not_recording(d, "a second recording");
     CHECK(d, cudaStreamBeginCapture(d->stream, cudaStreamCaptureModeThreadLocal));
-    d->follows = false;
     d->recording = true;
 }
 
@@ -350,7 +349,7 @@ sd_device_recorded(struct sd_device *d)
         sd_die("memory", "no room for a recording");
     if (!d->recording)
         sd_bug("device", "nothing is being recorded");
-    d->recording = d->follows = false;
+    d->recording = false;
     r->device = d;
     if ((e = cudaStreamEndCapture(d->stream, &graph)) == cudaSuccess)
         e = cudaGraphInstantiate(&r->exec, graph, 0);
@@ -372,7 +371,6 @@ sd_device_replay(struct sd_device *d, struct sd_recording *r)
 {
     sd_cuda_not_recording(d, "a replay");
     d->kernel = "a recording";
-    d->follows = false;
     CHECK(d, cudaGraphLaunch(r->exec, d->stream));
     if (d->check)
         CHECK(d, cudaStreamSynchronize(d->stream));
@@ -404,7 +402,6 @@ sd_device_mark(struct sd_device *d, int mark)
     }
     /* external: a node of the graph, which notes the time at each replay; else it would order streams and no more */
     CHECK(d, cudaEventRecordWithFlags(d->marks[mark], d->stream, d->recording ? cudaEventRecordExternal : cudaEventRecordDefault));
-    d->follows = false;
 }
 
 extern "C" double
@@ -457,14 +454,13 @@ ends_in_a_kernel(const struct sd_device *d)
 extern "C" bool
 sd_device_overlaps(const struct sd_device *d)
 {
-    return d->overlaps && d->follows && (!d->recording || ends_in_a_kernel(d));
+    return d->overlaps && d->recording && ends_in_a_kernel(d);
 }
 
 extern "C" void
 sd_device_launched(struct sd_device *d, const char *what)
 {
     d->kernel = what;
-    d->follows = true;
     sd_cuda_check(d, cudaPeekAtLastError(), what);
     if (d->check && !d->recording)
         sd_cuda_check(d, cudaStreamSynchronize(d->stream), what);

@@ -40,7 +40,7 @@ struct sd_device {
     int locks[LOCKS];                   /* -1: none */
     char name[300], engine[600];
     cudaStream_t stream;
-    bool overlaps, follows;             /* follows: what was asked for last is a kernel, which the next one may overlap */
+    bool overlaps;
     bool recording, check;              /* check: wait after every launch (SD_CUDA_CHECK=1) */
     size_t recordings;                  /* that may be replayed */
     const char *kernel;                 /* launched last */

@@ -177,7 +177,6 @@ send(struct sd_device *d, struct ring *r, void *to, const void *from, size_t byt
     const unsigned char *f = (const unsigned char *)from;
 
     d->counts.written += bytes;
-    d->follows = false;
     if (!r->at && bytes) {
         CHECK(d, cudaMemcpyAsync(to, from, bytes, cudaMemcpyHostToDevice, r->stream));
         return;
@@ -234,7 +233,6 @@ sd_device_take(struct sd_device *d, int side)
     sd_cuda_not_recording(d, "a side is taken");
     CHECK(d, cudaEventRecord(s->written, d->ahead.stream));
     CHECK(d, cudaStreamWaitEvent(d->stream, s->written, 0));
-    d->follows = false;
     s->taken = true;
 }
 
@@ -247,7 +245,6 @@ sd_device_release(struct sd_device *d, int side)
     if (!s->taken)
         sd_bug("device", "side %d is released, and was not taken", side);
     CHECK(d, cudaEventRecord(s->released, d->stream));
-    d->follows = false;
     s->taken = false;
     s->wait = true;
 }
@@ -259,7 +256,6 @@ sd_device_read(struct sd_device *d, void *to, const void *from, size_t bytes)
 {
     sd_cuda_not_recording(d, "a read");
     d->counts.waits++;
-    d->follows = false;
     if (bytes)
         CHECK(d, cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToHost, d->stream));
     CHECK(d, cudaStreamSynchronize(d->stream));
@@ -268,7 +264,6 @@ sd_device_read(struct sd_device *d, void *to, const void *from, size_t bytes)
 extern "C" void
 sd_device_copy(struct sd_device *d, void *to, const void *from, size_t bytes)
 {
-    d->follows = false;
     if (bytes)
         CHECK(d, cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToDevice, d->stream));
 }
@@ -276,7 +271,6 @@ sd_device_copy(struct sd_device *d, void *to, const void *from, size_t bytes)
 extern "C" void
 sd_device_fill(struct sd_device *d, void *to, int byte, size_t bytes)
 {
-    d->follows = false;
     if (bytes)
         CHECK(d, cudaMemsetAsync(to, byte, bytes, d->stream));
 }
@@ -301,7 +295,6 @@ sd_device_ask(struct sd_device *d, const void *from, size_t bytes)
         sd_bug("device", "%zu bytes asked for, %d of %d places are taken", bytes, i, SD_ASKED);
     CHECK(d, cudaMemcpyAsync(d->answers + (size_t)i * SD_ASKED_BYTES, from, bytes, cudaMemcpyDeviceToHost, d->stream));
     CHECK(d, cudaEventRecord(d->answered[i], d->stream));
-    d->follows = false;
     d->asked[i] = bytes;
     return i;
 }
